@@ -1,0 +1,58 @@
+//! What a checkpoint says about itself: one JSON string under one extra key of the `.pth` file.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    model::ModelSpec,
+    termination::{DatasetResult, Metrics},
+};
+
+/// Key of the extra entry beside the reference's keys in a checkpoint.
+pub const KEY: &str = "anneal";
+
+/// What serving needs to know, in the checkpoint as a JSON string under [`KEY`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CheckpointInfo {
+    /// Version of this layout; 1.
+    pub format: u32,
+    /// The network.
+    pub model: ModelSpec,
+    /// Classes in the order of the model's outputs.
+    pub classes: Vec<String>,
+    /// How an image becomes the model's input.
+    pub preprocessing: Preprocessing,
+    /// Metrics on the test set, or on the validation set where there is no test set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<Metrics>,
+    /// What it was trained on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dataset: Option<DatasetResult>,
+    /// Name of the run that made it.
+    pub run: String,
+    /// Seed of every random draw.
+    pub seed: i64,
+    /// Version of the libtorch that made it.
+    pub libtorch: String,
+}
+
+/// How an image becomes the model's input: resize to a square, scale to [0, 1], subtract mean, divide by std.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Preprocessing {
+    /// Side of the square input in pixels.
+    pub size: i32,
+    /// Interpolation of the resize: `bilinear`, antialiased as Pillow does it.
+    pub resize: String,
+    /// Mean of the red, green and blue channel, in [0, 1].
+    pub mean: [f32; 3],
+    /// Standard deviation of the red, green and blue channel.
+    pub std: [f32; 3],
+}
+
+impl Preprocessing {
+    /// The reference's: bilinear to `size` x `size`, `ImageNet`'s mean and standard deviation.
+    pub fn imagenet(size: i32) -> Self {
+        Self { size, resize: "bilinear".to_owned(), mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225] }
+    }
+}

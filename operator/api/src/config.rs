@@ -1,0 +1,47 @@
+//! The trainer's configuration file: the same on a laptop (`anneal-trainer train --config run.yaml`) and in a Job.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{dataset::Dataset, hyperparameters::Hyperparameters, model::ModelSpec};
+
+/// What `anneal-trainer train --config` reads, as YAML.
+///
+/// `dataset.uri` is `file://` or `synthetic://` here: the operator mounts a claim and writes where.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TrainerConfig {
+    /// Name of the run, for logs and reports.
+    #[serde(default = "default_name")]
+    pub name: String,
+    /// The network.
+    #[serde(default)]
+    pub model: ModelSpec,
+    /// What to train on.
+    pub dataset: Dataset,
+    /// How to train.
+    #[serde(default)]
+    pub hyperparameters: Hyperparameters,
+    /// Where to write. The environment of a Job (`ANNEAL_OUTPUT_DIR`, `ANNEAL_MODELS_DIR`) wins over it.
+    #[serde(default)]
+    pub output: OutputDirs,
+}
+
+fn default_name() -> String {
+    "run".to_owned()
+}
+
+/// Where a run writes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct OutputDirs {
+    /// Directory of this run: `checkpoints/` and `reports/` go below it.
+    pub dir: String,
+    /// Directory that takes the published model, `<sha256>.pth`.
+    pub models_dir: String,
+}
+
+impl Default for OutputDirs {
+    fn default() -> Self {
+        Self { dir: "output/run".to_owned(), models_dir: "output/models".to_owned() }
+    }
+}

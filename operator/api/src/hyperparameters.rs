@@ -1,0 +1,145 @@
+//! How a run trains. Names are PyTorch's; defaults are those of the reference's headline recipe.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Optimisers, by the names of their classes in `torch.optim`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
+pub enum Optimizer {
+    /// `torch.optim.Adam`, betas (0.9, 0.999), eps 1e-8.
+    #[default]
+    Adam,
+    /// `torch.optim.AdamW`: Adam with decoupled weight decay.
+    AdamW,
+    /// `torch.optim.SGD` with Nesterov momentum.
+    #[serde(rename = "SGD")]
+    Sgd,
+}
+
+/// How the learning rate moves over the run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
+pub enum Schedule {
+    /// The learning rate stays as it is.
+    #[default]
+    Constant,
+    /// Linear warm-up over the first tenth of all steps, then a cosine down to zero.
+    Cosine,
+}
+
+/// Number format of convolutions and linear layers, by torch's dtype names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// 32-bit floats throughout.
+    #[default]
+    Float32,
+    /// Convolutions in bfloat16; `BatchNorm`, loss and optimiser stay in float32.
+    BFloat16,
+}
+
+/// Random changes of a training image. The defaults are the reference's; zero switches one off.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Augmentation {
+    /// Probability of a horizontal flip.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub horizontal_flip: f64,
+    /// Rotation by up to this many degrees either way.
+    #[schemars(range(min = 0.0, max = 180.0))]
+    pub rotation_degrees: f64,
+    /// Translation by up to this share of the width and height.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub translate: f64,
+    /// Scaling by a factor between 1 - scale and 1 + scale.
+    #[schemars(range(min = 0.0, max = 0.9))]
+    pub scale: f64,
+    /// Brightness by a factor between 1 - brightness and 1 + brightness.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub brightness: f64,
+    /// Contrast by a factor between 1 - contrast and 1 + contrast.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub contrast: f64,
+    /// Saturation by a factor between 1 - saturation and 1 + saturation.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub saturation: f64,
+    /// Hue by a shift between -hue and hue of the colour circle.
+    #[schemars(range(min = 0.0, max = 0.5))]
+    pub hue: f64,
+}
+
+impl Default for Augmentation {
+    fn default() -> Self {
+        Self {
+            horizontal_flip: 0.5,
+            rotation_degrees: 15.0,
+            translate: 0.1,
+            scale: 0.1,
+            brightness: 0.2,
+            contrast: 0.2,
+            saturation: 0.2,
+            hue: 0.1,
+        }
+    }
+}
+
+/// How a run trains.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Hyperparameters {
+    /// Passes over the training set.
+    #[schemars(range(min = 1, max = 10_000))]
+    pub epochs: i32,
+    /// Images per optimiser step.
+    #[schemars(range(min = 1, max = 4096))]
+    pub batch_size: i32,
+    /// Peak learning rate.
+    #[schemars(range(min = 1e-9, max = 100.0))]
+    pub learning_rate: f64,
+    /// Optimiser: `Adam`, `AdamW` or `SGD`.
+    pub optimizer: Optimizer,
+    /// Weight decay, as the optimiser defines it.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub weight_decay: f64,
+    /// Momentum of `SGD`; the others ignore it.
+    #[schemars(range(min = 0.0, max = 0.9999))]
+    pub momentum: f64,
+    /// Learning rate schedule: `Constant` or `Cosine`.
+    pub schedule: Schedule,
+    /// Share of the target spread over all classes.
+    #[schemars(range(min = 0.0, max = 0.5))]
+    pub label_smoothing: f64,
+    /// Number format: `float32` or `bfloat16`.
+    pub precision: Precision,
+    /// Seed of every random draw of the run.
+    #[schemars(range(min = 0, max = 9_007_199_254_740_991_i64))]
+    pub seed: i64,
+    /// Random changes of training images.
+    pub augmentation: Augmentation,
+    /// Share of the images kept aside for validation where the dataset has no split of its own.
+    #[schemars(range(min = 0.01, max = 0.5))]
+    pub validation_share: f64,
+    /// Threads; absent means as many as the container's CPU limit allows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1024))]
+    pub threads: Option<i32>,
+}
+
+impl Default for Hyperparameters {
+    fn default() -> Self {
+        Self {
+            epochs: 10,
+            batch_size: 32,
+            learning_rate: 1e-3,
+            optimizer: Optimizer::default(),
+            weight_decay: 0.0,
+            momentum: 0.9,
+            schedule: Schedule::default(),
+            label_smoothing: 0.0,
+            precision: Precision::default(),
+            seed: 0,
+            augmentation: Augmentation::default(),
+            validation_share: 0.1,
+            threads: None,
+        }
+    }
+}

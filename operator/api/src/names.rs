@@ -1,0 +1,77 @@
+//! The words that the operator and its pods share: environment variables, ports, paths, headers, labels.
+
+/// API group of the custom resources.
+pub const GROUP: &str = "anneal.dev";
+/// API version of the custom resources.
+pub const VERSION: &str = "v1alpha1";
+
+/// Environment variables that every training container gets, whatever its image.
+pub mod env {
+    /// Name of the `TrainingRun`.
+    pub const RUN: &str = "ANNEAL_RUN";
+    /// Number of the attempt, counted from 1.
+    pub const ATTEMPT: &str = "ANNEAL_ATTEMPT";
+    /// Directory that belongs to this run alone; it survives the pod.
+    pub const OUTPUT_DIR: &str = "ANNEAL_OUTPUT_DIR";
+    /// Directory of the immutable published models, `<sha256>.pth` each.
+    pub const MODELS_DIR: &str = "ANNEAL_MODELS_DIR";
+    /// Checkpoint directory to continue from. Empty on the first attempt.
+    pub const RESUME_FROM: &str = "ANNEAL_RESUME_FROM";
+    /// Path of the checkpoint that the server loads.
+    pub const MODEL_PATH: &str = "MODEL_PATH";
+    /// SHA-256 that the checkpoint at `MODEL_PATH` must have.
+    pub const MODEL_SHA256: &str = "MODEL_SHA256";
+    /// Model name that the server reports.
+    pub const MODEL_NAME: &str = "MODEL_NAME";
+    /// Name of the revision that the server states in every answer.
+    pub const REVISION: &str = "ANNEAL_REVISION";
+}
+
+/// Header by which every answer of a server names the revision that gave it.
+pub const REVISION_HEADER: &str = "x-anneal-revision";
+
+/// Port on which a training pod serves `/progress` and `/metrics`.
+pub const PROGRESS_PORT: u16 = 9090;
+/// Port on which the inference server listens.
+pub const SERVER_PORT: u16 = 8000;
+
+/// Where the volumes and files of a training pod are mounted.
+pub mod path {
+    /// The output claim's root.
+    pub const OUTPUT: &str = "/output";
+    /// The dataset claim's root.
+    pub const DATASET: &str = "/dataset";
+    /// Directory of the mounted configuration.
+    pub const CONFIG_DIR: &str = "/etc/anneal";
+    /// The trainer's configuration file, mounted from a `ConfigMap`.
+    pub const RUN_CONFIG: &str = "/etc/anneal/run.yaml";
+    /// The smoke client's configuration file, mounted from a `ConfigMap`.
+    pub const SMOKE_CONFIG: &str = "/etc/anneal/smoke.json";
+    /// Root of the claim that holds the model, mounted read-only into inference pods.
+    pub const MODELS: &str = "/models";
+    /// Directory of immutable published models below an output claim's root.
+    pub const PUBLISHED: &str = "models";
+    /// Where the kubelet reads a container's termination message.
+    pub const TERMINATION_LOG: &str = "/dev/termination-log";
+}
+
+/// Labels of generated objects.
+pub mod label {
+    /// Name of the owning `TrainingRun`.
+    pub const RUN: &str = "anneal.dev/training-run";
+    /// Number of the attempt.
+    pub const ATTEMPT: &str = "anneal.dev/attempt";
+    /// Name of the owning `ModelDeployment`.
+    pub const DEPLOYMENT: &str = "anneal.dev/model-deployment";
+    /// Hash of the revision, the value that a Service's selector chooses by.
+    pub const REVISION: &str = "anneal.dev/revision";
+    /// Kubernetes' recommended label for the tool that manages an object.
+    pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+    /// Kubernetes' recommended label for the part an object plays.
+    pub const COMPONENT: &str = "app.kubernetes.io/component";
+    /// Kubernetes' recommended label for the application's name.
+    pub const NAME: &str = "app.kubernetes.io/name";
+}
+
+/// Value of [`label::MANAGED_BY`] and the field manager of every write.
+pub const OPERATOR: &str = "anneal-operator";
