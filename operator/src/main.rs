@@ -1,2 +1,2 @@
-//! Placeholder.
+//! `anneal-operator`: runs the controllers.
 fn main() {}

@@ -1,0 +1,418 @@
+//! `ModelDeployment`: a checkpoint behind a Service, rolled out revision by revision, each through its gate.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{LocalReference, PodTemplate, conditions_schema};
+use crate::{Sha256, smoke::SmokeReport, termination::Metrics};
+
+/// A checkpoint behind a Service, rolled out revision by revision, each through its gate.
+#[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "anneal.dev",
+    version = "v1alpha1",
+    kind = "ModelDeployment",
+    namespaced,
+    status = "ModelDeploymentStatus",
+    derive = "PartialEq",
+    shortname = "mdep",
+    category = "anneal",
+    doc = "A checkpoint behind a Service, rolled out revision by revision, each through its gate.",
+    scale(spec_replicas_path = ".spec.replicas", status_replicas_path = ".status.replicas", label_selector_path = ".status.selector"),
+    printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
+    printcolumn(name = "Stable", type_ = "string", json_path = ".status.stableRevision"),
+    printcolumn(name = "Candidate", type_ = "string", json_path = ".status.candidateRevision"),
+    printcolumn(name = "Smoke", type_ = "string", json_path = ".status.smoke.verdict"),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.ready"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    validation = Rule::new("self.metadata.name.size() <= 40").message("metadata.name must be at most 40 characters: the names of Deployments, Services and Jobs are made from it"),
+    validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')").message("metadata.name must start with a letter and hold only a-z, 0-9 and -: it becomes the Service's name")
+)]
+#[x_kube(
+    validation = Rule::new("!(has(self.replicas) && has(self.autoscaling))").message("set either replicas or autoscaling, not both; leave both out for autoscaling between 2 and 10 replicas")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct ModelDeploymentSpec {
+    /// The checkpoint to serve.
+    pub model: ModelSource,
+    /// What a revision must pass before it gets traffic.
+    #[serde(default)]
+    pub gate: Gate,
+    /// Number of pods, where no autoscaling is wanted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1000))]
+    pub replicas: Option<i32>,
+    /// How the number of pods follows the load. 2 to 10 replicas at 70 % CPU and 80 % memory where both this and
+    /// `replicas` are absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub autoscaling: Option<Autoscaling>,
+    /// The Service in front of the pods; it has the name of the `ModelDeployment`.
+    #[serde(default)]
+    pub service: ServiceSpec,
+    /// What to say about the inference pods.
+    #[serde(default)]
+    pub pod_template: PodTemplate,
+    /// Former revisions that are kept, beside the live one.
+    #[serde(default = "default_history")]
+    #[schemars(range(min = 0, max = 20))]
+    pub revision_history_limit: i32,
+    /// Seconds within which a revision must be loaded, smoke-tested and scaled up before it counts as failed.
+    #[serde(default = "default_deadline")]
+    #[schemars(range(min = 10, max = 86_400))]
+    pub progress_deadline_seconds: i32,
+}
+
+fn default_history() -> i32 {
+    3
+}
+
+fn default_deadline() -> i32 {
+    600
+}
+
+/// The checkpoint to serve: what a `TrainingRun` published, or a file on a claim.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[x_kube(
+    validation = Rule::new("has(self.trainingRunRef) != has(self.claimName)").message("name the model by either trainingRunRef or claimName with path and sha256"),
+    validation = Rule::new("has(self.claimName) == has(self.path) && has(self.claimName) == has(self.sha256)").message("claimName, path and sha256 belong together: the claim, the file on it, and the digest that `sha256sum FILE` prints"),
+    validation = Rule::new("!has(self.path) || (!self.path.startsWith('/') && !self.path.split('/').exists(part, part == '..'))").message("path is relative to the claim's root and must not contain `..`")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct ModelSource {
+    /// A `TrainingRun` in the same namespace; its published checkpoint is served once it has succeeded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub training_run_ref: Option<LocalReference>,
+    /// `PersistentVolumeClaim` that holds the checkpoint.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub claim_name: Option<String>,
+    /// Path of the checkpoint, relative to the claim's root.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 512))]
+    pub path: Option<String>,
+    /// SHA-256 of the checkpoint; a file with another one is never served.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<Sha256>,
+}
+
+/// What a revision must pass before it gets traffic. An empty gate still asks every pod for a sane answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Gate {
+    /// Least accuracy of the training run, 0 to 1. Needs `model.trainingRunRef`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub min_accuracy: Option<f64>,
+    /// Questions that the candidate's own pods must answer.
+    pub smoke_test: SmokeTest,
+    /// Seconds that the former revision is kept at its size after the switch.
+    #[schemars(range(min = 0, max = 86_400))]
+    pub soak_seconds: i32,
+}
+
+impl Default for Gate {
+    fn default() -> Self {
+        Self { min_accuracy: None, smoke_test: SmokeTest::default(), soak_seconds: 60 }
+    }
+}
+
+/// Questions that the candidate's own pods must answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SmokeTest {
+    /// Images with what the model must say about them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    pub cases: Vec<SmokeTestCase>,
+    /// Bound on the 95th percentile of the time of an answer, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 600_000))]
+    pub max_p95_milliseconds: Option<i32>,
+    /// Seconds that one smoke test may take.
+    #[schemars(range(min = 5, max = 3600))]
+    pub timeout_seconds: i32,
+    /// How often a smoke test that came to no verdict is repeated.
+    #[schemars(range(min = 0, max = 10))]
+    pub retries: i32,
+}
+
+impl Default for SmokeTest {
+    fn default() -> Self {
+        Self { cases: Vec::new(), max_p95_milliseconds: None, timeout_seconds: 120, retries: 2 }
+    }
+}
+
+/// An image with what the model must say about it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SmokeTestCase {
+    /// Name of the case, for the report.
+    #[schemars(length(min = 1, max = 63))]
+    pub name: String,
+    /// The image.
+    pub image: ImageSource,
+    /// Class that the model must predict; any class passes where it is absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub expected_class: Option<String>,
+    /// Least probability of the expected (or else the predicted) class, 0 to 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub min_probability: Option<f64>,
+}
+
+/// Where the image of a smoke case lies.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ImageSource {
+    /// A file in a `ConfigMap`, as `kubectl create configmap smoke --from-file=cat.jpg` makes it.
+    pub config_map_key_ref: ConfigMapKey,
+}
+
+/// A key of a `ConfigMap` in the same namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ConfigMapKey {
+    /// Name of the `ConfigMap`.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// Key in it.
+    #[schemars(length(min = 1, max = 253))]
+    pub key: String,
+}
+
+/// How the number of pods follows the load.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[x_kube(validation = Rule::new("self.minReplicas <= self.maxReplicas").message("autoscaling.minReplicas must not be above maxReplicas"))]
+#[serde(rename_all = "camelCase")]
+pub struct Autoscaling {
+    /// Least number of pods.
+    #[serde(default = "default_min_replicas")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub min_replicas: i32,
+    /// Largest number of pods.
+    #[serde(default = "default_max_replicas")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub max_replicas: i32,
+    /// CPU use that the autoscaler aims at, in percent of the request.
+    #[serde(rename = "targetCPUUtilizationPercentage", default = "default_cpu_target")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub target_cpu_utilization_percentage: i32,
+    /// Memory use that the autoscaler aims at, in percent of the request.
+    #[serde(default = "default_memory_target")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub target_memory_utilization_percentage: i32,
+}
+
+fn default_min_replicas() -> i32 {
+    2
+}
+
+fn default_max_replicas() -> i32 {
+    10
+}
+
+fn default_cpu_target() -> i32 {
+    70
+}
+
+fn default_memory_target() -> i32 {
+    80
+}
+
+impl Default for Autoscaling {
+    fn default() -> Self {
+        Self {
+            min_replicas: default_min_replicas(),
+            max_replicas: default_max_replicas(),
+            target_cpu_utilization_percentage: default_cpu_target(),
+            target_memory_utilization_percentage: default_memory_target(),
+        }
+    }
+}
+
+/// The Service in front of the pods.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ServiceSpec {
+    /// Type of the Service.
+    #[serde(rename = "type")]
+    pub kind: ServiceType,
+    /// Port of the Service.
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: i32,
+}
+
+impl Default for ServiceSpec {
+    fn default() -> Self {
+        Self { kind: ServiceType::ClusterIP, port: 80 }
+    }
+}
+
+/// Types of a Service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ServiceType {
+    /// Reached from inside the cluster.
+    ClusterIP,
+    /// Reached through a port of every node.
+    NodePort,
+    /// Reached through the cloud's load balancer.
+    LoadBalancer,
+}
+
+impl ServiceType {
+    /// The word, as a Service's spec has it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ClusterIP => "ClusterIP",
+            Self::NodePort => "NodePort",
+            Self::LoadBalancer => "LoadBalancer",
+        }
+    }
+}
+
+/// Where a rollout stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum DeploymentPhase {
+    /// Something that the rollout needs is not there yet.
+    Pending,
+    /// The candidate's first pod starts and loads the model.
+    Loading,
+    /// The candidate's pods are asked the questions of the gate.
+    SmokeTesting,
+    /// The candidate grows to the size that it needs.
+    ScalingUp,
+    /// The Service moves to the candidate.
+    Promoting,
+    /// The candidate has the traffic; the former revision is held.
+    Soaking,
+    /// One revision serves, and it is the wanted one.
+    Stable,
+    /// The wanted revision was rejected; the former one serves, untouched.
+    Degraded,
+    /// The wanted revision was rejected, and none serves.
+    Failed,
+}
+
+impl DeploymentPhase {
+    /// The word, for columns and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "Pending",
+            Self::Loading => "Loading",
+            Self::SmokeTesting => "SmokeTesting",
+            Self::ScalingUp => "ScalingUp",
+            Self::Promoting => "Promoting",
+            Self::Soaking => "Soaking",
+            Self::Stable => "Stable",
+            Self::Degraded => "Degraded",
+            Self::Failed => "Failed",
+        }
+    }
+}
+
+/// What the operator knows about a rollout.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ModelDeploymentStatus {
+    /// Where the rollout stands.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub phase: Option<DeploymentPhase>,
+    /// The generation of the spec that this status is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Conditions: Ready, Progressing, Available, Degraded.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "conditions_schema")]
+    pub conditions: Vec<Condition>,
+    /// Hash of the revision that the Service points at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub stable_revision: Option<String>,
+    /// Hash of the revision that is on its way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub candidate_revision: Option<String>,
+    /// The newest revisions and how each fared, oldest first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 24))]
+    pub revisions: Vec<RevisionStatus>,
+    /// The newest smoke test.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub smoke: Option<SmokeReport>,
+    /// The switch that is under way: written before the Service's selector is touched.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub promotion: Option<Promotion>,
+    /// Where callers inside the cluster reach the model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512))]
+    pub url: Option<String>,
+    /// Pods of the stable revision.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replicas: Option<i32>,
+    /// Ready pods of all pods of the stable revision, as text: `2/2`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16))]
+    pub ready: Option<String>,
+    /// Label selector of the stable revision's pods, for `/scale`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512))]
+    pub selector: Option<String>,
+}
+
+/// A revision and how it fared.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RevisionStatus {
+    /// Hash of the revision.
+    #[schemars(length(max = 63))]
+    pub revision: String,
+    /// SHA-256 of its checkpoint.
+    pub sha256: Sha256,
+    /// `TrainingRun` that made its checkpoint, where one did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub training_run: Option<String>,
+    /// Metrics of that run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<Metrics>,
+    /// When its rollout began. Deadlines count from here, so that a restart of the operator never moves them.
+    pub start_time: Time,
+    /// When it got the traffic.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub promoted_time: Option<Time>,
+    /// Why it was rejected, where it was: it is not tried again until the spec changes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rejection: Option<Rejection>,
+}
+
+/// Why a revision was rejected.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Rejection {
+    /// The reason in one `CamelCase` word.
+    #[schemars(length(max = 63))]
+    pub reason: String,
+    /// What happened, and what to do.
+    #[schemars(length(max = 2048))]
+    pub message: String,
+    /// When it was rejected.
+    pub time: Time,
+}
+
+/// A switch of the Service's selector.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Promotion {
+    /// The revision that had the traffic; absent for the first one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub from: Option<String>,
+    /// The revision that gets the traffic.
+    #[schemars(length(max = 63))]
+    pub to: String,
+    /// When the switch began.
+    pub start_time: Time,
+}
