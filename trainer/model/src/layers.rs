@@ -1,0 +1,292 @@
+//! The layers that the architectures are made of, with PyTorch's default initialisation.
+
+use anneal_api::hyperparameters::Precision;
+use rand_chacha::rand_core::RngCore;
+use tch::{Kind, TchError, Tensor};
+
+use crate::rng::{self, Purpose};
+
+/// Momentum and epsilon of `torch.nn.BatchNorm2d`.
+const MOMENTUM: f64 = 0.1;
+const EPS: f64 = 1e-5;
+
+/// Whether a forward pass is for training or for use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// `BatchNorm` normalises by its running statistics, and dropout does nothing.
+    Eval,
+    /// `BatchNorm` normalises by the batch and moves its running statistics; dropout masks are a function of both numbers.
+    Train {
+        /// Seed of the run.
+        seed: u64,
+        /// Optimiser step.
+        step: u64,
+    },
+}
+
+/// One forward pass.
+#[derive(Clone, Copy)]
+pub(crate) struct Pass {
+    pub(crate) mode: Mode,
+    pub(crate) precision: Precision,
+}
+
+impl Pass {
+    fn kind(self) -> Kind {
+        match self.precision {
+            Precision::Float32 => Kind::Float,
+            Precision::BFloat16 => Kind::BFloat16,
+        }
+    }
+}
+
+/// Whether the optimiser changes a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    Parameter,
+    Buffer,
+}
+
+/// A tensor under its name in the state dict; shares its storage with the layer.
+pub(crate) struct Entry {
+    pub(crate) name: String,
+    pub(crate) tensor: Tensor,
+    pub(crate) role: Role,
+}
+
+/// Collects a network's tensors in the order of its state dict.
+#[derive(Default)]
+pub(crate) struct Entries(pub(crate) Vec<Entry>);
+
+impl Entries {
+    fn push(&mut self, layer: &str, tensor: &Tensor, name: &str, role: Role) {
+        self.0.push(Entry { name: format!("{layer}.{name}"), tensor: tensor.shallow_clone(), role });
+    }
+}
+
+/// Makes first values; each parameter draws from a stream of its own.
+pub(crate) struct Init {
+    seed: u64,
+    next: u64,
+}
+
+impl Init {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self { seed, next: 0 }
+    }
+
+    /// What `torch.nn.Conv2d` and `torch.nn.Linear` start with, weight and bias alike: uniform within 1/sqrt(fan in).
+    #[allow(clippy::cast_precision_loss)]
+    fn uniform(&mut self, shape: &[i64], fan_in: i64) -> Result<Tensor, TchError> {
+        let bound = 1.0 / (fan_in as f32).sqrt();
+        let mut draws = rng::draws(self.seed, Purpose::Initialisation, self.next);
+        self.next += 1;
+        let values: Vec<f32> =
+            (0..shape.iter().product()).map(|_| (2.0 * rng::unit(&mut draws) - 1.0) * bound).collect();
+        Tensor::f_from_slice(&values)?.f_reshape(shape)
+    }
+}
+
+fn parameter(values: &Tensor) -> Result<Tensor, TchError> {
+    values.f_detach()?.f_set_requires_grad(true)
+}
+
+fn full(n: i64, value: f64) -> Result<Tensor, TchError> {
+    Tensor::f_full([n], value, (Kind::Float, tch::Device::Cpu))
+}
+
+/// A weight whose channels lie innermost in memory, which convolutions on CPUs are fastest with.
+fn channels_last(weight: &Tensor) -> Result<Tensor, TchError> {
+    weight.f_permute([0, 2, 3, 1])?.f_contiguous()?.f_permute([0, 3, 1, 2])
+}
+
+/// What stands where the definition has a convolution and the `BatchNorm` behind it.
+pub(crate) trait Unit: Sized {
+    fn forward(&self, x: &Tensor, pass: Pass) -> Result<Tensor, TchError>;
+}
+
+/// `torch.nn.Conv2d` with a square kernel.
+pub(crate) struct Conv {
+    weight: Tensor,
+    bias: Option<Tensor>,
+    shape: ConvShape,
+}
+
+/// Sizes of a convolution.
+#[derive(Clone, Copy)]
+pub(crate) struct ConvShape {
+    pub(crate) input: i64,
+    pub(crate) output: i64,
+    pub(crate) kernel: i64,
+    pub(crate) stride: i64,
+    pub(crate) bias: bool,
+}
+
+impl Conv {
+    fn new(shape: ConvShape, init: &mut Init) -> Result<Self, TchError> {
+        let ConvShape { input, output, kernel, bias, .. } = shape;
+        let fan_in = input * kernel * kernel;
+        let weight = channels_last(&init.uniform(&[output, input, kernel, kernel], fan_in)?)?;
+        let bias = if bias { Some(parameter(&init.uniform(&[output], fan_in)?)?) } else { None };
+        Ok(Self { weight: parameter(&weight)?, bias, shape })
+    }
+
+    fn forward(&self, x: &Tensor, pass: Pass) -> Result<Tensor, TchError> {
+        let kind = pass.kind();
+        let weight = self.weight.f_to_kind(kind)?;
+        let bias = self.bias.as_ref().map(|bias| bias.f_to_kind(kind)).transpose()?;
+        let ConvShape { kernel, stride, .. } = self.shape;
+        let padding = kernel / 2;
+        x.f_to_kind(kind)?.f_conv2d(&weight, bias.as_ref(), [stride, stride], [padding, padding], [1, 1], 1)
+    }
+
+    fn entries(&self, name: &str, out: &mut Entries) {
+        out.push(name, &self.weight, "weight", Role::Parameter);
+        if let Some(bias) = &self.bias {
+            out.push(name, bias, "bias", Role::Parameter);
+        }
+    }
+}
+
+/// `torch.nn.BatchNorm2d`. Statistics and parameters are in float32 whatever the activations are in.
+struct BatchNorm {
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    num_batches_tracked: Tensor,
+}
+
+impl BatchNorm {
+    fn new(channels: i64) -> Result<Self, TchError> {
+        Ok(Self {
+            weight: parameter(&full(channels, 1.0)?)?,
+            bias: parameter(&full(channels, 0.0)?)?,
+            running_mean: full(channels, 0.0)?,
+            running_var: full(channels, 1.0)?,
+            num_batches_tracked: Tensor::f_zeros([0_i64; 0], (Kind::Int64, tch::Device::Cpu))?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor, pass: Pass) -> Result<Tensor, TchError> {
+        let train = matches!(pass.mode, Mode::Train { .. });
+        if train {
+            tch::no_grad(|| self.num_batches_tracked.shallow_clone().f_add_scalar_(1).map(drop))?;
+        }
+        x.f_batch_norm(
+            Some(&self.weight),
+            Some(&self.bias),
+            Some(&self.running_mean),
+            Some(&self.running_var),
+            train,
+            MOMENTUM,
+            EPS,
+            false,
+        )
+    }
+
+    fn entries(&self, name: &str, out: &mut Entries) {
+        out.push(name, &self.weight, "weight", Role::Parameter);
+        out.push(name, &self.bias, "bias", Role::Parameter);
+        out.push(name, &self.running_mean, "running_mean", Role::Buffer);
+        out.push(name, &self.running_var, "running_var", Role::Buffer);
+        out.push(name, &self.num_batches_tracked, "num_batches_tracked", Role::Buffer);
+    }
+}
+
+/// A convolution and its `BatchNorm`, as they are trained.
+pub(crate) struct ConvNorm {
+    conv: Conv,
+    norm: BatchNorm,
+}
+
+impl ConvNorm {
+    pub(crate) fn new(shape: ConvShape, init: &mut Init) -> Result<Self, TchError> {
+        Ok(Self { conv: Conv::new(shape, init)?, norm: BatchNorm::new(shape.output)? })
+    }
+
+    pub(crate) fn entries(&self, conv: &str, norm: &str, out: &mut Entries) {
+        self.conv.entries(conv, out);
+        self.norm.entries(norm, out);
+    }
+
+    /// One convolution that does the same as both in eval mode.
+    pub(crate) fn fold(&self) -> Result<Folded, TchError> {
+        tch::no_grad(|| {
+            let norm = &self.norm;
+            let scale = norm.weight.f_div(&norm.running_var.f_add_scalar(EPS)?.f_sqrt()?)?;
+            let weight = self.conv.weight.f_mul(&scale.f_reshape([-1, 1, 1, 1])?)?;
+            let centre = match &self.conv.bias {
+                Some(bias) => bias.f_sub(&norm.running_mean)?,
+                None => norm.running_mean.f_neg()?,
+            };
+            let bias = centre.f_mul(&scale)?.f_add(&norm.bias)?;
+            let shape = ConvShape { bias: true, ..self.conv.shape };
+            Ok(Folded(Conv { weight: channels_last(&weight)?, bias: Some(bias), shape }))
+        })
+    }
+}
+
+impl Unit for ConvNorm {
+    fn forward(&self, x: &Tensor, pass: Pass) -> Result<Tensor, TchError> {
+        self.norm.forward(&self.conv.forward(x, pass)?, pass)
+    }
+}
+
+/// A convolution with its `BatchNorm` folded into it: for use only.
+pub(crate) struct Folded(Conv);
+
+impl Folded {
+    pub(crate) fn shallow_clone(&self) -> Self {
+        let Conv { weight, bias, shape } = &self.0;
+        Self(Conv { weight: weight.shallow_clone(), bias: bias.as_ref().map(Tensor::shallow_clone), shape: *shape })
+    }
+}
+
+impl Unit for Folded {
+    fn forward(&self, x: &Tensor, pass: Pass) -> Result<Tensor, TchError> {
+        self.0.forward(x, pass)
+    }
+}
+
+/// `torch.nn.Linear`.
+pub(crate) struct Linear {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl Linear {
+    pub(crate) fn new(input: i64, output: i64, init: &mut Init) -> Result<Self, TchError> {
+        Ok(Self {
+            weight: parameter(&init.uniform(&[output, input], input)?)?,
+            bias: parameter(&init.uniform(&[output], input)?)?,
+        })
+    }
+
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor, TchError> {
+        x.f_linear(&self.weight, Some(&self.bias))
+    }
+
+    pub(crate) fn entries(&self, name: &str, out: &mut Entries) {
+        out.push(name, &self.weight, "weight", Role::Parameter);
+        out.push(name, &self.bias, "bias", Role::Parameter);
+    }
+
+    /// A copy for use only, which further training of this layer does not change.
+    pub(crate) fn frozen(&self) -> Result<Self, TchError> {
+        Ok(Self { weight: self.weight.f_detach_copy()?, bias: self.bias.f_detach_copy()? })
+    }
+
+    pub(crate) fn shallow_clone(&self) -> Self {
+        Self { weight: self.weight.shallow_clone(), bias: self.bias.shallow_clone() }
+    }
+}
+
+/// `torch.nn.Dropout(0.5)`, with a mask of our own draws. Shape [N, C].
+pub(crate) fn dropout(x: &Tensor, pass: Pass) -> Result<Tensor, TchError> {
+    let Mode::Train { seed, step } = pass.mode else { return Ok(x.shallow_clone()) };
+    let mut draws = rng::draws(seed, Purpose::Dropout, step);
+    // What is kept is doubled, so that the expectation stays.
+    let mask: Vec<f32> = (0..x.numel()).map(|_| if draws.next_u32() & 1 == 0 { 2.0 } else { 0.0 }).collect();
+    x.f_mul(&Tensor::f_from_slice(&mask)?.f_reshape(x.size())?)
+}

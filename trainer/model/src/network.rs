@@ -1,0 +1,165 @@
+//! A network that can be trained: its layers, its tensors by name, and its forward pass.
+
+use anneal_api::{hyperparameters::Precision, model::Architecture};
+use tch::{TchError, Tensor};
+
+use crate::{
+    architecture::{Layers, SIMPLE_SIDE},
+    layers::{ConvNorm, Mode, Pass, Role},
+    state::{StateDict, StateError, tensor_to_data},
+};
+
+/// A network cannot be made or cannot take an input.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// Too few or too many classes.
+    #[error("a classifier needs 2 to {MAX_CLASSES} classes, not {0}; give the dataset one folder a class")]
+    Classes(usize),
+    /// The input is not a batch of images.
+    #[error("the network takes images of shape [N, 3, H, W], not {0:?}")]
+    InputShape(Vec<i64>),
+    /// The input has a size that the architecture is not made for.
+    #[error(
+        "architecture simple takes {SIMPLE_SIDE} x {SIMPLE_SIDE} images, not {width} x {height}; resize them or use architecture improved"
+    )]
+    InputSize {
+        /// Width of the input in pixels.
+        width: i64,
+        /// Height of the input in pixels.
+        height: i64,
+    },
+    /// libtorch refused an operation.
+    #[error("libtorch: {}", first_line(.0))]
+    Torch(#[from] TchError),
+}
+
+/// Most classes that a network may have.
+pub const MAX_CLASSES: usize = 100_000;
+
+/// The first line of what libtorch says; the rest is a C++ stack trace.
+fn first_line(error: &TchError) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
+}
+
+/// A network in float32 on the CPU, with the reference's tensors by the reference's names.
+///
+/// Its tensors are changed in place: by [`Network::load`], by the caller's optimiser through
+/// [`Network::named_parameters`], and, the running statistics, by a forward pass in [`Mode::Train`].
+pub struct Network {
+    architecture: Architecture,
+    classes: usize,
+    precision: Precision,
+    layers: Layers<ConvNorm>,
+}
+
+impl Network {
+    /// A network with PyTorch's default initialisation, drawn from `seed` alone.
+    ///
+    /// # Errors
+    /// [`ModelError::Classes`] when `classes` is not from 2 to [`MAX_CLASSES`]; [`ModelError::Torch`] when memory is
+    /// exhausted.
+    pub fn new(architecture: Architecture, classes: usize, seed: u64) -> Result<Self, ModelError> {
+        let count = match i64::try_from(classes) {
+            Ok(count) if (2..=MAX_CLASSES).contains(&classes) => count,
+            _ => return Err(ModelError::Classes(classes)),
+        };
+        let layers = match architecture {
+            Architecture::Improved => Layers::improved(count, seed)?,
+            Architecture::Simple => Layers::simple(count, seed)?,
+        };
+        Ok(Self { architecture, classes, precision: Precision::default(), layers })
+    }
+
+    /// The same network with convolutions in `precision`. Parameters, `BatchNorm`'s statistics and logits stay in
+    /// float32.
+    #[must_use]
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
+    }
+
+    /// The network's architecture.
+    pub fn architecture(&self) -> Architecture {
+        self.architecture
+    }
+
+    /// Count of the network's outputs.
+    pub fn classes(&self) -> usize {
+        self.classes
+    }
+
+    /// Logits, float32 [N, classes], of normalised images, float32 [N, 3, H, W]. Channels-last images are fastest.
+    ///
+    /// # Errors
+    /// When the images have a shape that the architecture does not take, or libtorch fails.
+    pub fn forward(&self, images: &Tensor, mode: Mode) -> Result<Tensor, ModelError> {
+        check_input(self.architecture, images)?;
+        Ok(self.layers.forward(images, Pass { mode, precision: self.precision })?)
+    }
+
+    /// What the optimiser changes, by name, in the order of the state dict. The tensors share their storage with the
+    /// network; gradients are found on them after `backward`.
+    pub fn named_parameters(&self) -> Vec<(String, Tensor)> {
+        self.named(Role::Parameter)
+    }
+
+    /// `BatchNorm`'s running statistics and counters, by name, in the order of the state dict; storage is shared.
+    pub fn named_buffers(&self) -> Vec<(String, Tensor)> {
+        self.named(Role::Buffer)
+    }
+
+    /// Count of numbers that the optimiser changes.
+    pub fn parameter_count(&self) -> usize {
+        self.named_parameters().iter().map(|(_, tensor)| tensor.numel()).sum()
+    }
+
+    /// A copy of all parameters and buffers, by the names and in the order of the reference's state dict.
+    ///
+    /// # Errors
+    /// When libtorch fails.
+    pub fn state(&self) -> Result<StateDict, StateError> {
+        let entries = self.layers.entries().0.into_iter();
+        Ok(StateDict(entries.map(|e| Ok((e.name, tensor_to_data(&e.tensor)?))).collect::<Result<_, StateError>>()?))
+    }
+
+    /// Takes all parameters and buffers from `state`, in place. float16, bfloat16 and float64 become float32.
+    ///
+    /// # Errors
+    /// [`StateError::Mismatch`] when names, shapes or dtypes are not this network's; then nothing has changed.
+    pub fn load(&mut self, state: &StateDict) -> Result<(), StateError> {
+        let targets: Vec<_> = self.layers.entries().0.into_iter().map(|e| (e.name, e.tensor)).collect();
+        state.copy_into(&targets)
+    }
+
+    /// A network of its own with the same numbers, for example for a moving average.
+    ///
+    /// # Errors
+    /// When memory is exhausted.
+    pub fn try_clone(&self) -> Result<Self, ModelError> {
+        let copy = Self::new(self.architecture, self.classes, 0)?.with_precision(self.precision);
+        tch::no_grad(|| {
+            for (from, to) in self.layers.entries().0.iter().zip(copy.layers.entries().0) {
+                to.tensor.shallow_clone().f_copy_(&from.tensor)?;
+            }
+            Ok(copy)
+        })
+    }
+
+    pub(crate) fn layers(&self) -> &Layers<ConvNorm> {
+        &self.layers
+    }
+
+    fn named(&self, role: Role) -> Vec<(String, Tensor)> {
+        self.layers.entries().0.into_iter().filter(|e| e.role == role).map(|e| (e.name, e.tensor)).collect()
+    }
+}
+
+/// Whether `images` are a batch that `architecture` takes.
+pub(crate) fn check_input(architecture: Architecture, images: &Tensor) -> Result<(), ModelError> {
+    match (architecture, images.size().as_slice()) {
+        (Architecture::Simple, &[_, 3, height, width]) if (height, width) != (SIMPLE_SIDE, SIMPLE_SIDE) => {
+            Err(ModelError::InputSize { width, height })
+        }
+        (_, &[_, 3, _, _]) => Ok(()),
+        (_, shape) => Err(ModelError::InputShape(shape.to_vec())),
+    }
+}

@@ -1,0 +1,99 @@
+//! Pillow's antialiased bilinear resize, to the bit.
+//!
+//! `src/libImaging/Resample.c` of Pillow defines it: a triangle as wide as the scale, weights in fixed point with 22
+//! fractional bits, first along rows and then along columns, rounded to 8 bits in between.
+
+use image::RgbImage;
+
+use super::ImageError;
+
+/// Fractional bits of a weight. 8 bits of value and 2 of headroom fill the rest of an i32.
+const PRECISION: u32 = 32 - 8 - 2;
+
+/// The image in `width` x `height` pixels, as `Image.resize((width, height), Image.BILINEAR)` of Pillow gives it.
+///
+/// # Errors
+/// [`ImageError::Empty`] when the image or the result has no pixels.
+pub fn resize_bilinear(image: &RgbImage, width: u32, height: u32) -> Result<RgbImage, ImageError> {
+    let (from_width, from_height) = image.dimensions();
+    if [width, height, from_width, from_height].contains(&0) {
+        return Err(ImageError::Empty);
+    }
+    let rows = if width == from_width { image.clone() } else { along_rows(image, &weights(from_width, width)) };
+    Ok(if height == from_height { rows } else { along_columns(&rows, &weights(from_height, height)) })
+}
+
+/// The source pixels that make one target pixel: the first one, and the weight of it and of those behind it.
+struct Window {
+    first: usize,
+    weights: Vec<i32>,
+}
+
+/// The windows of all target pixels along one axis.
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+fn weights(from: u32, to: u32) -> Vec<Window> {
+    let scale = f64::from(from) / f64::from(to);
+    // Enlarging interpolates between neighbours; shrinking averages over all that falls into the pixel.
+    let support = scale.max(1.0);
+    (0..to)
+        .map(|target| {
+            let centre = (f64::from(target) + 0.5) * scale;
+            // A cast to u32 rounds towards zero and takes what is below zero as zero.
+            let first = (centre - support + 0.5) as u32;
+            let end = ((centre + support + 0.5) as u32).min(from);
+            let triangle = |source: u32| {
+                let distance = (f64::from(source) - centre + 0.5) * (1.0 / support);
+                (1.0 - distance.abs()).max(0.0)
+            };
+            let shares: Vec<f64> = (first..end).map(triangle).collect();
+            let total: f64 = shares.iter().sum();
+            let one = f64::from(1_u32 << PRECISION);
+            Window {
+                first: first as usize,
+                weights: shares.iter().map(|share| (0.5 + share / total * one) as i32).collect(),
+            }
+        })
+        .collect()
+}
+
+fn along_rows(image: &RgbImage, windows: &[Window]) -> RgbImage {
+    let from_stride = image.width() as usize * 3;
+    let mut out = Vec::with_capacity(windows.len() * image.height() as usize * 3);
+    for row in image.as_raw().chunks_exact(from_stride) {
+        for window in windows {
+            let mut sums = [1_i32 << (PRECISION - 1); 3];
+            for (pixel, &weight) in row[window.first * 3..].chunks_exact(3).zip(&window.weights) {
+                for (sum, &value) in sums.iter_mut().zip(pixel) {
+                    *sum += i32::from(value) * weight;
+                }
+            }
+            out.extend(sums.map(to_u8));
+        }
+    }
+    sized(u32::try_from(windows.len()).unwrap_or_default(), image.height(), out)
+}
+
+fn along_columns(image: &RgbImage, windows: &[Window]) -> RgbImage {
+    let stride = image.width() as usize * 3;
+    let mut out = Vec::with_capacity(windows.len() * stride);
+    let mut sums = vec![0_i32; stride];
+    for window in windows {
+        sums.fill(1 << (PRECISION - 1));
+        for (row, &weight) in image.as_raw()[window.first * stride..].chunks_exact(stride).zip(&window.weights) {
+            for (sum, &value) in sums.iter_mut().zip(row) {
+                *sum += i32::from(value) * weight;
+            }
+        }
+        out.extend(sums.iter().copied().map(to_u8));
+    }
+    sized(image.width(), u32::try_from(windows.len()).unwrap_or_default(), out)
+}
+
+fn to_u8(sum: i32) -> u8 {
+    u8::try_from((sum >> PRECISION).clamp(0, 255)).unwrap_or(u8::MAX)
+}
+
+fn sized(width: u32, height: u32, pixels: Vec<u8>) -> RgbImage {
+    // The passes above make exactly these many pixels.
+    RgbImage::from_raw(width, height, pixels).unwrap_or_default()
+}
