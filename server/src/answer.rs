@@ -1,0 +1,93 @@
+//! The shapes of an answer: JSON, or an error as `{"detail": …}`.
+
+use serde::Serialize;
+use serde_json::{Value, json};
+use warp::{
+    http::{HeaderValue, StatusCode, header},
+    reply::{Reply, Response},
+};
+
+/// Seconds after which a client that met a full server should ask again.
+const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
+
+/// An error answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Problem {
+    /// Its HTTP status.
+    pub status: StatusCode,
+    /// What happened and what to do: a sentence, or the list of a validation error.
+    pub detail: Value,
+    /// Whether the same request can succeed a little later.
+    pub retry: bool,
+}
+
+impl Problem {
+    /// An error that the same request meets again.
+    pub fn new(status: StatusCode, detail: impl Into<String>) -> Self {
+        Self { status, detail: Value::String(detail.into()), retry: false }
+    }
+
+    /// The server cannot answer now, but may within a second.
+    pub fn busy(detail: impl Into<String>) -> Self {
+        Self { retry: true, ..Self::new(StatusCode::SERVICE_UNAVAILABLE, detail) }
+    }
+
+    /// The form has no field `file`. The shape is `FastAPI`'s, which clients of the reference parse.
+    pub fn missing_file() -> Self {
+        let detail = json!([{"type": "missing", "loc": ["body", "file"], "msg": "Field required", "input": null}]);
+        Self { status: StatusCode::UNPROCESSABLE_ENTITY, detail, retry: false }
+    }
+
+    /// The body is longer than the server takes.
+    pub fn too_large(limit: u64) -> Self {
+        Self::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!(
+                "The body is larger than {limit} bytes; send a smaller image, or start the server with a larger --max-upload-bytes"
+            ),
+        )
+    }
+
+    /// The answer on the wire.
+    pub fn response(&self) -> Response {
+        let mut response = json_response(self.status, &json!({ "detail": self.detail }));
+        if self.retry {
+            response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
+        }
+        response
+    }
+}
+
+/// A JSON answer.
+pub fn json_response<T: Serialize>(status: StatusCode, value: &T) -> Response {
+    warp::reply::with_status(warp::reply::json(value), status).into_response()
+}
+
+/// An answer of another content type.
+pub fn text_response(content_type: &'static str, text: String) -> Response {
+    warp::reply::with_header(text, header::CONTENT_TYPE, content_type).into_response()
+}
+
+/// The time as Python's `datetime.isoformat()` writes it, in UTC.
+pub fn timestamp() -> String {
+    jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.6f").to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timestamp_has_microseconds_and_no_zone_as_pythons_has() {
+        let text = timestamp();
+        assert_eq!(text.len(), "2026-01-31T12:00:00.123456".len(), "{text}");
+        assert!(text.parse::<jiff::civil::DateTime>().is_ok(), "{text}");
+    }
+
+    #[test]
+    fn only_a_busy_server_says_when_to_ask_again() {
+        assert_eq!(Problem::busy("full").response().headers()[header::RETRY_AFTER], "1");
+        let refused = Problem::new(StatusCode::BAD_REQUEST, "no").response();
+        assert!(!refused.headers().contains_key(header::RETRY_AFTER));
+    }
+}

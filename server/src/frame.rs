@@ -1,0 +1,156 @@
+//! What is the same for every request: the limit on its body, counting, timing, the headers of its answer, its log line.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use anneal_api::names::REVISION_HEADER;
+use bytes::Bytes;
+use hyper::{body::Body, service::Service as _};
+use hyper_util::service::TowerToHyperService;
+use warp::{
+    filters::BoxedFilter,
+    http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, header},
+    reply::{Reply as _, Response},
+};
+
+use crate::{
+    answer::Problem,
+    body::{BoxError, Capped, linger},
+    metrics::Metrics,
+    routes::{self, Context},
+};
+
+const PROCESS_TIME: HeaderName = HeaderName::from_static("x-process-time");
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const REVISION: HeaderName = HeaderName::from_static(REVISION_HEADER);
+const ANYBODY: HeaderValue = HeaderValue::from_static("*");
+const METHODS: HeaderValue = HeaderValue::from_static("GET, POST, OPTIONS");
+const EXPOSED: HeaderValue = HeaderValue::from_static("x-process-time, x-request-id, x-anneal-revision");
+/// Longest request id that is taken over from a client, and longest path that is logged.
+const MAX_ID: usize = 64;
+const MAX_LOGGED_PATH: usize = 200;
+
+/// Answers requests, whatever they ask.
+#[derive(Debug)]
+pub struct Frame {
+    routes: BoxedFilter<(Response,)>,
+    metrics: Metrics,
+    revision: Option<HeaderValue>,
+    max_upload_bytes: u64,
+    ids: Ids,
+}
+
+impl Frame {
+    /// A frame around all routes. Every answer names the revision, if there is one.
+    pub fn new(context: Context, revision: Option<HeaderValue>) -> Self {
+        Self {
+            metrics: context.metrics.clone(),
+            max_upload_bytes: context.max_upload_bytes,
+            routes: routes::all(context),
+            revision,
+            ids: Ids::start(),
+        }
+    }
+
+    /// The answer to a request.
+    pub async fn answer<B>(&self, request: Request<B>) -> Response
+    where
+        B: Body<Data = Bytes> + Send + Sync + Unpin + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let begun = Instant::now();
+        let _active = self.metrics.begin();
+        let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+        let id = taken_over(request.headers()).unwrap_or_else(|| self.ids.next());
+
+        let mut response =
+            if is_preflight(&request) { preflight(request.headers()) } else { self.route(request).await };
+        let took = begun.elapsed();
+        self.metrics.answered(&method, &path, response.status(), took);
+        log(&method, &path, response.status(), took, &id);
+        self.mark(response.headers_mut(), took, id);
+        response
+    }
+
+    async fn route<B>(&self, request: Request<B>) -> Response
+    where
+        B: Body<Data = Bytes> + Send + Sync + Unpin + 'static,
+        B::Error: Into<BoxError>,
+    {
+        if request.body().size_hint().lower() > self.max_upload_bytes {
+            linger(request.into_body(), self.max_upload_bytes).await;
+            return Problem::too_large(self.max_upload_bytes).response();
+        }
+        let (parts, body) = request.into_parts();
+        let (body, overflow) = Capped::new(body, self.max_upload_bytes);
+        let service = TowerToHyperService::new(warp::service(self.routes.clone()));
+        let Ok(response) = service.call(Request::from_parts(parts, body)).await;
+        if overflow.happened() { Problem::too_large(self.max_upload_bytes).response() } else { response }
+    }
+
+    fn mark(&self, headers: &mut HeaderMap, took: Duration, id: HeaderValue) {
+        if let Ok(seconds) = HeaderValue::from_str(&format!("{:.6}", took.as_secs_f64())) {
+            headers.insert(PROCESS_TIME, seconds);
+        }
+        if let Some(revision) = &self.revision {
+            headers.insert(REVISION, revision.clone());
+        }
+        headers.insert(REQUEST_ID, id);
+        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, ANYBODY);
+        headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED);
+    }
+}
+
+/// A browser asks whether a page of another origin may send the request that follows.
+fn is_preflight<B>(request: &Request<B>) -> bool {
+    request.method() == Method::OPTIONS && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
+}
+
+fn preflight(asked: &HeaderMap) -> Response {
+    let mut response = StatusCode::OK.into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, METHODS);
+    let wanted = asked.get(header::ACCESS_CONTROL_REQUEST_HEADERS).cloned().unwrap_or(ANYBODY);
+    headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, wanted);
+    response
+}
+
+/// The id that the client or a proxy gave the request, if it is fit for a log.
+fn taken_over(headers: &HeaderMap) -> Option<HeaderValue> {
+    let id = headers.get(REQUEST_ID)?;
+    let fit = id.len() <= MAX_ID && !id.is_empty() && id.as_bytes().iter().all(u8::is_ascii_graphic);
+    fit.then(|| id.clone())
+}
+
+/// Probes and scrapes would drown everything else, so they are logged for debugging only.
+fn log(method: &Method, path: &str, status: StatusCode, took: Duration, id: &HeaderValue) {
+    let path: String = path.chars().take(MAX_LOGGED_PATH).collect();
+    let (status, milliseconds) = (status.as_u16(), took.as_secs_f64() * 1e3);
+    let request_id = id.to_str().unwrap_or_default();
+    if routes::is_probe(&path) {
+        tracing::debug!(%method, path, status, milliseconds, request_id, "request");
+    } else {
+        tracing::info!(%method, path, status, milliseconds, request_id, "request");
+    }
+}
+
+/// Request ids that differ between requests and, by the time of the start, between pods.
+#[derive(Debug)]
+struct Ids {
+    start: u64,
+    count: AtomicU64,
+}
+
+impl Ids {
+    fn start() -> Self {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self { start: now.as_secs() ^ u64::from(now.subsec_nanos()) << 32, count: AtomicU64::new(0) }
+    }
+
+    fn next(&self) -> HeaderValue {
+        let count = self.count.fetch_add(1, Ordering::Relaxed);
+        HeaderValue::from_str(&format!("{:016x}-{count:x}", self.start)).unwrap_or(HeaderValue::from_static("unknown"))
+    }
+}

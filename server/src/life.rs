@@ -1,0 +1,136 @@
+//! Where the server is in its life, and what it therefore says to probes.
+
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+
+use crate::{engine::Engine, model::Facts};
+
+/// A stage of the server's life.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Not ready yet; the words say what it is doing.
+    Starting(&'static str),
+    /// Answers requests.
+    Ready,
+    /// The model gave outputs that are no numbers. That does not heal.
+    Broken(String),
+    /// Was told to stop. Still answers, but wants no new clients.
+    Stopping,
+}
+
+/// The model and its workers, once loaded.
+#[derive(Debug)]
+pub struct Serving {
+    /// What is known about the model.
+    pub facts: Facts,
+    /// The threads that run it.
+    pub engine: Engine,
+}
+
+/// The server's life, shared by all that ask about it.
+#[derive(Clone, Debug, Default)]
+pub struct Life(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    phase: RwLock<Phase>,
+    serving: OnceLock<Serving>,
+}
+
+impl Default for Inner {
+    fn default() -> Self {
+        Self { phase: RwLock::new(Phase::Starting("the model is being loaded")), serving: OnceLock::new() }
+    }
+}
+
+impl Life {
+    /// The current stage.
+    pub fn phase(&self) -> Phase {
+        self.0.phase.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The model, from the moment that it is loaded.
+    pub fn serving(&self) -> Option<&Serving> {
+        self.0.serving.get()
+    }
+
+    /// Says what the server is doing before it is ready.
+    pub fn starting(&self, what: &'static str) {
+        self.advance(Phase::Starting(what));
+    }
+
+    /// From now on requests are answered with this model.
+    pub fn ready(&self, serving: Serving) {
+        // Set before the phase, so that whoever sees `Ready` finds a model.
+        let _ = self.0.serving.set(serving);
+        self.advance(Phase::Ready);
+    }
+
+    /// The model turned out to be unusable.
+    pub fn broken(&self, why: String) {
+        self.advance(Phase::Broken(why));
+    }
+
+    /// The server was told to stop.
+    pub fn stopping(&self) {
+        self.advance(Phase::Stopping);
+    }
+
+    /// Whether clients should open new connections elsewhere.
+    pub fn is_stopping(&self) -> bool {
+        self.phase() == Phase::Stopping
+    }
+
+    /// Why the server should get no traffic; none when it should.
+    pub fn unready(&self) -> Option<String> {
+        match self.phase() {
+            Phase::Starting(what) => Some(what.to_owned()),
+            Phase::Ready => None,
+            Phase::Broken(why) => Some(why),
+            Phase::Stopping => Some("the server is shutting down".to_owned()),
+        }
+    }
+
+    /// Life goes one way: a server that stops is never ready again, a broken one neither.
+    fn advance(&self, next: Phase) {
+        let mut phase = self.0.phase.write().unwrap_or_else(PoisonError::into_inner);
+        if rank(&next) >= rank(&phase) {
+            *phase = next;
+        }
+    }
+}
+
+fn rank(phase: &Phase) -> u8 {
+    match phase {
+        Phase::Starting(_) => 0,
+        Phase::Ready => 1,
+        Phase::Broken(_) => 2,
+        Phase::Stopping => 3,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_stops_while_it_loads_never_becomes_ready() {
+        let life = Life::default();
+        assert!(life.unready().is_some());
+        life.starting("the model is warmed up");
+        assert_eq!(life.unready().as_deref(), Some("the model is warmed up"));
+        life.stopping();
+        life.advance(Phase::Ready);
+        life.broken("NaN".to_owned());
+        assert_eq!(life.phase(), Phase::Stopping);
+    }
+
+    #[test]
+    fn a_broken_model_does_not_heal() {
+        let life = Life::default();
+        life.advance(Phase::Ready);
+        assert_eq!(life.unready(), None);
+        life.broken("NaN".to_owned());
+        life.advance(Phase::Ready);
+        assert_eq!(life.unready().as_deref(), Some("NaN"));
+    }
+}

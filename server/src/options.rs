@@ -1,0 +1,191 @@
+//! The command line, and the environment variables that stand in for it.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use anneal_api::{Sha256, names};
+use clap::{Args, Parser, Subcommand};
+
+/// Serves an image classifier over HTTP. Without a command it does what `serve` does.
+#[derive(Debug, Parser)]
+#[command(name = "anneal-server", version, args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// Options of `serve`.
+    #[command(flatten)]
+    pub serve: ServeOptions,
+}
+
+/// What the binary can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serves a checkpoint until it is told to stop.
+    Serve(ServeOptions),
+    /// Asks running servers what their model says, and judges the answers. Exits 0 when all is well, 1 when an answer
+    /// is wrong, 2 when nothing could be asked.
+    Smoke(SmokeOptions),
+    /// Sends image files to a server and prints what it predicts.
+    Predict(PredictOptions),
+    /// Sends the same image again and again, to see how a deployment scales.
+    Load(LoadOptions),
+}
+
+/// Options of `serve`.
+#[derive(Clone, Debug, Args)]
+pub struct ServeOptions {
+    /// The checkpoint (.pth) to serve.
+    #[arg(long, env = names::env::MODEL_PATH, value_name = "FILE")]
+    pub checkpoint: Option<PathBuf>,
+    /// SHA-256 that the checkpoint must have.
+    #[arg(long, env = names::env::MODEL_SHA256, value_name = "DIGEST", value_parser = digest)]
+    pub sha256: Option<Digest>,
+    /// Name of the model that /model/info reports; by default that of the architecture.
+    #[arg(long, env = names::env::MODEL_NAME, value_name = "NAME")]
+    pub model_name: Option<String>,
+    /// Revision that every answer names in its header x-anneal-revision.
+    #[arg(long, env = names::env::REVISION, value_name = "NAME")]
+    pub revision: Option<String>,
+    /// Address to listen on, such as 127.0.0.1:8000; port 0 takes a free one. By default every address of the host.
+    #[arg(long, value_name = "ADDRESS")]
+    pub listen: Option<SocketAddr>,
+    /// Port to listen on where --listen is not given.
+    #[arg(long, env = "PORT", default_value_t = names::SERVER_PORT)]
+    pub port: u16,
+    /// File into which the port is written once the server listens.
+    #[arg(long, value_name = "FILE")]
+    pub port_file: Option<PathBuf>,
+    /// Threads that run the model; by default as many as the CPU quota allows.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub workers: Option<u16>,
+    /// Requests that may wait for a worker; one more is answered 503.
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
+    pub queue: u16,
+    /// Connections that may be open; one more waits to be accepted.
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u16).range(1..))]
+    pub max_connections: u16,
+    /// Largest body of a request.
+    #[arg(long, value_name = "BYTES", default_value_t = 10 * 1024 * 1024, value_parser = clap::value_parser!(u64).range(1024..=1024 * 1024 * 1024))]
+    pub max_upload_bytes: u64,
+    /// Most bytes of request bodies held at a time; a request beyond it is answered 503.
+    #[arg(long, value_name = "BYTES", default_value_t = 256 * 1024 * 1024)]
+    pub max_uploads_bytes: u64,
+    /// Most pixels of an image; a decoded pixel takes up to 8 bytes of memory in each worker.
+    #[arg(long, value_name = "N", default_value_t = 25_000_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    pub max_pixels: u64,
+    /// Time within which a request must be uploaded and answered.
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
+    pub request_timeout: Duration,
+    /// Age from which a connection is closed with its next answer, so that clients move to the pods of a new revision.
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration)]
+    pub max_connection_age: Duration,
+    /// Time after SIGTERM in which requests are still taken, so that load balancers can learn of it.
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration)]
+    pub shutdown_delay: Duration,
+    /// Time that requests under way have after that.
+    #[arg(long, value_name = "DURATION", default_value = "20s", value_parser = duration)]
+    pub drain_timeout: Duration,
+}
+
+/// Options of `smoke`.
+#[derive(Clone, Debug, Args)]
+pub struct SmokeOptions {
+    /// What to ask and what to expect, as JSON.
+    #[arg(long, value_name = "FILE", default_value = names::path::SMOKE_CONFIG)]
+    pub config: PathBuf,
+}
+
+/// Options of `predict`.
+#[derive(Clone, Debug, Args)]
+pub struct PredictOptions {
+    /// Address of the server, such as <http://cats-vs-dogs.demo.svc/predict>.
+    #[arg(long)]
+    pub url: String,
+    /// Time that an answer may take.
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
+    pub timeout: Duration,
+    /// Image files; `-` is the standard input.
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+}
+
+/// Options of `load`.
+#[derive(Clone, Debug, Args)]
+pub struct LoadOptions {
+    /// Address of the server, such as <http://cats-vs-dogs.demo.svc/predict>.
+    #[arg(long)]
+    pub url: String,
+    /// Requests under way at a time.
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub concurrency: u16,
+    /// How long to go on, an hour at most.
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = at_most_an_hour)]
+    pub duration: Duration,
+    /// Time that an answer may take.
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
+    pub timeout: Duration,
+    /// Image to send; by default one that is made up.
+    #[arg(long, value_name = "FILE")]
+    pub image: Option<PathBuf>,
+}
+
+/// A digest that may be left empty, since a `ConfigMap` can set an environment variable but not leave it out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Digest(pub Option<Sha256>);
+
+fn digest(text: &str) -> Result<Digest, anneal_api::sha256::InvalidSha256> {
+    if text.is_empty() { Ok(Digest(None)) } else { text.parse().map(|sha256| Digest(Some(sha256))) }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    text.parse::<jiff::SignedDuration>()
+        .ok()
+        .and_then(|duration| Duration::try_from(duration).ok())
+        .ok_or_else(|| format!("{text:?} is not a duration; write 500ms, 30s or 2m"))
+}
+
+fn at_most_an_hour(text: &str) -> Result<Duration, String> {
+    let duration = duration(text)?;
+    if duration > Duration::from_hours(1) { Err("at most 1h".to_owned()) } else { Ok(duration) }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn serving_is_what_it_does_without_a_command() {
+        let cli = Cli::try_parse_from(["anneal-server", "--checkpoint", "best.pth", "--listen", "127.0.0.1:0"])
+            .expect("valid");
+        assert!(cli.command.is_none());
+        assert_eq!(cli.serve.checkpoint, Some(PathBuf::from("best.pth")));
+        let cli = Cli::try_parse_from(["anneal-server", "serve", "--checkpoint", "best.pth"]).expect("valid");
+        assert!(
+            matches!(cli.command, Some(Command::Serve(options)) if options.checkpoint == Some(PathBuf::from("best.pth")))
+        );
+    }
+
+    #[test]
+    fn durations_have_units() {
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("2m"), Ok(Duration::from_mins(2)));
+        assert_eq!(duration("0s"), Ok(Duration::ZERO));
+        for wrong in ["", "5", "-1s", "soon"] {
+            assert!(duration(wrong).is_err(), "{wrong} was taken");
+        }
+        assert!(at_most_an_hour("2h").is_err());
+    }
+
+    #[test]
+    fn an_empty_digest_is_none() {
+        assert_eq!(digest(""), Ok(Digest(None)));
+        assert!(digest("abc").is_err());
+    }
+}

@@ -1,0 +1,142 @@
+//! What the server answers, as warp filters. Everything that is the same for all routes is in [`crate::frame`].
+
+mod model_info;
+mod openapi;
+mod pages;
+mod predict;
+mod probes;
+#[cfg(test)]
+mod tests;
+
+use std::{convert::Infallible, sync::Arc, time::Duration};
+
+use tokio::sync::Semaphore;
+use warp::{Filter, Rejection, filters::BoxedFilter, http::StatusCode, reject::MethodNotAllowed, reply::Response};
+
+use crate::{
+    answer::{Problem, text_response},
+    life::Life,
+    metrics::{self, Metrics},
+};
+
+/// Bytes that one permit of [`Context::uploads`] stands for.
+pub const UPLOAD_UNIT: u64 = 1024;
+
+/// What the routes need to know.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// The server's life and its model.
+    pub life: Life,
+    /// The process' metrics.
+    pub metrics: Metrics,
+    /// Room for request bodies, in units of [`UPLOAD_UNIT`].
+    pub uploads: Arc<Semaphore>,
+    /// Largest body of a request.
+    pub max_upload_bytes: u64,
+    /// Time within which a request must be uploaded and answered.
+    pub request_timeout: Duration,
+}
+
+/// A route that the server knows.
+#[derive(Clone, Copy, Debug)]
+pub struct Route {
+    /// Its method.
+    pub method: &'static str,
+    /// Its path.
+    pub path: &'static str,
+    /// One line about it.
+    pub summary: &'static str,
+}
+
+const fn get(path: &'static str, summary: &'static str) -> Route {
+    Route { method: "GET", path, summary }
+}
+
+/// Every route. Metrics, the pages and the OpenAPI document are made from this list.
+pub const ROUTES: [Route; 11] = [
+    get("/", "What this server is and where to go on"),
+    get("/health", "Whether predictions can be had"),
+    Route { method: "POST", path: "/predict", summary: "Classify an image" },
+    get("/model/info", "What is known about the model"),
+    get("/metrics", "Metrics in Prometheus' text format"),
+    get("/docs", "This interface, to read and to try"),
+    get("/redoc", "This interface, to read"),
+    get("/openapi.json", "This interface as an OpenAPI document"),
+    get("/livez", "Whether the process is alive"),
+    get("/readyz", "Whether the server should get traffic"),
+    get("/healthz", "The same as /livez"),
+];
+
+/// The path as the list has it, if it is in the list.
+pub fn known_path(path: &str) -> Option<&'static str> {
+    ROUTES.iter().map(|route| route.path).find(|known| *known == path)
+}
+
+/// Whether the path is one that probes and scrapers ask every few seconds.
+pub fn is_probe(path: &str) -> bool {
+    matches!(path, "/livez" | "/readyz" | "/healthz" | "/health" | "/metrics")
+}
+
+/// All routes; every request gets an answer.
+pub fn all(context: Context) -> BoxedFilter<(Response,)> {
+    let context = Arc::new(context);
+    let with = {
+        let context = Arc::clone(&context);
+        warp::any().map(move || Arc::clone(&context))
+    };
+    let at = |path: &'static str| exactly(path).and(warp::get()).boxed();
+
+    let root = at("/").and(with.clone()).map(|c: Arc<Context>| pages::root(&c.life));
+    let health = at("/health").and(with.clone()).map(|c: Arc<Context>| probes::health(&c.life));
+    let live = at("/livez").or(at("/healthz")).unify().map(probes::live);
+    let ready = at("/readyz").and(with.clone()).map(|c: Arc<Context>| probes::ready(&c.life));
+    let info = at("/model/info").and(with.clone()).map(|c: Arc<Context>| model_info::answer(&c.life));
+    let metrics = at("/metrics").and(with.clone()).map(|c: Arc<Context>| scrape(&c));
+    let docs = at("/docs").map(pages::docs);
+    let redoc = at("/redoc").map(pages::redoc);
+    let openapi = at("/openapi.json").map(openapi::answer);
+
+    let predict = exactly("/predict")
+        .and(warp::post())
+        .and(with)
+        .and(warp::header::headers_cloned())
+        .and(predict::form())
+        .then(predict::answer);
+
+    let fixed = root.or(health).unify().or(live).unify().or(ready).unify().or(info).unify().or(metrics).unify().boxed();
+    let pages = docs.or(redoc).unify().or(openapi).unify().boxed();
+    predict.boxed().or(fixed).unify().or(pages).unify().recover(refuse).unify().boxed()
+}
+
+/// Matches this path and no other.
+fn exactly(path: &'static str) -> BoxedFilter<()> {
+    warp::path::full()
+        .and_then(move |full: warp::path::FullPath| async move {
+            if full.as_str() == path { Ok(()) } else { Err(warp::reject::not_found()) }
+        })
+        .untuple_one()
+        .boxed()
+}
+
+fn scrape(context: &Context) -> Response {
+    let queued = context.life.serving().map_or(0, |serving| serving.engine.queued());
+    match context.metrics.text(queued) {
+        Ok(text) => text_response(metrics::CONTENT_TYPE, text),
+        Err(error) => {
+            Problem::new(StatusCode::INTERNAL_SERVER_ERROR, format!("The metrics cannot be written: {error}"))
+                .response()
+        }
+    }
+}
+
+/// The answer to what no route took.
+async fn refuse(rejection: Rejection) -> Result<Response, Infallible> {
+    let problem = if rejection.find::<MethodNotAllowed>().is_some() {
+        Problem::new(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed")
+    } else if rejection.is_not_found() {
+        Problem::new(StatusCode::NOT_FOUND, "Not Found")
+    } else {
+        Problem::new(StatusCode::BAD_REQUEST, format!("The request cannot be understood: {rejection:?}"))
+    };
+    Ok(problem.response())
+}
