@@ -6,13 +6,12 @@ up() {
   local count=${NODES:-1} node began=$SECONDS
   [[ $count =~ ^[1-9]$ ]] || fail "NODES is \"$count\"; use a number from 1 to 9"
   require_root
-  mkdir -p "$home"
   lock_instance
-  if [[ -f $state/complete ]] && use_network && (mend); then
+  if [[ $(cat "$state/complete" 2> /dev/null) == "$cache" ]] && use_network && (mend); then
     :
   else
-    if [[ -e $state ]] || [[ -n $(holders) ]] || [[ -e /sys/class/net/$link ]]; then
-      say "removing what an earlier cluster left unfinished, or what a reboot left of it"
+    if something_left; then
+      say "removing a cluster that was left unfinished, was ended by a reboot or is of other versions"
       remove_everything
     fi
     start_cluster
@@ -53,7 +52,8 @@ start_cluster() {
   until_ok 120 "node-1 to be ready" node_ready node-1
   say "node-1 is ready"
   until_ok 120 "cluster DNS, metrics and storage" addons_ready
-  touch "$state/node-1/complete" "$state/complete"
+  touch "$state/node-1/complete"
+  echo "$cache" > "$state/complete"
 }
 
 # add_node NODE: also brings back one that was stopped or only half made. Its disk, if it has one, stays.
@@ -81,7 +81,7 @@ add_node() {
 mend() {
   local node component init mended=
   init=$(node_init node-1) && [[ -e /sys/class/net/$link ]] || return 1
-  [[ -x $bin/kubectl ]] || build_tools
+  [[ -x $bin/kubectl ]] || build_tools # somebody emptied the cache
   for component in $(components_of node-1); do
     alive node-1 "$component" "$init" && continue
     say "starting $component again"
@@ -103,7 +103,7 @@ mend() {
       mended=1
     done
   done
-  [[ -z $mended ]] && healthy && return
+  [[ -z $mended ]] && healthy && return 0
   say "waiting for the cluster to be healthy"
   until_ok 120 "the cluster to be healthy" healthy
 }
@@ -114,7 +114,7 @@ healthy() {
 # shellcheck disable=SC2317
 node_ready() { kubectl get node "$1" -o 'jsonpath={.status.conditions[?(@.type=="Ready")].status}' | grep -qx True; }
 all_nodes_ready() {
-  local ready
+  local node ready
   ready=$(kubectl get nodes -o 'jsonpath={range .items[*]}{.metadata.name} {.status.conditions[?(@.type=="Ready")].status}{"\n"}{end}' 2> /dev/null)
   for node in $(nodes); do grep -qx "$node True" <<< "$ready" || return 1; done
 }
@@ -135,18 +135,16 @@ remove_everything() {
 
 down() {
   require_root
-  if [[ ! -e $state && -z $(holders) && ! -e /sys/class/net/$link ]]; then
-    say "cluster $id is not there"
-    rmdir "$home" 2> /dev/null || true
-    return
-  fi
-  mkdir -p "$home"
   lock_instance
+  local end="cluster $id is gone"
+  something_left || end="cluster $id was not there"
   remove_everything
   unlock "$state.lock"
   rmdir "$home" 2> /dev/null || true # other checkouts may have theirs in it
-  say "cluster $id is gone"
+  say "$end"
 }
+
+something_left() { [[ -e $state || -e /sys/class/net/$link || -n $(holders) ]]; }
 
 load() {
   require_root

@@ -18,6 +18,12 @@ nodes() {
   return 0
 }
 
+running_nodes() {
+  local node
+  for node in $(nodes); do node_init "$node" > /dev/null && echo "$node"; done
+  return 0
+}
+
 # The process outside of the namespaces that holds node NODE, or every node of this instance.
 holders() { # [NODE]
   local file pid marker="ANNEAL_CLUSTER_NODE=$state/${1:-node-}"
@@ -118,7 +124,7 @@ alive() { # NODE COMPONENT [INIT]
   local init=${3:-} pid command=
   [[ -n $init ]] || init=$(node_init "$1") || return 1
   pid=$(cat "$state/$1/pids/$2" 2> /dev/null) || return 1
-  IFS= read -r -d '' command < "/proc/$init/root/proc/$pid/cmdline" 2> /dev/null || return 1
+  { IFS= read -r -d '' command < "/proc/$init/root/proc/$pid/cmdline"; } 2> /dev/null || return 1
   [[ ${command##*/} == "$2" ]]
 }
 
@@ -190,12 +196,13 @@ make_cgroup() { # PATH
 }
 cgroup_hierarchies() { awk '$3 ~ /^cgroup2?$/ {print $2}' /proc/self/mounts; }
 
-remove_cgroups() { until_ok 30 "the removal of the cgroups $cgroup" try_remove_cgroups "$@"; }
-try_remove_cgroups() { # [NODE]
+remove_cgroups() { # [NODE]
+  until_ok 30 "the removal of the cgroups $cgroup" try_remove_cgroups "$cgroup${1:+/$1}"
+}
+try_remove_cgroups() { # PATH
   local hierarchy left=0
   for hierarchy in $(cgroup_hierarchies); do
-    [[ -d $hierarchy/$cgroup ]] || continue
-    find "$hierarchy/$cgroup${1:+/$1}" -depth -type d -exec rmdir {} \; 2> /dev/null || left=1
+    [[ ! -d $hierarchy/$1 ]] || find "$hierarchy/$1" -depth -type d -exec rmdir {} + || left=1
   done
   return $left
 }

@@ -60,13 +60,14 @@ require_packages() {
 
 # Features are tried, not looked up: a feature may be built in, a module, or forbidden here. What is tried ends with its namespaces.
 require_kernel() {
-  local try="unshare --mount --net --pid --fork --mount-proc"
+  local folder try="unshare --mount --net --pid --fork --mount-proc"
   $try true 2> /dev/null ||
     fail "this machine does not allow new mount, network and process namespaces; run on a virtual machine or in a privileged container"
-  mkdir -p "$state/try"/{a,b,c,d}
-  $try mount -t overlay -o "lowerdir=$state/try/a,upperdir=$state/try/b,workdir=$state/try/c" overlay "$state/try/d" 2> /dev/null ||
-    fail "the kernel cannot mount an overlay on the file system of $state; load the module overlay, and keep $home on a disk (ext4 or xfs), not on another overlay"
-  rm -rf "$state/try"
+  folder=$state/try
+  mkdir -p "$folder"/{lower,upper,work,all}
+  $try mount -t overlay -o "lowerdir=$folder/lower,upperdir=$folder/upper,workdir=$folder/work" overlay "$folder/all" 2> /dev/null ||
+    fail "the kernel cannot mount an overlay on the file system of $home; load the module overlay, and keep $home on a disk (ext4 or xfs), not on another overlay"
+  rm -rf "$folder"
   $try ip link add try0 type veth peer name try1 2> /dev/null ||
     fail "the kernel cannot make veth interfaces; load the module veth"
   $try nft -f - 2> /dev/null << 'RULES' ||
