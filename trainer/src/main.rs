@@ -1,2 +1,9 @@
-//! Placeholder.
-fn main() {}
+//! `anneal-trainer`.
+
+use std::process::ExitCode;
+
+use anneal_trainer::cli;
+
+fn main() -> ExitCode {
+    cli::main()
+}

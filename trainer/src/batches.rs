@@ -1,0 +1,188 @@
+//! Batches of photos, prepared ahead of the network by worker threads, in a fixed order.
+
+use std::{
+    sync::mpsc::{Receiver, sync_channel},
+    thread,
+};
+
+use anneal_api::{checkpoint::Preprocessing, hyperparameters::Augmentation};
+use tch::{TchError, Tensor};
+
+use crate::{
+    augment,
+    data::load::Photos,
+    rng::{Draws, Purpose},
+};
+
+/// Batches that a worker prepares ahead.
+const AHEAD: usize = 2;
+
+/// Which photos to take in which order, and how to change them.
+pub struct Pass<'a> {
+    /// The photos.
+    pub photos: &'a Photos,
+    /// Positions of the photos, in order.
+    pub order: Vec<usize>,
+    /// Photos in a batch.
+    pub batch_size: usize,
+    /// How a photo becomes input.
+    pub preprocessing: &'a Preprocessing,
+    /// How photos are changed; nothing is changed without it.
+    pub change: Option<Changes<'a>>,
+    /// Threads that prepare batches.
+    pub workers: usize,
+}
+
+/// What the random changes of a pass depend on.
+#[derive(Clone, Copy)]
+pub struct Changes<'a> {
+    /// How strong they are.
+    pub spec: &'a Augmentation,
+    /// Seed of the run.
+    pub seed: u64,
+    /// The epoch.
+    pub epoch: u64,
+}
+
+/// Photos as numbers: rows of normalised pixels, photo after photo, and their labels.
+pub struct Batch {
+    pixels: Vec<f32>,
+    labels: Vec<i64>,
+    size: usize,
+}
+
+impl Batch {
+    /// Count of photos.
+    pub fn len(&self) -> usize {
+        self.labels.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.labels.is_empty()
+    }
+
+    /// The labels.
+    pub fn labels(&self) -> impl Iterator<Item = usize> {
+        self.labels.iter().map(|label| usize::try_from(*label).unwrap_or_default())
+    }
+
+    /// The network's input, float32 [N, 3, size, size] with channels last in memory, and the labels.
+    ///
+    /// # Errors
+    /// When libtorch fails.
+    pub fn tensors(&self) -> Result<(Tensor, Tensor), TchError> {
+        #[expect(clippy::cast_possible_wrap, reason = "counts of pixels and photos")]
+        let shape = [self.labels.len() as i64, self.size as i64, self.size as i64, 3];
+        let images = Tensor::f_from_slice(&self.pixels)?.f_view(shape)?.f_permute([0, 3, 1, 2])?;
+        Ok((images, Tensor::f_from_slice(&self.labels)?))
+    }
+}
+
+/// A random order of the training photos for an epoch.
+pub fn shuffled(count: usize, seed: u64, epoch: u64) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..count).collect();
+    Draws::new(seed, Purpose::Order, epoch, 0).shuffle(&mut order);
+    order
+}
+
+/// Worker threads that keep up with `threads` threads of the network: a few percent of its work.
+pub fn workers(threads: usize) -> usize {
+    threads.div_ceil(4)
+}
+
+/// Calls `take` with every batch in order, and ends at its first error.
+///
+/// # Errors
+/// What `take` fails with.
+pub fn each<E>(pass: &Pass<'_>, mut take: impl FnMut(Batch) -> Result<(), E>) -> Result<(), E> {
+    let batches: Vec<&[usize]> = pass.order.chunks(pass.batch_size).collect();
+    let workers = pass.workers.clamp(1, batches.len().max(1));
+    thread::scope(|scope| {
+        // Worker w makes the batches w, w + workers, …: reading the channels in turn gives them in order.
+        let channels: Vec<Receiver<Batch>> = (0..workers)
+            .map(|worker| {
+                let (sender, receiver) = sync_channel(AHEAD);
+                let own = batches.iter().copied().skip(worker).step_by(workers);
+                // An error at sending means that nobody wants further batches.
+                scope.spawn(move || own.map(|photos| prepare(pass, photos)).try_for_each(|batch| sender.send(batch)));
+                receiver
+            })
+            .collect();
+        // A worker that is gone has panicked; the scope passes that on.
+        channels.iter().cycle().take(batches.len()).map_while(|channel| channel.recv().ok()).try_for_each(&mut take)
+    })
+}
+
+fn prepare(pass: &Pass<'_>, photos: &[usize]) -> Batch {
+    let size = pass.photos.size;
+    let mut pixels = vec![0.0; photos.len() * size * size * 3];
+    for (photo, out) in photos.iter().zip(pixels.chunks_exact_mut(size * size * 3)) {
+        let change = pass.change.map_or_else(augment::none, |change| {
+            let mut draws = Draws::new(change.seed, Purpose::Augmentation, change.epoch, *photo as u64);
+            augment::draw(change.spec, size, &mut draws)
+        });
+        augment::apply(&change, pass.photos.pixels_of(*photo), size, pass.preprocessing, out);
+    }
+    let label = |photo: &usize| i64::try_from(pass.photos.labels[*photo]).unwrap_or_default();
+    Batch { pixels, labels: photos.iter().map(label).collect(), size }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn photos(count: usize) -> Photos {
+        let shades = (0..count).flat_map(|shade| [u8::try_from(shade % 256).expect("a byte"); 2 * 2 * 3]);
+        Photos { size: 2, pixels: shades.collect(), labels: (0..count).collect() }
+    }
+
+    fn collect(photos: &Photos, batch_size: usize, workers: usize, change: Option<Changes<'_>>) -> (Vec<i64>, Vec<f32>) {
+        let preprocessing = Preprocessing::imagenet(2);
+        let order = shuffled(photos.len(), 1, 2);
+        let pass = Pass { photos, order, batch_size, preprocessing: &preprocessing, change, workers };
+        let (mut labels, mut pixels) = (Vec::new(), Vec::new());
+        each(&pass, |batch| {
+            labels.extend(&batch.labels);
+            pixels.extend(&batch.pixels);
+            Ok::<_, ()>(())
+        })
+        .expect("no error");
+        (labels, pixels)
+    }
+
+    proptest! {
+        #[test]
+        fn neither_workers_nor_batches_change_what_a_photo_becomes(
+            count in 1_usize..60, batch in 1_usize..20, workers in 1_usize..6,
+        ) {
+            let (photos, spec) = (photos(count), Augmentation::default());
+            let change = Some(Changes { spec: &spec, seed: 3, epoch: 4 });
+            prop_assert_eq!(collect(&photos, batch, workers, change), collect(&photos, count, 1, change));
+        }
+
+        #[test]
+        fn every_photo_comes_once(count in 1_usize..60, batch in 1_usize..20) {
+            let (mut labels, _) = collect(&photos(count), batch, 3, None);
+            labels.sort_unstable();
+            prop_assert_eq!(labels, (0..i64::try_from(count).expect("small")).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn an_error_ends_the_pass_and_its_workers() {
+        let photos = photos(40);
+        let preprocessing = Preprocessing::imagenet(2);
+        let order = (0..40).collect();
+        let pass =
+            Pass { photos: &photos, order, batch_size: 1, preprocessing: &preprocessing, change: None, workers: 2 };
+        let mut taken = 0;
+        let ended = each(&pass, |_| {
+            taken += 1;
+            if taken == 3 { Err("enough") } else { Ok(()) }
+        });
+        assert_eq!((ended, taken), (Err("enough"), 3));
+    }
+}

@@ -1,0 +1,287 @@
+//! The checkpoint directory of a run: written so that a crash at any moment leaves something to go on from.
+//!
+//! `manifest.json` names the digests that a good file may have. It is written before the files are renamed, with the
+//! digest of what is there and of what comes, so that every moment in between is consistent.
+//!
+//! A checkpoint's `epoch` counts the epochs that are done.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+};
+
+use anneal_api::{
+    Sha256,
+    hyperparameters::{Hyperparameters, Schedule},
+    model::ModelSpec,
+};
+use anneal_model::{Checkpoint, sha256_file};
+use serde::{Deserialize, Serialize};
+use tracing::warn;
+
+use crate::{config::ConfigError, files, outcome::Error};
+
+/// The newest epoch.
+pub const LAST: &str = "last_checkpoint.pth";
+/// The epoch with the best validation accuracy.
+pub const BEST: &str = "best_model.pth";
+const MANIFEST: &str = "manifest.json";
+
+/// What must be the same for one run to go on from another's checkpoint.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Identity {
+    /// The network.
+    pub model: ModelSpec,
+    /// The classes.
+    pub classes: Vec<String>,
+    /// Digest of the dataset.
+    pub dataset: String,
+    /// How it trains.
+    pub hyperparameters: Hyperparameters,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Manifest {
+    format: u32,
+    run: Identity,
+    /// For each file the versions that may lie there, newest first.
+    files: BTreeMap<String, Vec<Version>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Version {
+    epoch: u32,
+    sha256: Sha256,
+    bytes: u64,
+}
+
+/// The checkpoint directory of one run.
+pub struct Checkpoints {
+    dir: PathBuf,
+    manifest: Manifest,
+}
+
+/// A checkpoint to go on from.
+pub struct Found {
+    /// Where it was.
+    pub path: PathBuf,
+    /// Epochs that are done.
+    pub epoch: u32,
+    /// What it holds.
+    pub checkpoint: Checkpoint,
+}
+
+impl Identity {
+    /// The identity of a run; what changes no result is left out.
+    pub fn new(model: ModelSpec, classes: Vec<String>, dataset: String, hyperparameters: &Hyperparameters) -> Self {
+        let mut hyperparameters = Hyperparameters { threads: None, ..hyperparameters.clone() };
+        if hyperparameters.schedule == Schedule::Constant {
+            // Nothing before the last epoch depends on how many there will be, so a run can be made longer.
+            hyperparameters.epochs = 0;
+        }
+        Self { model, classes, dataset, hyperparameters }
+    }
+
+    /// What differs, with both values, for a person.
+    fn difference(&self, other: &Self) -> Option<String> {
+        let (here, there) = (serde_json::to_value(self).ok()?, serde_json::to_value(other).ok()?);
+        let fields = here.as_object()?.keys().flat_map(|key| {
+            let nested = here[key].as_object().into_iter().flat_map(|inner| inner.keys());
+            let names: Vec<Vec<&str>> = nested.map(|name| vec![key.as_str(), name]).collect();
+            if names.is_empty() { vec![vec![key.as_str()]] } else { names }
+        });
+        let differing = fields.filter_map(|path| {
+            let at = |value: &serde_json::Value| path.iter().fold(value.clone(), |value, name| value[name].clone());
+            let (ours, theirs) = (at(&here), at(&there));
+            (ours != theirs).then(|| format!("{} is {theirs} there and {ours} here", path.join(".")))
+        });
+        Some(differing.collect::<Vec<_>>().join(", ")).filter(|text| !text.is_empty())
+    }
+}
+
+impl Checkpoints {
+    /// Opens the directory of a run and makes it where it is missing.
+    ///
+    /// # Errors
+    /// When it cannot be made, or belongs to another run.
+    pub fn open(dir: &Path, run: Identity) -> Result<Self, Error> {
+        fs::create_dir_all(dir).map_err(Error::writing(dir))?;
+        let manifest = match read_manifest(dir, &run)? {
+            Some(manifest) => Manifest { run, ..manifest },
+            None => Manifest { format: 1, run, files: BTreeMap::new() },
+        };
+        Ok(Self { dir: dir.to_owned(), manifest })
+    }
+
+    /// The newest good checkpoint of this run: of its own directory, or else of the one given.
+    ///
+    /// # Errors
+    /// When the other directory belongs to another run.
+    pub fn find(&self, other: Option<&Path>) -> Result<Option<Found>, Error> {
+        if let Some(found) = find_in(&self.dir, &self.manifest) {
+            return Ok(Some(found));
+        }
+        let Some(other) = other else { return Ok(None) };
+        Ok(read_manifest(other, &self.manifest.run)?.and_then(|manifest| find_in(other, &manifest)))
+    }
+
+    /// The checkpoint of the best epoch, if it is good.
+    pub fn best(&self) -> Option<Found> {
+        good(&self.dir, &self.manifest, BEST)
+    }
+
+    /// Writes the newest epoch, and makes it the best one too where it is.
+    ///
+    /// # Errors
+    /// When the file system refuses; what was there stays.
+    pub fn save(&mut self, epoch: u32, checkpoint: Checkpoint, is_best: bool) -> Result<(), Error> {
+        let next = |name: &str| self.dir.join(format!("next_{name}"));
+        let saved = checkpoint.save(next(LAST))?;
+        let version = Version { epoch, sha256: saved.sha256, bytes: saved.bytes };
+        let names = if is_best { vec![BEST, LAST] } else { vec![LAST] };
+        if is_best {
+            files::copy(&next(LAST), &next(BEST)).map_err(Error::writing(next(BEST)))?;
+        }
+        for name in &names {
+            let versions = self.manifest.files.entry((*name).to_owned()).or_default();
+            versions.insert(0, version.clone());
+            versions.truncate(2);
+        }
+        self.write_manifest()?;
+        for name in names {
+            let path = self.dir.join(name);
+            fs::rename(next(name), &path).map_err(Error::writing(path))?;
+        }
+        File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(Error::writing(&self.dir))
+    }
+
+    fn write_manifest(&self) -> Result<(), Error> {
+        let path = self.dir.join(MANIFEST);
+        let text = serde_json::to_vec_pretty(&self.manifest).map_err(|error| Error::Internal(error.to_string()))?;
+        files::write(&path, &text).map_err(Error::writing(path))
+    }
+}
+
+/// Reads a directory's manifest; a missing or torn one is none.
+fn read_manifest(dir: &Path, run: &Identity) -> Result<Option<Manifest>, Error> {
+    let path = dir.join(MANIFEST);
+    let text = match fs::read(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => {
+            warn!("the checkpoints in {dir:?} are passed over: {error}");
+            return Ok(None);
+        }
+    };
+    let manifest: Manifest = match serde_json::from_slice(&text) {
+        Ok(manifest) => manifest,
+        Err(error) => {
+            warn!("the checkpoints in {dir:?} are passed over: {path:?} is damaged ({error})");
+            return Ok(None);
+        }
+    };
+    match run.difference(&manifest.run) {
+        Some(differs) => Err(ConfigError::AnotherRun { dir: dir.to_owned(), differs }.into()),
+        None => Ok(Some(manifest)),
+    }
+}
+
+fn find_in(dir: &Path, manifest: &Manifest) -> Option<Found> {
+    [LAST, BEST].into_iter().find_map(|name| good(dir, manifest, name))
+}
+
+/// The file, if its digest is one of the manifest's and it can be read.
+fn good(dir: &Path, manifest: &Manifest, name: &str) -> Option<Found> {
+    let path = dir.join(name);
+    let versions = manifest.files.get(name)?;
+    let found = sha256_file(&path).map_err(|error| error.to_string()).and_then(|file| {
+        let version = versions.iter().find(|version| version.sha256 == file.sha256);
+        let epoch = version.ok_or("its SHA-256 is not the manifest's")?.epoch;
+        let checkpoint = Checkpoint::load(&path).map_err(|error| error.to_string())?;
+        Ok(Found { path: path.clone(), epoch, checkpoint })
+    });
+    found.inspect_err(|problem| warn!("the checkpoint {path:?} is passed over: {problem}")).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use anneal_model::StateDict;
+    use anneal_pth::Value;
+
+    use super::*;
+
+    fn identity() -> Identity {
+        let classes = vec!["cat".to_owned(), "dog".to_owned()];
+        Identity::new(ModelSpec::default(), classes, "sha256:0".to_owned(), &Hyperparameters::default())
+    }
+
+    fn checkpoint(epoch: i64) -> Checkpoint {
+        Checkpoint { info: None, state: StateDict::default(), extra: vec![("epoch".to_owned(), Value::Int(epoch))] }
+    }
+
+    fn three_epochs(dir: &Path) -> Checkpoints {
+        let mut checkpoints = Checkpoints::open(dir, identity()).expect("a directory");
+        for (epoch, is_best) in [(1, true), (2, true), (3, false)] {
+            checkpoints.save(epoch, checkpoint(i64::from(epoch)), is_best).expect("a checkpoint");
+        }
+        checkpoints
+    }
+
+    fn found(dir: &Path) -> Option<u32> {
+        let checkpoints = Checkpoints::open(dir, identity()).expect("a directory");
+        checkpoints.find(None).expect("the same run").map(|found| found.epoch)
+    }
+
+    #[test]
+    fn the_newest_epoch_is_found_again() {
+        let dir = tempfile::tempdir().expect("a folder");
+        assert_eq!(found(dir.path()), None);
+        three_epochs(dir.path());
+        assert_eq!(found(dir.path()), Some(3));
+    }
+
+    #[test]
+    fn a_torn_file_is_passed_over_for_the_best_and_then_for_a_fresh_start() {
+        let dir = tempfile::tempdir().expect("a folder");
+        three_epochs(dir.path());
+        fs::write(dir.path().join(LAST), "torn").expect("a file");
+        assert_eq!(found(dir.path()), Some(2));
+        fs::write(dir.path().join(BEST), "torn").expect("a file");
+        assert_eq!(found(dir.path()), None);
+        fs::write(dir.path().join(MANIFEST), "{").expect("a file");
+        assert_eq!(found(dir.path()), None);
+    }
+
+    #[test]
+    fn a_crash_between_manifest_and_rename_loses_nothing() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let mut checkpoints = three_epochs(dir.path());
+        let last = fs::read(dir.path().join(LAST)).expect("a file");
+        checkpoints.save(4, checkpoint(4), false).expect("a checkpoint");
+        fs::write(dir.path().join(LAST), last).expect("a file");
+        assert_eq!(found(dir.path()), Some(3));
+    }
+
+    #[test]
+    fn another_runs_directory_is_refused_with_what_differs() {
+        let dir = tempfile::tempdir().expect("a folder");
+        three_epochs(dir.path());
+        let mut other = identity();
+        other.hyperparameters.learning_rate = 0.5;
+        let message = Checkpoints::open(dir.path(), other).err().expect("a refusal").to_string();
+        assert!(message.contains("hyperparameters.learningRate is 0.001 there and 0.5 here"), "{message}");
+    }
+
+    #[test]
+    fn a_constant_schedule_can_be_made_longer() {
+        let with = |schedule, epochs| {
+            let hyperparameters = Hyperparameters { schedule, epochs, ..Hyperparameters::default() };
+            Identity::new(ModelSpec::default(), Vec::new(), String::new(), &hyperparameters)
+        };
+        assert_eq!(with(Schedule::Constant, 3).difference(&with(Schedule::Constant, 9)), None);
+        assert!(with(Schedule::Cosine, 3).difference(&with(Schedule::Cosine, 9)).is_some());
+    }
+}

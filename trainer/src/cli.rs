@@ -1,0 +1,281 @@
+//! The command line.
+
+use std::{
+    env,
+    io::{IsTerminal, Write, stderr, stdin, stdout},
+    net::SocketAddr,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anneal_api::{
+    dataset::{DatasetUri, Synthetic},
+    names::{env as names, path::TERMINATION_LOG},
+    termination::{RunResult, TerminationMessage},
+};
+use clap::{Args, Parser, Subcommand};
+use serde_json::json;
+use tracing::{error, info};
+use tracing_subscriber::EnvFilter;
+
+use crate::{
+    config::{self, Overrides},
+    import, inspect, machine,
+    outcome::{Error, write_message},
+    predict, progress, report,
+    service::Service,
+    synthesize,
+    train::{self, Surroundings},
+};
+
+/// Trains image classifiers, evaluates them, and says how far it is.
+#[derive(Parser, Debug)]
+#[command(name = "anneal-trainer", version, max_term_width = 100, after_help = EXIT_CODES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 done; 65 damaged data; 66 no data; 67 no checkpoint; 69 unusable checkpoint; \
+70 the loss diverged; 78 unusable configuration; 80 out of memory; 81 disk full; 143 stopped by SIGTERM; 1 anything else.";
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Train a network, or go on with a run that was interrupted, and publish the best epoch.
+    Train(TrainArgs),
+    /// Measure a checkpoint on a dataset: its test split, else its validation split, else all photos.
+    Evaluate(EvaluateArgs),
+    /// Classify single photos.
+    Predict(PredictArgs),
+    /// Show what a .pth file holds: description, keys, shapes and number formats.
+    Inspect {
+        /// The checkpoint.
+        file: PathBuf,
+    },
+    /// Draw the synthetic set of cats and dogs as PNG files in DIR/{train,val,test}/{cat,dog}/.
+    Synthesize(SynthesizeArgs),
+    /// Unpack a tar from standard input into a folder, for example onto a claim.
+    Import {
+        /// Folder to unpack into; it is made where it is missing.
+        #[arg(long, value_name = "DIR")]
+        to: PathBuf,
+    },
+}
+
+#[derive(Args, Debug)]
+struct TrainArgs {
+    /// The run's configuration, as YAML.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Directory of the run, instead of the configuration's output.dir.
+    #[arg(long, value_name = "DIR", env = names::OUTPUT_DIR)]
+    output: Option<PathBuf>,
+    /// Directory that takes the published model [default: the configuration's, or OUTPUT/models with --output].
+    #[arg(long, value_name = "DIR", env = names::MODELS_DIR)]
+    models: Option<PathBuf>,
+    /// Name of the run, instead of the configuration's.
+    #[arg(long, env = names::RUN)]
+    name: Option<String>,
+    /// Checkpoint directory to go on from where the run has none of its own.
+    #[arg(long, value_name = "DIR", env = names::RESUME_FROM)]
+    resume_from: Option<PathBuf>,
+    /// Answer /progress and /metrics here, for example 0.0.0.0:9090.
+    #[arg(long, value_name = "ADDRESS", env = "ANNEAL_PROGRESS_ADDRESS")]
+    progress_address: Option<SocketAddr>,
+    /// File for the result or failure as JSON [default: /dev/termination-log where it exists].
+    #[arg(long, value_name = "FILE", env = "ANNEAL_TERMINATION_LOG")]
+    termination_log: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+struct EvaluateArgs {
+    /// The checkpoint.
+    #[arg(long, value_name = "FILE")]
+    checkpoint: PathBuf,
+    /// The dataset: a folder, a tar, file:///PATH or synthetic://.
+    #[arg(long, value_name = "URI")]
+    data: String,
+    /// Print JSON instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args, Debug)]
+struct PredictArgs {
+    /// The checkpoint.
+    #[arg(long, value_name = "FILE")]
+    checkpoint: PathBuf,
+    /// Print JSON instead of a table.
+    #[arg(long)]
+    json: bool,
+    /// The photos.
+    #[arg(required = true)]
+    files: Vec<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+struct SynthesizeArgs {
+    /// Folder to write to; it is made where it is missing.
+    #[arg(long, value_name = "DIR", required_unless_present = "stdout")]
+    output: Option<PathBuf>,
+    /// Pictures of all splits and classes together.
+    #[arg(long, default_value_t = Synthetic::default().images, value_parser = clap::value_parser!(u32).range(20..=1_000_000))]
+    images: u32,
+    /// Side of the pictures in pixels.
+    #[arg(long, default_value_t = Synthetic::default().size, value_parser = clap::value_parser!(u32).range(16..=1024))]
+    size: u32,
+    /// Seed of the drawing.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Class of the one picture for --stdout.
+    #[arg(long, requires = "stdout", default_value = "cat", value_parser = ["cat", "dog"])]
+    class: String,
+    /// Write one picture to standard output instead.
+    #[arg(long, conflicts_with = "output")]
+    stdout: bool,
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    set_up_logging();
+    let termination_log = match &cli.command {
+        Command::Train(args) => termination_log(args.termination_log.as_deref()),
+        _ => None,
+    };
+    let done = catch_unwind(AssertUnwindSafe(|| run(cli.command)));
+    match done.unwrap_or_else(|panic| Err(Error::from_panic(panic.as_ref()))) {
+        Ok(None) => ExitCode::SUCCESS,
+        Ok(Some(result)) => {
+            leave(&TerminationMessage::Result(result), termination_log.as_deref());
+            ExitCode::SUCCESS
+        }
+        Err(failure) => {
+            let class = failure.class();
+            error!(class = class.as_str(), "{failure}");
+            leave(&TerminationMessage::failure(class, failure.to_string()), termination_log.as_deref());
+            u8::try_from(class.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from)
+        }
+    }
+}
+
+fn termination_log(asked_for: Option<&Path>) -> Option<PathBuf> {
+    asked_for.map(Path::to_owned).or_else(|| Some(PathBuf::from(TERMINATION_LOG)).filter(|path| path.exists()))
+}
+
+fn leave(message: &TerminationMessage, path: Option<&Path>) {
+    if let Some((path, problem)) = path.and_then(|path| Some((path, write_message(message, path).err()?))) {
+        error!("the termination message cannot be written to {path:?}: {problem}");
+    }
+}
+
+/// A person at a terminal gets plain lines, a log collector gets JSON.
+fn set_up_logging() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr).with_target(false);
+    if stderr().is_terminal() { builder.without_time().init() } else { builder.json().flatten_event(true).init() }
+}
+
+fn run(command: Command) -> Result<Option<RunResult>, Error> {
+    match command {
+        Command::Train(args) => return train(args).map(Some),
+        Command::Evaluate(args) => evaluate(&args)?,
+        Command::Predict(args) => classify(args)?,
+        Command::Inspect { file } => print(&inspect::describe(&file)?)?,
+        Command::Synthesize(args) => draw(&args)?,
+        Command::Import { to } => {
+            let done = import::import(stdin().lock(), &to)?;
+            print(&format!("{} files, {} bytes, sha256:{}\n", done.files, done.bytes, done.digest))?;
+        }
+    }
+    Ok(None)
+}
+
+fn train(args: TrainArgs) -> Result<RunResult, Error> {
+    // The operator sets every variable on every attempt; an empty one means that there is nothing.
+    let given = |path: Option<PathBuf>| path.filter(|path| !path.as_os_str().is_empty());
+    let overrides = Overrides {
+        name: args.name.filter(|name| !name.is_empty()),
+        output: given(args.output),
+        models: given(args.models),
+        resume_from: given(args.resume_from),
+    };
+    let config = config::read(&args.config, overrides)?;
+    let threads = set_threads(config.hyperparameters.threads);
+    let service = Service::start().map_err(|error| Error::Internal(format!("signals cannot be heard: {error}")))?;
+    let progress = progress::not_begun(config.hyperparameters.epochs);
+    if let Some(address) = args.progress_address {
+        service.answer(address, progress.clone());
+    }
+    info!(run = config.name, dataset = %config.dataset, output = %config.output.display(), threads, "run begins");
+    let around = Surroundings { threads, memory: machine::memory(), stop: service.stop(), progress };
+    let result = train::run(&config, &around)?;
+    info!(accuracy = result.metrics.accuracy, checkpoint = result.checkpoint, "run done");
+    Ok(result)
+}
+
+/// Must come before anything else of libtorch.
+fn set_threads(asked_for: Option<i32>) -> usize {
+    let threads = asked_for.and_then(|count| usize::try_from(count).ok()).unwrap_or_else(machine::threads).max(1);
+    tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
+    tch::set_num_interop_threads(1);
+    threads
+}
+
+fn evaluate(args: &EvaluateArgs) -> Result<(), Error> {
+    let threads = set_threads(None);
+    let service = Service::start().map_err(|error| Error::Internal(format!("signals cannot be heard: {error}")))?;
+    let uri = dataset_uri(&args.data)?;
+    let measured = predict::measure(&args.checkpoint, &uri, threads, machine::memory(), service.stop())?;
+    if args.json {
+        return print(&format!("{:#}\n", report::evaluation(&measured.classes, &measured.evaluation)));
+    }
+    print(&format!("{}\nloss {:.4}\n", measured.evaluation.confusion.report(&measured.classes), measured.evaluation.loss))
+}
+
+/// A URI, or a path as people type it.
+fn dataset_uri(text: &str) -> Result<DatasetUri, Error> {
+    if text.contains("://") {
+        return text.parse().map_err(|error| Error::Data(crate::data::DataError::Uri(error)));
+    }
+    let path = env::current_dir().unwrap_or_default().join(text);
+    Ok(DatasetUri::File { path: path.display().to_string() })
+}
+
+fn classify(args: PredictArgs) -> Result<(), Error> {
+    set_threads(None);
+    let predictions = predict::predict(&args.checkpoint, args.files)?;
+    for (path, probabilities) in predictions.photos {
+        let named = || predictions.classes.iter().zip(&probabilities);
+        let Some((class, confidence)) = named().max_by(|a, b| a.1.total_cmp(b.1)) else { continue };
+        print(&if args.json {
+            let probabilities: serde_json::Map<_, _> = named().map(|(name, p)| (name.clone(), json!(p))).collect();
+            let path = path.display().to_string();
+            format!(
+                "{}\n",
+                json!({"file": path, "prediction": class, "confidence": confidence, "probabilities": probabilities})
+            )
+        } else {
+            format!("{}: {class} ({:.1} %)\n", path.display(), confidence * 100.0)
+        })?;
+    }
+    Ok(())
+}
+
+fn draw(args: &SynthesizeArgs) -> Result<(), Error> {
+    let set = Synthetic { images: args.images, size: args.size, seed: args.seed };
+    match &args.output {
+        None => synthesize::to_stream(set, &args.class, &mut stdout().lock()),
+        Some(dir) => {
+            let count = synthesize::to_folder(set, dir)?;
+            print(&format!("{count} pictures in {}\n", dir.display()))
+        }
+    }
+}
+
+/// Prints to standard output, whose reader may have gone.
+fn print(text: &str) -> Result<(), Error> {
+    let mut out = stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(Error::writing("standard output"))
+}

@@ -1,0 +1,220 @@
+//! The configuration of a run: read, overridden by the environment, and checked before anything else happens.
+
+use std::{fmt::Display, fs, io, path::PathBuf};
+
+use anneal_api::{
+    config::{OutputDirs, TrainerConfig},
+    dataset::{DatasetUri, DatasetUriError},
+    hyperparameters::Hyperparameters,
+    model::{Architecture, ModelSpec},
+};
+
+/// The configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("the configuration {path:?} cannot be read: {source}")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The file is not what it should be.
+    #[error("the configuration {path:?} cannot be used: {problem}")]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and where.
+        problem: String,
+    },
+    /// A number is out of range.
+    #[error("{field} is {value}; it must be between {low} and {high}")]
+    Range {
+        /// The field, as in the file.
+        field: &'static str,
+        /// Its value.
+        value: f64,
+        /// The least value.
+        low: f64,
+        /// The greatest value.
+        high: f64,
+    },
+    /// The architecture takes another input size.
+    #[error("model.inputSize is {0}; architecture simple takes 224 only, architecture improved takes 32 to 1024")]
+    InputSize(i32),
+    /// The dataset's URI is none.
+    #[error(transparent)]
+    Dataset(#[from] DatasetUriError),
+    /// A directory already belongs to a run of another kind.
+    #[error("{dir:?} holds checkpoints of another run: {differs}; choose another output directory or remove that one")]
+    AnotherRun {
+        /// The directory.
+        dir: PathBuf,
+        /// What differs.
+        differs: String,
+    },
+}
+
+/// What wins over the configuration file.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    /// Name of the run.
+    pub name: Option<String>,
+    /// Directory of the run.
+    pub output: Option<PathBuf>,
+    /// Directory of published models.
+    pub models: Option<PathBuf>,
+    /// Directory of the checkpoints to go on from.
+    pub resume_from: Option<PathBuf>,
+}
+
+/// A configuration that was checked. Only [`read`] makes one.
+#[derive(Clone, Debug)]
+pub struct RunConfig {
+    /// Name of the run.
+    pub name: String,
+    /// The network.
+    pub model: ModelSpec,
+    /// Where the dataset is.
+    pub dataset: DatasetUri,
+    /// How to train.
+    pub hyperparameters: Hyperparameters,
+    /// Directory of the run.
+    pub output: PathBuf,
+    /// Directory of published models.
+    pub models: PathBuf,
+    /// Directory of the checkpoints to go on from, where it is not the run's own.
+    pub resume_from: Option<PathBuf>,
+}
+
+impl RunConfig {
+    /// Directory of the run's own checkpoints.
+    pub fn checkpoints(&self) -> PathBuf {
+        self.output.join("checkpoints")
+    }
+
+    /// Directory of the run's reports.
+    pub fn reports(&self) -> PathBuf {
+        self.output.join("reports")
+    }
+
+    /// Side of the network's input in pixels.
+    pub fn input_size(&self) -> usize {
+        usize::try_from(self.model.input_size).unwrap_or_default()
+    }
+
+    /// The seed of every random draw.
+    pub fn seed(&self) -> u64 {
+        self.hyperparameters.seed.unsigned_abs()
+    }
+}
+
+/// Reads and checks a configuration file.
+///
+/// # Errors
+/// When the file cannot be read, has an unknown or malformed field, or a value out of range.
+pub fn read(path: &PathBuf, overrides: Overrides) -> Result<RunConfig, ConfigError> {
+    let text = fs::read_to_string(path).map_err(|source| ConfigError::Unreadable { path: path.clone(), source })?;
+    let malformed = |problem: &dyn Display| ConfigError::Malformed { path: path.clone(), problem: problem.to_string() };
+    let config: TrainerConfig = serde_yaml::from_str(&text).map_err(|error| malformed(&error))?;
+    check(config, overrides)
+}
+
+fn check(config: TrainerConfig, overrides: Overrides) -> Result<RunConfig, ConfigError> {
+    let TrainerConfig { name, model, dataset, hyperparameters, output } = config;
+    check_numbers(&hyperparameters)?;
+    match (model.architecture, model.input_size) {
+        (Architecture::Simple, 224) | (Architecture::Improved, 32..=1024) => {}
+        (_, size) => return Err(ConfigError::InputSize(size)),
+    }
+    let models = overrides.models.unwrap_or_else(|| match &overrides.output {
+        // Whoever moves the run's directory has not asked for models elsewhere, unless the file says where.
+        Some(dir) if output.models_dir == OutputDirs::default().models_dir => dir.join("models"),
+        _ => PathBuf::from(output.models_dir),
+    });
+    Ok(RunConfig {
+        name: overrides.name.unwrap_or(name),
+        model,
+        dataset: dataset.uri.parse()?,
+        hyperparameters,
+        output: overrides.output.unwrap_or_else(|| PathBuf::from(output.dir)),
+        models,
+        resume_from: overrides.resume_from,
+    })
+}
+
+fn check_numbers(of: &Hyperparameters) -> Result<(), ConfigError> {
+    let change = &of.augmentation;
+    #[expect(clippy::cast_precision_loss, reason = "a seed beyond 2^53 is out of range anyway")]
+    let seed = of.seed as f64;
+    let ranges = [
+        ("hyperparameters.epochs", f64::from(of.epochs), 1.0, 10_000.0),
+        ("hyperparameters.batchSize", f64::from(of.batch_size), 1.0, 4096.0),
+        ("hyperparameters.learningRate", of.learning_rate, 1e-9, 100.0),
+        ("hyperparameters.weightDecay", of.weight_decay, 0.0, 1.0),
+        ("hyperparameters.momentum", of.momentum, 0.0, 0.9999),
+        ("hyperparameters.labelSmoothing", of.label_smoothing, 0.0, 0.5),
+        ("hyperparameters.validationShare", of.validation_share, 0.01, 0.5),
+        ("hyperparameters.seed", seed, 0.0, 9_007_199_254_740_991.0),
+        ("hyperparameters.threads", of.threads.map_or(1.0, f64::from), 1.0, 1024.0),
+        ("hyperparameters.augmentation.horizontalFlip", change.horizontal_flip, 0.0, 1.0),
+        ("hyperparameters.augmentation.rotationDegrees", change.rotation_degrees, 0.0, 180.0),
+        ("hyperparameters.augmentation.translate", change.translate, 0.0, 1.0),
+        ("hyperparameters.augmentation.scale", change.scale, 0.0, 0.9),
+        ("hyperparameters.augmentation.brightness", change.brightness, 0.0, 1.0),
+        ("hyperparameters.augmentation.contrast", change.contrast, 0.0, 1.0),
+        ("hyperparameters.augmentation.saturation", change.saturation, 0.0, 1.0),
+        ("hyperparameters.augmentation.hue", change.hue, 0.0, 0.5),
+    ];
+    // NaN is in no range.
+    match ranges.into_iter().find(|(_, value, low, high)| !(low..=high).contains(&value)) {
+        Some((field, value, low, high)) => Err(ConfigError::Range { field, value, low, high }),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn parsed(yaml: &str, overrides: Overrides) -> Result<RunConfig, ConfigError> {
+        check(serde_yaml::from_str(yaml).expect("a configuration"), overrides)
+    }
+
+    fn refusal(yaml: &str) -> String {
+        parsed(yaml, Overrides::default()).expect_err("a refusal").to_string()
+    }
+
+    #[test]
+    fn a_dataset_is_all_that_a_configuration_needs() {
+        let config = parsed("dataset: {uri: 'synthetic://'}", Overrides::default()).expect("a configuration");
+        assert_eq!(config.hyperparameters, Hyperparameters::default());
+        assert_eq!(config.models, Path::new("output/models"));
+    }
+
+    #[test]
+    fn what_the_operator_passes_wins_over_the_file() {
+        let yaml = "{name: a, dataset: {uri: 'synthetic://'}, output: {dir: b, modelsDir: c}}";
+        let overrides = Overrides {
+            name: Some("cats".into()),
+            output: Some("/output/runs/cats-1".into()),
+            models: Some("/output/models".into()),
+            resume_from: None,
+        };
+        let config = parsed(yaml, overrides).expect("a configuration");
+        assert_eq!((config.name.as_str(), config.models.as_path()), ("cats", Path::new("/output/models")));
+        assert_eq!(config.checkpoints(), Path::new("/output/runs/cats-1/checkpoints"));
+    }
+
+    #[test]
+    fn a_value_out_of_range_is_named_with_its_range() {
+        let message = refusal("{dataset: {uri: 'synthetic://'}, hyperparameters: {learningRate: .nan}}");
+        assert!(message.contains("learningRate is NaN; it must be between 0.000000001 and 100"), "{message}");
+        let message = refusal("{dataset: {uri: 'synthetic://'}, model: {architecture: simple, inputSize: 64}}");
+        assert!(message.contains("takes 224 only"), "{message}");
+        assert!(refusal("dataset: {uri: photos}").contains("write pvc://"));
+    }
+}

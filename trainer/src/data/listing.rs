@@ -1,0 +1,222 @@
+//! Which photos a dataset has and where their bytes are. Nothing is decoded here.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    fs::File,
+    io,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anneal_api::dataset::{DatasetUri, Synthetic};
+
+use super::{DataError, PHOTO_EXTENSIONS, Split, archive, synthetic};
+
+/// Folders nest at most this deep, so that a link to a parent folder ends.
+const MAX_DEPTH: usize = 8;
+
+/// What a dataset holds.
+#[derive(Clone, Debug, Default)]
+pub struct Listing {
+    /// The photos.
+    pub photos: Vec<Photo>,
+    /// All folders, the empty ones too.
+    pub folders: BTreeSet<String>,
+}
+
+/// A photo of the dataset.
+#[derive(Clone, Debug)]
+pub struct Photo {
+    /// Path below the dataset's root, with `/`.
+    pub path: String,
+    /// Where its bytes are.
+    pub place: Place,
+}
+
+/// Where the bytes of a photo are.
+#[derive(Clone, Debug)]
+pub enum Place {
+    /// In a file.
+    File(PathBuf),
+    /// Within a tar.
+    InTar {
+        /// The tar.
+        archive: Arc<Path>,
+        /// Where in it.
+        offset: u64,
+        /// How many bytes.
+        bytes: u64,
+    },
+    /// Nowhere: the trainer draws it.
+    Drawn {
+        /// The set it belongs to.
+        set: Synthetic,
+        /// Its number in the set.
+        index: u32,
+    },
+}
+
+/// Lists the dataset that a URI names.
+///
+/// # Errors
+/// When it does not exist, cannot be read, or holds no photo.
+pub fn list(uri: &DatasetUri) -> Result<Listing, DataError> {
+    let mut listing = match uri {
+        DatasetUri::Pvc { .. } => return Err(DataError::Claim(uri.clone())),
+        DatasetUri::Synthetic(set) => synthetic::list(*set),
+        DatasetUri::File { path } => list_path(Path::new(path))?,
+    };
+    listing.strip_common_folder();
+    listing.photos.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(listing)
+}
+
+fn list_path(path: &Path) -> Result<Listing, DataError> {
+    let about = fs::metadata(path).map_err(DataError::reading(path))?;
+    let listing = if about.is_dir() {
+        let mut listing = Listing::default();
+        walk(path, "", 0, &mut listing)?;
+        listing
+    } else if has_extension(&path.to_string_lossy(), "tar") {
+        archive::list(path)?
+    } else {
+        return Err(DataError::NotATar(path.to_owned()));
+    };
+    if listing.photos.is_empty() { Err(DataError::Empty(path.to_owned())) } else { Ok(listing) }
+}
+
+fn walk(folder: &Path, below: &str, depth: usize, listing: &mut Listing) -> Result<(), DataError> {
+    for entry in fs::read_dir(folder).map_err(DataError::reading(folder))? {
+        let entry = entry.map_err(DataError::reading(folder))?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if is_hidden(&name) {
+            continue;
+        }
+        let path = entry.path();
+        // Follows links: Kubernetes mounts files through them.
+        let about = fs::metadata(&path).map_err(DataError::reading(&path))?;
+        let within = if below.is_empty() { name.clone() } else { format!("{below}/{name}") };
+        if about.is_dir() && depth < MAX_DEPTH {
+            walk(&path, &within, depth + 1, listing)?;
+            listing.folders.insert(within);
+        } else if is_photo(&name) {
+            listing.photos.push(Photo { path: within, place: Place::File(path) });
+        } else if let Some(split) = split_of_tar(&name).filter(|_| depth == 0) {
+            let mut part = archive::list(&path)?;
+            part.strip_common_folder();
+            listing.append_below(split.folder(), part);
+        }
+    }
+    Ok(())
+}
+
+/// The split that a tar such as `train.tar` holds.
+fn split_of_tar(name: &str) -> Option<Split> {
+    has_extension(name, "tar").then(|| Path::new(name).file_stem()?.to_str().and_then(Split::from_name)).flatten()
+}
+
+impl Listing {
+    fn append_below(&mut self, folder: &str, part: Self) {
+        let below = |path: String| format!("{folder}/{path}");
+        self.folders.insert(folder.to_owned());
+        self.folders.extend(part.folders.into_iter().map(below));
+        self.photos.extend(part.photos.into_iter().map(|photo| Photo { path: below(photo.path), ..photo }));
+    }
+
+    /// Removes folders that hold everything else, such as the one that a tar was made of.
+    fn strip_common_folder(&mut self) {
+        while let Some(common) = self.common_folder() {
+            let strip = |path: &str| path[common.len()..].to_owned();
+            self.photos.iter_mut().for_each(|photo| photo.path = strip(&photo.path));
+            self.folders = self.folders.iter().filter_map(|path| path.strip_prefix(&common)).map(str::to_owned).collect();
+        }
+    }
+
+    /// The folder, with its slash, above all photos and folders, where class folders lie below it.
+    fn common_folder(&self) -> Option<String> {
+        let first = self.photos.first()?.path.split_once('/')?.0;
+        let common = format!("{first}/");
+        let below_class = |path: &str| path.strip_prefix(&common).is_some_and(|rest| rest.contains('/'));
+        let all = self.photos.iter().all(|photo| below_class(&photo.path))
+            && self.folders.iter().all(|path| path == first || path.starts_with(&common));
+        all.then_some(common)
+    }
+}
+
+impl Photo {
+    /// The photo's bytes, or `None` where it is drawn.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn read(&self) -> io::Result<Option<Vec<u8>>> {
+        match &self.place {
+            Place::File(path) => fs::read(path).map(Some),
+            Place::InTar { archive, offset, bytes } => {
+                let too_large = |_| io::Error::new(io::ErrorKind::InvalidData, "larger than memory");
+                let mut content = vec![0; usize::try_from(*bytes).map_err(too_large)?];
+                File::open(archive)?.read_exact_at(&mut content, *offset)?;
+                Ok(Some(content))
+            }
+            Place::Drawn { .. } => Ok(None),
+        }
+    }
+}
+
+/// Whether a name is that of a file or folder that no person put into the dataset.
+pub(super) fn is_hidden(name: &str) -> bool {
+    name.starts_with('.') || name == "lost+found" || name == "__MACOSX"
+}
+
+/// Whether the name is that of a photo.
+pub(super) fn is_photo(name: &str) -> bool {
+    PHOTO_EXTENSIONS.iter().any(|extension| has_extension(name, extension))
+}
+
+fn has_extension(name: &str, extension: &str) -> bool {
+    Path::new(name).extension().is_some_and(|found| found.eq_ignore_ascii_case(extension))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listing(paths: &[&str], folders: &[&str]) -> Listing {
+        let photo = |path: &&str| Photo { path: (*path).to_owned(), place: Place::File(PathBuf::from(path)) };
+        Listing {
+            photos: paths.iter().map(photo).collect(),
+            folders: folders.iter().map(|path| (*path).to_owned()).collect(),
+        }
+    }
+
+    fn stripped(paths: &[&str], folders: &[&str]) -> Vec<String> {
+        let mut listing = listing(paths, folders);
+        listing.strip_common_folder();
+        listing.photos.into_iter().map(|photo| photo.path).collect()
+    }
+
+    #[test]
+    fn folders_around_the_classes_are_stripped_and_classes_are_not() {
+        assert_eq!(stripped(&["set/v1/cat/a.jpg", "set/v1/dog/b.jpg"], &[]), ["cat/a.jpg", "dog/b.jpg"]);
+        assert_eq!(stripped(&["cat/a.jpg", "cat/b.jpg"], &[]), ["cat/a.jpg", "cat/b.jpg"]);
+    }
+
+    #[test]
+    fn an_empty_class_beside_a_nested_one_keeps_the_folders_as_they_are() {
+        assert_eq!(stripped(&["cat/sub/a.jpg"], &["cat", "cat/sub", "dog"]), ["cat/sub/a.jpg"]);
+    }
+
+    #[test]
+    fn a_tar_named_after_a_split_is_one() {
+        assert_eq!(split_of_tar("validation.tar"), Some(Split::Validation));
+        assert_eq!(split_of_tar("photos.tar"), None);
+        assert_eq!(split_of_tar("train.zip"), None);
+    }
+
+    #[test]
+    fn what_systems_leave_behind_is_no_photo() {
+        assert!(is_hidden("._a.jpg") && is_hidden("lost+found"));
+        assert!(is_photo("A.JPG") && !is_photo("notes.txt"));
+    }
+}

@@ -1,0 +1,108 @@
+//! What a network makes of labelled photos.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anneal_api::checkpoint::Preprocessing;
+use anneal_model::{Mode, Network};
+use tch::{Reduction, Tensor, no_grad};
+
+use crate::{
+    batches::{self, Batch, Pass},
+    data::load::Photos,
+    metrics::Confusion,
+    outcome::Error,
+};
+
+/// Photos in a batch; more would only cost memory.
+const BATCH: usize = 64;
+/// Targets that count for nothing; libtorch's default, and no label of ours.
+const IGNORED: i64 = -100;
+
+/// What a network made of labelled photos.
+#[derive(Clone, Debug)]
+pub struct Evaluation {
+    /// Mean cross entropy.
+    pub loss: f64,
+    /// Which class was taken for which.
+    pub confusion: Confusion,
+}
+
+/// Sums up over batches.
+pub struct Tally {
+    loss: f64,
+    confusion: Confusion,
+}
+
+impl Tally {
+    /// A tally without photos.
+    pub fn new(classes: usize) -> Self {
+        Self { loss: 0.0, confusion: Confusion::new(classes) }
+    }
+
+    /// Counts a batch by its mean loss, its logits and its labels.
+    ///
+    /// # Errors
+    /// When libtorch fails.
+    #[expect(clippy::cast_precision_loss, reason = "a count of photos")]
+    pub fn count(&mut self, loss: f64, logits: &Tensor, batch: &Batch) -> Result<(), Error> {
+        self.loss += loss * batch.len() as f64;
+        let predicted = Vec::<i64>::try_from(&logits.f_argmax(1, false)?)?;
+        for (actual, predicted) in batch.labels().zip(predicted) {
+            self.confusion.count(actual, usize::try_from(predicted).unwrap_or_default());
+        }
+        Ok(())
+    }
+
+    /// The mean loss so far.
+    #[expect(clippy::cast_precision_loss, reason = "a count of photos")]
+    pub fn loss(&self) -> f64 {
+        self.loss / self.confusion.total().max(1) as f64
+    }
+
+    /// The share of right answers so far.
+    pub fn accuracy(&self) -> f64 {
+        self.confusion.accuracy()
+    }
+}
+
+/// Mean cross entropy of logits.
+///
+/// # Errors
+/// When libtorch fails.
+pub fn cross_entropy(logits: &Tensor, labels: &Tensor, smoothing: f64) -> Result<Tensor, Error> {
+    Ok(logits.f_cross_entropy_loss::<Tensor>(labels, None, Reduction::Mean, IGNORED, smoothing)?)
+}
+
+/// Lets the network classify every photo.
+///
+/// # Errors
+/// When the network does not take the photos, libtorch fails, or the process was asked to stop.
+pub fn evaluate(
+    network: &Network,
+    photos: &Photos,
+    preprocessing: &Preprocessing,
+    threads: usize,
+    stop: &AtomicBool,
+) -> Result<Evaluation, Error> {
+    let mut tally = Tally::new(network.classes());
+    let pass = Pass {
+        photos,
+        order: (0..photos.len()).collect(),
+        batch_size: BATCH,
+        preprocessing,
+        change: None,
+        workers: batches::workers(threads),
+    };
+    batches::each(&pass, |batch| {
+        if stop.load(Ordering::Relaxed) {
+            return Err(Error::Interrupted("while photos were evaluated".to_owned()));
+        }
+        no_grad(|| {
+            let (images, labels) = batch.tensors()?;
+            let logits = network.forward(&images, Mode::Eval)?;
+            let loss = cross_entropy(&logits, &labels, 0.0)?.f_double_value(&[])?;
+            tally.count(loss, &logits, &batch)
+        })
+    })?;
+    Ok(Evaluation { loss: tally.loss(), confusion: tally.confusion })
+}

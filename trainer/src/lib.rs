@@ -1,0 +1,29 @@
+//! Anneal's trainer: photos in, a published classifier out.
+//!
+//! [`train::run`] tells the whole story; the other modules are its parts.
+
+pub mod augment;
+pub mod batches;
+pub mod charts;
+pub mod checkpoints;
+pub mod cli;
+pub mod config;
+pub mod data;
+pub mod evaluate;
+pub mod files;
+pub mod history;
+pub mod import;
+pub mod inspect;
+pub mod machine;
+pub mod metrics;
+pub mod optim;
+pub mod outcome;
+pub mod predict;
+pub mod progress;
+pub mod publish;
+pub mod report;
+pub mod rng;
+pub mod schedule;
+pub mod service;
+pub mod synthesize;
+pub mod train;

@@ -1,0 +1,312 @@
+//! Adam, `AdamW` and SGD as `torch.optim` defines them, with their state in PyTorch's layout, so that a run resumes
+//! exactly and PyTorch can go on from our checkpoints.
+
+use anneal_api::hyperparameters::{Hyperparameters, Optimizer as Kind};
+use anneal_model::{StateError, data_to_tensor, tensor_to_data};
+use anneal_pth::{DType, Dict, TensorData, Value};
+use tch::{TchError, Tensor, no_grad};
+
+const BETAS: (f64, f64) = (0.9, 0.999);
+const EPS: f64 = 1e-8;
+
+/// An optimiser over a fixed list of parameters.
+pub struct Optimizer {
+    kind: Kind,
+    learning_rate: f64,
+    weight_decay: f64,
+    momentum: f64,
+    parameters: Vec<Tensor>,
+    slots: Vec<Slot>,
+    steps: u32,
+}
+
+/// What an optimiser remembers of one parameter.
+struct Slot {
+    /// The moving average of gradients; SGD's momentum buffer.
+    average: Tensor,
+    /// The moving average of squared gradients, which SGD has not.
+    squares: Option<Tensor>,
+}
+
+/// A saved state does not fit the optimiser.
+#[derive(Debug, thiserror::Error)]
+pub enum OptimError {
+    /// It has another layout.
+    #[error("the checkpoint's optimizer_state_dict has no usable {0}; it was saved by another optimiser or for another network")]
+    Layout(String),
+    /// A tensor in it cannot be used.
+    #[error(transparent)]
+    Tensor(#[from] StateError),
+    /// libtorch refused an operation.
+    #[error("libtorch: {0}")]
+    Torch(#[from] TchError),
+}
+
+impl Optimizer {
+    /// An optimiser that has not made a step.
+    ///
+    /// # Errors
+    /// When memory is exhausted.
+    pub fn new(parameters: Vec<Tensor>, hyperparameters: &Hyperparameters) -> Result<Self, TchError> {
+        let kind = hyperparameters.optimizer;
+        let slot = |parameter: &Tensor| {
+            let zeros = || parameter.f_detach()?.f_zeros_like();
+            let squares = if kind == Kind::Sgd { None } else { Some(zeros()?) };
+            Ok::<_, TchError>(Slot { average: zeros()?, squares })
+        };
+        Ok(Self {
+            kind,
+            learning_rate: hyperparameters.learning_rate,
+            weight_decay: hyperparameters.weight_decay,
+            momentum: hyperparameters.momentum,
+            slots: parameters.iter().map(slot).collect::<Result<_, _>>()?,
+            parameters,
+            steps: 0,
+        })
+    }
+
+    /// Moves all parameters down the gradient of `loss`.
+    ///
+    /// # Errors
+    /// When libtorch fails.
+    pub fn step(&mut self, loss: &Tensor, learning_rate: f64) -> Result<(), TchError> {
+        let gradients = Tensor::f_run_backward(&[loss], &self.parameters, false, false)?;
+        self.apply(&gradients, learning_rate)
+    }
+
+    fn apply(&mut self, gradients: &[Tensor], learning_rate: f64) -> Result<(), TchError> {
+        self.learning_rate = learning_rate;
+        self.steps += 1;
+        no_grad(|| {
+            for ((parameter, slot), gradient) in self.parameters.iter().zip(&mut self.slots).zip(gradients) {
+                let mut parameter = parameter.shallow_clone();
+                let gradient = decayed(self.kind, &mut parameter, gradient, learning_rate, self.weight_decay)?;
+                match &mut slot.squares {
+                    Some(squares) => {
+                        adam(&mut parameter, &mut slot.average, squares, &gradient, learning_rate, self.steps)?;
+                    }
+                    None => nesterov(&mut parameter, &mut slot.average, &gradient, learning_rate, self.momentum)?,
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// The state as `Optimizer.state_dict()` gives it.
+    ///
+    /// # Errors
+    /// When libtorch fails.
+    pub fn state(&self) -> Result<Value, OptimError> {
+        let state = if self.steps == 0 { Vec::new() } else { self.slots_as_values()? };
+        Ok(Value::Dict(Dict::plain([
+            ("state", Value::Dict(Dict { ordered: false, entries: state })),
+            ("param_groups", Value::List(vec![Value::Dict(self.group())])),
+        ])))
+    }
+
+    /// Takes a state that [`Optimizer::state`] or PyTorch's optimiser of the same kind gave.
+    ///
+    /// # Errors
+    /// When it was saved by another optimiser or for another network.
+    pub fn load(&mut self, state: &Value) -> Result<(), OptimError> {
+        let layout = |what: &str| OptimError::Layout(what.to_owned());
+        let slots = state.as_dict().and_then(|dict| dict.get("state")).and_then(Value::as_dict);
+        let slots = slots.ok_or_else(|| layout("state"))?;
+        let mut steps = 0;
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            let index_key = i64::try_from(index).ok();
+            let saved = slots.entries.iter().find(|(key, _)| key.as_int() == index_key).and_then(|(_, v)| v.as_dict());
+            let saved = saved.ok_or_else(|| OptimError::Layout(format!("state[{index}]")))?;
+            let names = if slot.squares.is_some() { ("exp_avg", "exp_avg_sq") } else { ("momentum_buffer", "") };
+            restore(&mut slot.average, saved, names.0, index)?;
+            if let Some(squares) = &mut slot.squares {
+                restore(squares, saved, names.1, index)?;
+                steps = saved_step(saved).ok_or_else(|| OptimError::Layout(format!("state[{index}][\"step\"]")))?;
+            }
+        }
+        self.steps = steps.max(1);
+        Ok(())
+    }
+
+    fn slots_as_values(&self) -> Result<Vec<(Value, Value)>, OptimError> {
+        let step = f64::from(self.steps);
+        #[expect(clippy::cast_possible_truncation, reason = "PyTorch counts steps in float32 too")]
+        let step = TensorData::new(DType::F32, Vec::new(), (step as f32).to_le_bytes().to_vec());
+        let step = step.map_err(StateError::from)?;
+        let value = |slot: &Slot| -> Result<Value, OptimError> {
+            let average = Value::Tensor(tensor_to_data(&slot.average)?);
+            Ok(Value::Dict(match &slot.squares {
+                Some(squares) => Dict::plain([
+                    ("step", Value::Tensor(step.clone())),
+                    ("exp_avg", average),
+                    ("exp_avg_sq", Value::Tensor(tensor_to_data(squares)?)),
+                ]),
+                None => Dict::plain([("momentum_buffer", average)]),
+            }))
+        };
+        (0_i64..).zip(&self.slots).map(|(index, slot)| Ok((Value::Int(index), value(slot)?))).collect()
+    }
+
+    /// The one parameter group, with every default of PyTorch's.
+    fn group(&self) -> Dict {
+        let (yes, no, none) = (Value::Bool(true), Value::Bool(false), Value::None);
+        let lr = ("lr", Value::Float(self.learning_rate));
+        let decay = ("weight_decay", Value::Float(self.weight_decay));
+        let params = ("params", Value::List((0_i64..).zip(&self.parameters).map(|(index, _)| index.into()).collect()));
+        if self.kind == Kind::Sgd {
+            return Dict::plain([
+                lr,
+                ("momentum", Value::Float(self.momentum)),
+                ("dampening", Value::Int(0)),
+                decay,
+                ("nesterov", Value::Bool(self.momentum > 0.0)),
+                ("maximize", no.clone()),
+                ("foreach", none.clone()),
+                ("differentiable", no),
+                ("fused", none),
+                params,
+            ]);
+        }
+        Dict::plain([
+            lr,
+            ("betas", Value::Tuple(vec![BETAS.0.into(), BETAS.1.into()])),
+            ("eps", Value::Float(EPS)),
+            decay,
+            ("amsgrad", no.clone()),
+            ("maximize", no.clone()),
+            ("foreach", none.clone()),
+            ("capturable", no.clone()),
+            ("differentiable", no.clone()),
+            ("fused", none),
+            ("decoupled_weight_decay", if self.kind == Kind::AdamW { yes } else { no }),
+            params,
+        ])
+    }
+}
+
+/// Weight decay: `AdamW` shrinks the parameter itself, the others add to the gradient.
+fn decayed(kind: Kind, parameter: &mut Tensor, gradient: &Tensor, rate: f64, decay: f64) -> Result<Tensor, TchError> {
+    if decay == 0.0 {
+        return Ok(gradient.shallow_clone());
+    }
+    if kind == Kind::AdamW {
+        let _ = parameter.f_mul_scalar_(1.0 - rate * decay)?;
+        return Ok(gradient.shallow_clone());
+    }
+    gradient.f_add(&parameter.f_mul_scalar(decay)?)
+}
+
+fn adam(
+    parameter: &mut Tensor,
+    average: &mut Tensor,
+    squares: &mut Tensor,
+    gradient: &Tensor,
+    rate: f64,
+    step: u32,
+) -> Result<(), TchError> {
+    let step = f64::from(step);
+    let _ = average.f_lerp_(gradient, 1.0 - BETAS.0)?;
+    let _ = squares.f_mul_scalar_(BETAS.1)?.f_addcmul_(&gradient.f_mul_scalar(1.0 - BETAS.1)?, gradient)?;
+    let corrections = (1.0 - BETAS.0.powf(step), 1.0 - BETAS.1.powf(step));
+    let mut scale = squares.f_sqrt()?;
+    let scale = scale.f_div_scalar_(corrections.1.sqrt())?.f_add_scalar_(EPS)?;
+    let _ = parameter.f_addcdiv_(&average.f_mul_scalar(-rate / corrections.0)?, &scale)?;
+    Ok(())
+}
+
+fn nesterov(
+    parameter: &mut Tensor,
+    buffer: &mut Tensor,
+    gradient: &Tensor,
+    rate: f64,
+    momentum: f64,
+) -> Result<(), TchError> {
+    let _ = buffer.f_mul_scalar_(momentum)?.f_add_(gradient)?;
+    let ahead = gradient.f_add(&buffer.f_mul_scalar(momentum)?)?;
+    let _ = parameter.f_sub_(&ahead.f_mul_scalar(rate)?)?;
+    Ok(())
+}
+
+fn restore(target: &mut Tensor, saved: &Dict, name: &str, index: usize) -> Result<(), OptimError> {
+    let wrong = || OptimError::Layout(format!("state[{index}][{name:?}]"));
+    let source = data_to_tensor(saved.get(name).and_then(Value::as_tensor).ok_or_else(wrong)?)?;
+    // `copy_` would broadcast a wrong shape in silence.
+    if source.size() != target.size() {
+        return Err(wrong());
+    }
+    target.f_copy_(&source)?;
+    Ok(())
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count of steps, checked to be one")]
+fn saved_step(saved: &Dict) -> Option<u32> {
+    let bytes: [u8; 4] = saved.get("step")?.as_tensor()?.data().try_into().ok()?;
+    let step = f32::from_le_bytes(bytes);
+    (step >= 1.0 && step.fract() == 0.0).then_some(step as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Kind as Number;
+
+    use super::*;
+
+    /// Two steps at a learning rate of 0.1 from 1.0 with gradients 0.5 and -0.25.
+    fn two_steps(kind: Kind, weight_decay: f64) -> (f64, Optimizer) {
+        let parameter = Tensor::from_slice(&[1.0_f32]);
+        let spec = Hyperparameters { optimizer: kind, weight_decay, ..Hyperparameters::default() };
+        let mut optimizer = Optimizer::new(vec![parameter.shallow_clone()], &spec).expect("an optimiser");
+        for gradient in [0.5_f32, -0.25] {
+            optimizer.apply(&[Tensor::from_slice(&[gradient])], 0.1).expect("a step");
+        }
+        (parameter.double_value(&[0]), optimizer)
+    }
+
+    #[test]
+    fn adam_moves_as_computed_by_hand() {
+        // First step: both averages are corrected to the gradient itself, so the step is the learning rate: 0.9.
+        // Second: m = 0.9 * 0.05 - 0.1 * 0.25 = 0.02, v = 0.999 * 0.00025 + 0.001 * 0.0625 = 0.00031225;
+        // m / 0.19 = 0.105263, sqrt(v / 0.001999) = 0.395224; 0.9 - 0.1 * 0.266338 = 0.873366.
+        let (value, _) = two_steps(Kind::Adam, 0.0);
+        assert!((value - 0.873_366).abs() < 1e-5, "{value}");
+    }
+
+    #[test]
+    fn adamw_shrinks_the_parameter_apart_from_the_gradient() {
+        // 1 * 0.99 - 0.1 = 0.89; 0.89 * 0.99 - 0.026634 = 0.854466.
+        let (value, _) = two_steps(Kind::AdamW, 0.1);
+        assert!((value - 0.854_466).abs() < 1e-5, "{value}");
+    }
+
+    #[test]
+    fn sgd_looks_ahead_by_its_momentum() {
+        // b = 0.5: 1 - 0.1 * (0.5 + 0.45) = 0.905; b = 0.45 - 0.25 = 0.2: 0.905 - 0.1 * (-0.25 + 0.18) = 0.912.
+        let (value, _) = two_steps(Kind::Sgd, 0.0);
+        assert!((value - 0.912).abs() < 1e-6, "{value}");
+    }
+
+    #[test]
+    fn a_restored_optimiser_goes_on_as_if_nothing_had_been() {
+        for kind in [Kind::Adam, Kind::AdamW, Kind::Sgd] {
+            let (value, mut kept) = two_steps(kind, 0.01);
+            #[expect(clippy::cast_possible_truncation, reason = "it was a float32")]
+            let parameter = Tensor::from_slice(&[value as f32]);
+            let spec = Hyperparameters { optimizer: kind, weight_decay: 0.01, ..Hyperparameters::default() };
+            let mut restored = Optimizer::new(vec![parameter], &spec).expect("an optimiser");
+            restored.load(&kept.state().expect("a state")).expect("a fitting state");
+            for optimizer in [&mut kept, &mut restored] {
+                optimizer.apply(&[Tensor::from_slice(&[0.3_f32])], 0.05).expect("a step");
+            }
+            let last = |optimizer: &Optimizer| optimizer.parameters[0].to_kind(Number::Double).double_value(&[0]);
+            assert_eq!(last(&kept).to_bits(), last(&restored).to_bits(), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn another_optimisers_state_is_refused() {
+        let (_, sgd) = two_steps(Kind::Sgd, 0.0);
+        let (_, mut adam) = two_steps(Kind::Adam, 0.0);
+        let message = adam.load(&sgd.state().expect("a state")).expect_err("a refusal").to_string();
+        assert!(message.contains("exp_avg"), "{message}");
+    }
+}

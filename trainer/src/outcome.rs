@@ -1,0 +1,175 @@
+//! How a command ends: the failure's class, the termination message and the exit code.
+
+use std::{
+    any::Any,
+    fs::OpenOptions,
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use anneal_api::{failure::FailureClass, termination::TerminationMessage};
+use anneal_model::{CheckpointError, ModelError, StateError, preprocess::ImageError};
+use tch::TchError;
+
+use crate::{
+    config::ConfigError,
+    data::{DataError, load::LoadError},
+    optim::OptimError,
+};
+
+/// Why a command ended without a result.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The configuration cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The dataset cannot be used.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// A checkpoint cannot be read or written.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The network cannot be made or cannot take an input.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// An image cannot be used.
+    #[error("{path:?}: {source}")]
+    Image {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: ImageError,
+    },
+    /// The optimiser cannot go on.
+    #[error(transparent)]
+    Optim(#[from] OptimError),
+    /// libtorch refused an operation.
+    #[error("libtorch: {0}")]
+    Torch(#[from] TchError),
+    /// The loss is no number any more.
+    #[error(
+        "the {what} became {loss} in epoch {epoch} at step {step} with a learning rate of {learning_rate}; lower \
+         hyperparameters.learningRate, or use schedule Cosine, which warms up"
+    )]
+    Diverged {
+        /// Training or validation loss.
+        what: &'static str,
+        /// Its value.
+        loss: f64,
+        /// Epoch, counted from 1.
+        epoch: u32,
+        /// Optimiser step over all epochs, counted from 1.
+        step: u64,
+        /// Learning rate of the step.
+        learning_rate: f64,
+    },
+    /// The process was asked to stop.
+    #[error("stopped by SIGTERM {0}; the next attempt goes on from the newest checkpoint")]
+    Interrupted(String),
+    /// The file system refused.
+    #[error("{path:?} cannot be written: {source}")]
+    Write {
+        /// What could not be written.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The process itself is wrong.
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl From<LoadError> for Error {
+    fn from(error: LoadError) -> Self {
+        match error {
+            LoadError::Data(error) => Self::Data(error),
+            LoadError::Stopped => Self::Interrupted("while the dataset was loaded".to_owned()),
+        }
+    }
+}
+
+impl From<StateError> for Error {
+    fn from(error: StateError) -> Self {
+        Self::Checkpoint(error.into())
+    }
+}
+
+impl Error {
+    /// The error of a panic that reached the top.
+    pub fn from_panic(panic: &(dyn Any + Send)) -> Self {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a message");
+        Self::Internal(format!("the program failed: {text}"))
+    }
+
+    pub(crate) fn writing(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Write { path, source }
+    }
+
+    /// The class by which the failure is reported.
+    pub fn class(&self) -> FailureClass {
+        if self.is_out_of_memory() {
+            return FailureClass::OutOfMemory;
+        }
+        match self {
+            Self::Config(_) | Self::Model(ModelError::Classes(_) | ModelError::InputSize { .. }) => FailureClass::BadConfig,
+            Self::Data(error) => error.class(),
+            Self::Image { .. } => FailureClass::DataCorrupt,
+            Self::Checkpoint(error) if error.is_not_found() => FailureClass::ModelNotFound,
+            Self::Checkpoint(CheckpointError::Io { source, .. }) | Self::Write { source, .. } => class_of_io(source),
+            Self::Checkpoint(_) | Self::Optim(OptimError::Layout(_) | OptimError::Tensor(_)) => FailureClass::LoadFailed,
+            Self::Diverged { .. } => FailureClass::Diverged,
+            Self::Interrupted(_) => FailureClass::Interrupted,
+            Self::Model(_) | Self::Optim(OptimError::Torch(_)) | Self::Torch(_) | Self::Internal(_) => FailureClass::AppError,
+        }
+    }
+
+    /// libtorch tells of failed allocations in words only.
+    fn is_out_of_memory(&self) -> bool {
+        let torch = matches!(
+            self,
+            Self::Torch(_) | Self::Internal(_) | Self::Model(ModelError::Torch(_)) | Self::Optim(OptimError::Torch(_))
+        );
+        let text = if torch { self.to_string() } else { String::new() };
+        ["can't allocate memory", "not enough memory", "Cannot allocate memory"].iter().any(|words| text.contains(words))
+    }
+}
+
+fn class_of_io(error: &io::Error) -> FailureClass {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => FailureClass::DiskFull,
+        io::ErrorKind::OutOfMemory => FailureClass::OutOfMemory,
+        _ => FailureClass::AppError,
+    }
+}
+
+/// Writes the one message that the kubelet reads, where it asks for one or `path` names a file.
+///
+/// # Errors
+/// When the message cannot be written.
+pub fn write_message(message: &TerminationMessage, path: &Path) -> io::Result<()> {
+    let text = message.to_json()?;
+    // The kubelet mounts its file into the container: it is there already and cannot be replaced by another.
+    OpenOptions::new().write(true).truncate(true).create(true).open(path)?.write_all(text.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_and_a_full_memory_have_classes_of_their_own() {
+        let full = Error::writing("/output")(io::Error::from(io::ErrorKind::StorageFull));
+        assert_eq!(full.class(), FailureClass::DiskFull);
+        let torch = Error::Torch(TchError::Torch("DefaultCPUAllocator: can't allocate memory: you tried …".to_owned()));
+        assert_eq!(torch.class(), FailureClass::OutOfMemory);
+    }
+
+    #[test]
+    fn a_panic_keeps_its_words() {
+        let error = Error::from_panic(&"index out of bounds");
+        assert_eq!(error.class(), FailureClass::AppError);
+        assert!(error.to_string().contains("index out of bounds"));
+    }
+}

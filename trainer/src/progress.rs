@@ -1,0 +1,223 @@
+//! How far a run is: what `/progress` and `/metrics` answer, the bar on a terminal, and the lines in a log.
+
+use std::{
+    collections::VecDeque,
+    fmt::Write as _,
+    io::{IsTerminal, stderr},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use anneal_api::progress::Progress;
+use indicatif::{ProgressBar, ProgressStyle};
+use jiff::{SignedDuration, Timestamp};
+use tracing::info;
+
+use crate::history::Epoch;
+
+/// The rate is averaged over this time.
+const WINDOW: Duration = Duration::from_secs(10);
+/// Between two lines in a log.
+const QUIET: Duration = Duration::from_secs(10);
+
+/// What others read of a run's progress.
+pub type Shared = Arc<Mutex<Progress>>;
+
+/// Follows one run.
+pub struct Tracker {
+    shared: Shared,
+    recent: VecDeque<(Instant, i64)>,
+    images: i64,
+    last_line: Instant,
+    bar: ProgressBar,
+    on_terminal: bool,
+}
+
+/// A run that has not begun.
+pub fn not_begun(epochs: i32) -> Shared {
+    Arc::new(Mutex::new(Progress {
+        epoch: 0,
+        epochs,
+        step: 0,
+        steps: 0,
+        loss: None,
+        best: None,
+        images_per_second: None,
+        estimated_completion_time: None,
+        last_update_time: Timestamp::now(),
+    }))
+}
+
+/// A copy of what is shared.
+pub fn snapshot(shared: &Shared) -> Progress {
+    shared.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+/// A bar for counting photos while they are loaded; it stays hidden where no terminal is.
+pub fn loading_bar(photos: usize) -> ProgressBar {
+    bar(photos as u64, "decoding {bar:40} {pos}/{len} photos, {per_sec}, {eta} left")
+}
+
+fn bar(length: u64, template: &str) -> ProgressBar {
+    let bar = if stderr().is_terminal() { ProgressBar::new(length) } else { ProgressBar::hidden() };
+    ProgressStyle::with_template(template).map(|style| bar.clone().with_style(style)).unwrap_or(bar)
+}
+
+impl Tracker {
+    /// Follows a run that has done `epoch` epochs and `step` of `steps` optimiser steps.
+    pub fn new(shared: Shared, epoch: u32, step: u64, steps: u64, best: Option<f64>) -> Self {
+        let bar = bar(steps, "epoch {prefix} {bar:40} {pos}/{len} steps, {msg}, {eta} left");
+        bar.set_position(step);
+        bar.reset_eta();
+        let now = Instant::now();
+        let tracker = Self {
+            shared,
+            recent: VecDeque::from([(now, 0)]),
+            images: 0,
+            last_line: now,
+            bar,
+            on_terminal: stderr().is_terminal(),
+        };
+        tracker.change(|progress| {
+            progress.epoch = i32::try_from(epoch).unwrap_or(i32::MAX);
+            progress.step = whole(step);
+            progress.steps = whole(steps);
+            progress.best = best;
+        });
+        tracker
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Progress)) {
+        let mut progress = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut progress);
+        progress.last_update_time = Timestamp::now();
+    }
+
+    /// An optimiser step is done; `loss` is the mean of the epoch so far.
+    pub fn step(&mut self, images: usize, loss: f64) {
+        let now = Instant::now();
+        self.images += whole(images as u64);
+        self.recent.push_back((now, self.images));
+        while self.recent.len() > 2 && now - self.recent[0].0 > WINDOW {
+            self.recent.pop_front();
+        }
+        let (since, images_then) = self.recent[0];
+        let seconds = (now - since).as_secs_f64();
+        let rate = rate(self.images - images_then, seconds);
+        let steps_per_second = rate_of_steps(self.recent.len(), seconds);
+        self.change(|progress| {
+            progress.step += 1;
+            progress.loss = Some(loss);
+            progress.images_per_second = rate;
+            progress.estimated_completion_time = steps_per_second.and_then(|rate| finish(progress, rate));
+        });
+        self.bar.inc(1);
+        self.bar.set_message(format!("loss {loss:.4}, {:.0} images/s", rate.unwrap_or_default()));
+        if !self.on_terminal && now - self.last_line >= QUIET {
+            self.last_line = now;
+            let progress = snapshot(&self.shared);
+            info!(step = progress.step, steps = progress.steps, loss, images_per_second = rate, "training");
+        }
+    }
+
+    /// A new epoch begins, counted from 1; the time since the last step was for something else.
+    pub fn begin_epoch(&mut self, epoch: u32, epochs: u32) {
+        self.recent = VecDeque::from([(Instant::now(), self.images)]);
+        self.bar.set_prefix(format!("{epoch}/{epochs}"));
+    }
+
+    /// An epoch is done, counted from 1.
+    pub fn epoch(&mut self, epoch: u32, result: &Epoch, best: Option<f64>) {
+        self.change(|progress| {
+            progress.epoch = i32::try_from(epoch).unwrap_or(i32::MAX);
+            progress.loss = Some(result.train_loss);
+            progress.best = best;
+        });
+        self.last_line = Instant::now();
+        let Epoch { train_loss, train_acc, val_loss, val_acc } = *result;
+        let images_per_second = snapshot(&self.shared).images_per_second;
+        self.bar.suspend(|| {
+            info!(epoch, train_loss, train_acc, val_loss, val_acc, best, images_per_second, "epoch done");
+        });
+    }
+
+    /// Training is over.
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+fn whole(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts of images")]
+fn rate(images: i64, seconds: f64) -> Option<f64> {
+    (seconds > 0.0).then(|| images as f64 / seconds)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a count of steps")]
+fn rate_of_steps(points: usize, seconds: f64) -> Option<f64> {
+    (seconds > 0.0 && points > 1).then(|| (points - 1) as f64 / seconds)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a count of steps")]
+fn finish(progress: &Progress, steps_per_second: f64) -> Option<Timestamp> {
+    let left = (progress.steps - progress.step).max(0) as f64 / steps_per_second;
+    let left = SignedDuration::try_from_secs_f64(left.round()).ok()?;
+    Timestamp::now().checked_add(left).ok()
+}
+
+/// The progress in Prometheus' text format.
+pub fn metrics(progress: &Progress) -> String {
+    #[expect(clippy::cast_precision_loss, reason = "counts of steps")]
+    let (step, steps) = (progress.step as f64, progress.steps as f64);
+    let gauges = [
+        ("epoch", "Epochs that are done.", Some(f64::from(progress.epoch))),
+        ("epochs", "Epochs that the run will do.", Some(f64::from(progress.epochs))),
+        ("step", "Optimiser steps that are done.", Some(step)),
+        ("steps", "Optimiser steps that the run will do.", Some(steps)),
+        ("loss", "Mean training loss of the newest epoch.", progress.loss),
+        ("best_accuracy", "Best validation accuracy so far.", progress.best),
+        ("images_per_second", "Training images per second.", progress.images_per_second),
+    ];
+    gauges.into_iter().fold(String::new(), |mut text, (name, help, value)| {
+        if let Some(value) = value {
+            let name = format!("anneal_training_{name}");
+            // Writing to a String cannot fail.
+            let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}\n");
+        }
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RESULT: Epoch = Epoch { train_loss: 0.5, train_acc: 0.7, val_loss: 0.6, val_acc: 0.8 };
+
+    #[test]
+    fn a_run_is_followed_from_where_it_went_on() {
+        let shared = not_begun(4);
+        let mut tracker = Tracker::new(shared.clone(), 2, 20, 40, Some(0.75));
+        tracker.begin_epoch(3, 4);
+        for _ in 0..10 {
+            tracker.step(32, 0.6);
+        }
+        let progress = snapshot(&shared);
+        assert_eq!((progress.epoch, progress.step, progress.percent()), (2, 30, 75));
+        assert!(progress.images_per_second.is_some_and(|rate| rate > 0.0));
+        assert!(progress.estimated_completion_time.is_some());
+        tracker.epoch(3, &RESULT, Some(0.8));
+        let progress = snapshot(&shared);
+        assert_eq!((progress.epoch, progress.loss, progress.best), (3, Some(0.5), Some(0.8)));
+    }
+
+    #[test]
+    fn metrics_name_only_what_is_known() {
+        let text = metrics(&snapshot(&not_begun(4)));
+        assert!(text.contains("anneal_training_epochs 4\n"));
+        assert!(!text.contains("anneal_training_loss"));
+    }
+}
