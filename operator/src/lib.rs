@@ -1,1 +1,15 @@
 //! The controllers of `TrainingRun` and `ModelDeployment`.
+//!
+//! Each reconcile is five steps: observe (reads only), validate, plan (pure), apply, record. The crate never links
+//! libtorch: it knows the trainer and the server only by the contract in `anneal-api`.
+
+pub mod children;
+pub mod cluster;
+pub mod context;
+pub mod controller;
+pub mod health;
+pub mod metrics;
+pub mod model_deployment;
+pub mod options;
+pub mod progress;
+pub mod training_run;

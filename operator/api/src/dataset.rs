@@ -65,10 +65,14 @@ pub enum DatasetUriError {
     #[error("dataset.uri {0:?} names no claim; write pvc://CLAIM/PATH")]
     Claim(String),
     /// The path leaves its root or is not absolute.
-    #[error("dataset.uri {0:?}: the path must be absolute and without `..` parts; write file:///PATH or pvc://CLAIM/PATH")]
+    #[error(
+        "dataset.uri {0:?}: the path must be absolute and without `..` parts; write file:///PATH or pvc://CLAIM/PATH"
+    )]
     Path(String),
     /// A parameter of `synthetic://` is unknown or out of range.
-    #[error("dataset.uri {uri:?}: {problem}; write synthetic://?images=600&size=64&seed=0 (images 20 to 1000000, size 16 to 1024)")]
+    #[error(
+        "dataset.uri {uri:?}: {problem}; write synthetic://?images=600&size=64&seed=0 (images 20 to 1000000, size 16 to 1024)"
+    )]
     Synthetic {
         /// The whole URI.
         uri: String,

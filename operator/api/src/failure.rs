@@ -149,7 +149,9 @@ mod tests {
 
     #[test]
     fn an_exit_code_of_its_own_tells_the_class_back() {
-        for class in [FailureClass::BadConfig, FailureClass::Diverged, FailureClass::DiskFull, FailureClass::Interrupted] {
+        for class in
+            [FailureClass::BadConfig, FailureClass::Diverged, FailureClass::DiskFull, FailureClass::Interrupted]
+        {
             assert_eq!(FailureClass::from_exit_code(class.exit_code()), class);
         }
         assert_eq!(FailureClass::from_exit_code(1), FailureClass::AppError);

@@ -98,7 +98,9 @@ impl TerminationMessage {
         }
         let failure = match self {
             // Escapes can triple a message: cut it until it fits.
-            Self::Failure(failure) => Self::Failure(Failure { class: failure.class, message: cut(&failure.message, 400) }),
+            Self::Failure(failure) => {
+                Self::Failure(Failure { class: failure.class, message: cut(&failure.message, 400) })
+            }
             Self::Smoke(report) => Self::Smoke(report.shortened()),
             Self::Result(result) => Self::Result(RunResult { classes: Vec::new(), ..result.clone() }),
         };

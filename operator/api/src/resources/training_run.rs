@@ -209,7 +209,10 @@ impl From<Progress> for ProgressStatus {
             reported: Progress {
                 loss: reported.loss.filter(|v| v.is_finite()).map(round),
                 best: reported.best.filter(|v| v.is_finite()).map(round),
-                images_per_second: reported.images_per_second.filter(|v| v.is_finite()).map(|v| (v * 10.0).round() / 10.0),
+                images_per_second: reported
+                    .images_per_second
+                    .filter(|v| v.is_finite())
+                    .map(|v| (v * 10.0).round() / 10.0),
                 ..reported
             },
         }

@@ -1,0 +1,276 @@
+//! Every word with the API server: each call under a timeout, each write idempotent.
+
+use std::{fmt::Debug, future::Future, time::Duration};
+
+use anneal_api::names::OPERATOR;
+use k8s_openapi::NamespaceResourceScope;
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions},
+    core::Status,
+};
+use serde::{Serialize, de::DeserializeOwned};
+
+/// Longest time that one call may take. The client has no read timeout of its own, and retries 429 and 503 by itself.
+const TIMEOUT: Duration = Duration::from_secs(20);
+
+/// A call to the API server failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterError {
+    /// No answer came in time.
+    #[error("the API server did not answer {what} within {} s; it is tried again", TIMEOUT.as_secs())]
+    Timeout {
+        /// What was asked.
+        what: String,
+    },
+    /// The API server refused.
+    #[error("{what}: {source}")]
+    Api {
+        /// What was asked.
+        what: String,
+        /// Its answer.
+        source: Box<kube::Error>,
+    },
+    /// An object of that name exists and belongs to somebody else.
+    #[error(
+        "{kind} {name} already exists and does not belong to this {owner_kind}; delete or rename it, or rename the {owner_kind}"
+    )]
+    Foreign {
+        /// Kind of the object.
+        kind: String,
+        /// Name of the object.
+        name: String,
+        /// Kind of the resource that wanted to own it.
+        owner_kind: String,
+    },
+}
+
+impl ClusterError {
+    /// One word for a condition's reason.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Timeout { .. } => "ApiServerTimeout",
+            Self::Api { .. } => "ApiServerRefused",
+            Self::Foreign { .. } => "NameTaken",
+        }
+    }
+
+    /// Whether the user can mend it, so that it belongs into the status.
+    pub fn is_users(&self) -> bool {
+        match self {
+            Self::Foreign { .. } => true,
+            Self::Api { .. } => self.says(Status::is_forbidden) || self.says(Status::is_invalid),
+            Self::Timeout { .. } => false,
+        }
+    }
+
+    /// Whether the API server's answer is of this kind.
+    pub fn says(&self, is: impl Fn(&Status) -> bool) -> bool {
+        matches!(self, Self::Api { source, .. } if matches!(source.as_ref(), kube::Error::Api(status) if is(status)))
+    }
+}
+
+/// What a namespaced Kubernetes type must be able to do here.
+pub trait Object:
+    Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned + Serialize
+{
+}
+impl<K> Object for K where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned + Serialize
+{
+}
+
+async fn bounded<T>(what: String, call: impl Future<Output = kube::Result<T>>) -> Result<T, ClusterError> {
+    match tokio::time::timeout(TIMEOUT, call).await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(source)) => Err(ClusterError::Api { what, source: Box::new(source) }),
+        Err(_) => Err(ClusterError::Timeout { what }),
+    }
+}
+
+fn api<K: Object>(client: &Client, namespace: &str) -> Api<K> {
+    Api::namespaced(client.clone(), namespace)
+}
+
+fn what<K: Object>(verb: &str, name: &str) -> String {
+    format!("{verb} {} {name}", K::kind(&()))
+}
+
+/// Reads an object; `None` where there is none of that name.
+///
+/// # Errors
+/// When the API server does not answer or refuses.
+pub async fn get<K: Object>(client: &Client, namespace: &str, name: &str) -> Result<Option<K>, ClusterError> {
+    bounded(what::<K>("get", name), api::<K>(client, namespace).get_opt(name)).await
+}
+
+/// Lists the objects that carry the labels.
+///
+/// # Errors
+/// When the API server does not answer or refuses.
+pub async fn list<K: Object>(client: &Client, namespace: &str, labels: &str) -> Result<Vec<K>, ClusterError> {
+    let params = ListParams::default().labels(labels);
+    Ok(bounded(what::<K>("list", labels), api::<K>(client, namespace).list(&params)).await?.items)
+}
+
+/// Creates an object. One that exists already is fine where it has the same controller, and is returned.
+///
+/// # Errors
+/// [`ClusterError::Foreign`] where the existing one belongs to somebody else; otherwise as [`get`].
+pub async fn create<K: Object>(client: &Client, namespace: &str, object: &K) -> Result<K, ClusterError> {
+    let name = object.name_any();
+    let params = PostParams { field_manager: Some(OPERATOR.to_owned()), ..PostParams::default() };
+    match bounded(what::<K>("create", &name), api::<K>(client, namespace).create(&params, object)).await {
+        Err(problem) if problem.says(Status::is_already_exists) => {
+            let existing: Option<K> = get(client, namespace, &name).await?;
+            match existing {
+                Some(existing) if same_controller(&existing, object) => Ok(existing),
+                Some(_) => Err(foreign(object)),
+                // Deleted between the two calls: the next reconcile creates it.
+                None => Err(problem),
+            }
+        }
+        other => other,
+    }
+}
+
+/// Server-side apply of what the operator owns of an object. An existing one must have the same controller.
+///
+/// # Errors
+/// [`ClusterError::Foreign`] where `existing` belongs to somebody else; otherwise as [`get`].
+pub async fn apply<K: Object>(
+    client: &Client,
+    namespace: &str,
+    object: &K,
+    existing: Option<&K>,
+) -> Result<K, ClusterError> {
+    if existing.is_some_and(|existing| !same_controller(existing, object)) {
+        return Err(foreign(object));
+    }
+    let name = object.name_any();
+    let params = PatchParams::apply(OPERATOR).force();
+    bounded(what::<K>("apply", &name), api::<K>(client, namespace).patch(&name, &params, &Patch::Apply(object))).await
+}
+
+/// A JSON merge patch of an object.
+///
+/// # Errors
+/// When the API server does not answer or refuses; a `resourceVersion` in the patch makes it a precondition.
+pub async fn merge<K: Object>(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    patch: &serde_json::Value,
+) -> Result<K, ClusterError> {
+    let params = PatchParams { field_manager: Some(OPERATOR.to_owned()), ..PatchParams::default() };
+    bounded(what::<K>("patch", name), api::<K>(client, namespace).patch(name, &params, &Patch::Merge(patch))).await
+}
+
+/// Sets the replicas of an object through its scale subresource.
+///
+/// # Errors
+/// When the API server does not answer or refuses.
+pub async fn scale<K: Object>(client: &Client, namespace: &str, name: &str, replicas: i32) -> Result<(), ClusterError> {
+    let patch = serde_json::json!({"spec": {"replicas": replicas}});
+    let params = PatchParams { field_manager: Some(OPERATOR.to_owned()), ..PatchParams::default() };
+    let api = api::<K>(client, namespace);
+    bounded(what::<K>("scale", name), api.patch_scale(name, &params, &Patch::Merge(&patch))).await.map(|_| ())
+}
+
+/// Deletes an object and, in the background, what it owns. One that is gone already is fine.
+///
+/// # Errors
+/// When the API server does not answer or refuses.
+pub async fn delete<K: Object>(client: &Client, namespace: &str, object: &K) -> Result<(), ClusterError> {
+    let name = object.name_any();
+    let params = DeleteParams {
+        // Of two objects of one name, only the one that was looked at.
+        preconditions: Some(Preconditions { uid: object.uid(), resource_version: None }),
+        ..DeleteParams::background()
+    };
+    match bounded(what::<K>("delete", &name), api::<K>(client, namespace).delete(&name, &params)).await {
+        Err(problem) if problem.says(Status::is_not_found) || problem.says(Status::is_conflict) => Ok(()),
+        other => other.map(|_| ()),
+    }
+}
+
+/// Replaces the status of a resource. The `resourceVersion` of what was observed is a precondition, so that a status
+/// that was derived from an old spec is never written over a newer one.
+///
+/// # Errors
+/// When the API server does not answer or refuses.
+pub async fn write_status<K: Object, S: Serialize + Debug>(
+    client: &Client,
+    observed: &K,
+    status: &S,
+) -> Result<(), ClusterError> {
+    let name = observed.name_any();
+    let namespace = observed.namespace().unwrap_or_default();
+    let api = api::<K>(client, &namespace);
+    let params = PostParams { field_manager: Some(OPERATOR.to_owned()), ..PostParams::default() };
+    bounded(what::<K>("write status of", &name), async {
+        let mut object = serde_json::to_value(observed).map_err(kube::Error::SerdeError)?;
+        object["status"] = serde_json::to_value(status).map_err(kube::Error::SerdeError)?;
+        let mut object: K = serde_json::from_value(object).map_err(kube::Error::SerdeError)?;
+        object.meta_mut().managed_fields = None;
+        api.replace_status(&name, &params, &object).await
+    })
+    .await
+    .map(|_| ())
+}
+
+/// Whether two objects name the same controller.
+fn same_controller<K: Resource>(a: &K, b: &K) -> bool {
+    let controller = |object: &K| {
+        object
+            .owner_references()
+            .iter()
+            .find(|reference| reference.controller == Some(true))
+            .map(|reference| reference.uid.clone())
+    };
+    controller(a).is_some() && controller(a) == controller(b)
+}
+
+fn foreign<K: Object>(object: &K) -> ClusterError {
+    let owner_kind = object.owner_references().first().map_or_else(|| "resource".to_owned(), |o| o.kind.clone());
+    ClusterError::Foreign { kind: K::kind(&()).into_owned(), name: object.name_any(), owner_kind }
+}
+
+/// Whether everything that `desired` says is so in `observed`, so that applying it would change nothing.
+///
+/// Objects are compared key by key; lists must have the same length. What the API server or others added is ignored.
+pub fn says_the_same(desired: &impl Serialize, observed: &impl Serialize) -> bool {
+    fn within(desired: &serde_json::Value, observed: &serde_json::Value) -> bool {
+        use serde_json::Value::{Array, Null, Object};
+        match (desired, observed) {
+            (Null, _) => true,
+            (Object(desired), Object(observed)) => {
+                desired.iter().all(|(key, value)| observed.get(key).is_some_and(|other| within(value, other)))
+            }
+            (Array(desired), Array(observed)) => {
+                desired.len() == observed.len() && desired.iter().zip(observed).all(|(a, b)| within(a, b))
+            }
+            (desired, observed) => desired == observed,
+        }
+    }
+    match (serde_json::to_value(desired), serde_json::to_value(observed)) {
+        (Ok(desired), Ok(observed)) => within(&desired, &observed),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_others_added_is_no_difference() {
+        let desired = json!({"spec": {"ports": [{"port": 80}]}, "empty": null});
+        assert!(says_the_same(&desired, &json!({"spec": {"ports": [{"port": 80, "protocol": "TCP"}]}, "status": {}})));
+        assert!(!says_the_same(&desired, &json!({"spec": {"ports": [{"port": 81}]}})));
+        assert!(!says_the_same(&desired, &json!({"spec": {"ports": [{"port": 80}, {"port": 81}]}})));
+        assert!(!says_the_same(&desired, &json!({})));
+    }
+}

@@ -1,0 +1,141 @@
+//! What the controllers have in common: when a watch wakes them, how a failure backs off, what is logged.
+
+use std::{fmt::Debug, future::Future, sync::Arc, time::Duration};
+
+use futures::StreamExt;
+use jiff::Timestamp;
+use kube::{
+    Api, Resource, ResourceExt,
+    runtime::{
+        controller::{self, Action, Controller},
+        reflector::ObjectRef,
+        watcher,
+    },
+};
+use serde::de::DeserializeOwned;
+use tracing::{Instrument, debug, error, info_span, warn};
+
+use crate::{cluster::Object, context::Context};
+
+/// Longest sleep of an object that nothing wakes: a watch event that got lost is made up for by then.
+pub const RESYNC: Duration = Duration::from_mins(5);
+
+/// When to look at an object again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wake {
+    /// At this time, or earlier when something changes.
+    At(Timestamp),
+    /// When something changes, and after [`RESYNC`] at the latest.
+    OnChange,
+    /// Only when something changes: the object has reached its end.
+    Never,
+}
+
+impl Wake {
+    /// The earlier of two.
+    #[must_use]
+    pub fn or_at(self, time: Timestamp) -> Self {
+        match self {
+            Self::At(own) => Self::At(own.min(time)),
+            Self::OnChange | Self::Never => Self::At(time),
+        }
+    }
+
+    /// As kube-runtime takes it.
+    pub fn action(self, now: Timestamp) -> Action {
+        match self {
+            Self::At(time) => {
+                let wait = Duration::try_from(time.duration_since(now)).unwrap_or(Duration::ZERO);
+                // Never at once: a deadline that has just passed must not spin.
+                Action::requeue(wait.clamp(Duration::from_millis(200), RESYNC))
+            }
+            Self::OnChange => Action::requeue(RESYNC),
+            Self::Never => Action::await_change(),
+        }
+    }
+}
+
+/// Watches that give up before a load balancer drops them in silence.
+pub fn watch() -> watcher::Config {
+    watcher::Config::default().timeout(200)
+}
+
+/// An API over one namespace, or over all of them.
+pub fn api<K: Object>(context: &Context, namespace: Option<&str>) -> Api<K> {
+    match namespace {
+        Some(namespace) => Api::namespaced(context.client.clone(), namespace),
+        None => Api::all(context.client.clone()),
+    }
+}
+
+/// Runs one reconcile: under a span, timed, counted, its failures backed off by key.
+///
+/// # Errors
+/// What `reconcile` gives.
+pub async fn observed<K, E, F>(
+    kind: &'static str,
+    object: Arc<K>,
+    context: Arc<Context>,
+    reconcile: F,
+) -> Result<Action, E>
+where
+    K: Object,
+    F: Future<Output = Result<Action, E>>,
+{
+    let key = key(kind, object.as_ref());
+    let span = info_span!("reconcile", kind, namespace = object.namespace(), name = object.name_any());
+    let start = std::time::Instant::now();
+    let result = reconcile.instrument(span).await;
+    context.metrics.reconciled(kind, result.is_ok(), start.elapsed().as_secs_f64());
+    if result.is_ok() {
+        context.succeeded(&key);
+    }
+    result
+}
+
+/// Logs a failure and says when to try again.
+pub fn back_off<K: Object, E: std::fmt::Display>(
+    kind: &'static str,
+    object: &K,
+    problem: &E,
+    context: &Context,
+) -> Action {
+    let wait = context.failed(&key(kind, object));
+    warn!(kind, namespace = object.namespace(), name = object.name_any(), %problem, ?wait, "a reconcile failed and is tried again");
+    Action::requeue(wait)
+}
+
+fn key<K: Object>(kind: &str, object: &K) -> String {
+    format!("{kind}/{}/{}", object.namespace().unwrap_or_default(), object.name_any())
+}
+
+/// What a controller's stream says; nothing of it may go unseen, or a missing right would be silent.
+pub fn log<K, E>(result: Result<(ObjectRef<K>, Action), controller::Error<E, watcher::Error>>)
+where
+    K: Resource<DynamicType = ()> + Debug,
+    E: std::error::Error + 'static,
+{
+    match result {
+        Ok((object, action)) => debug!(%object, ?action, "reconciled"),
+        // Deleted in the meantime: nothing is left to do.
+        Err(controller::Error::ObjectNotFound(object)) => debug!(%object, "gone"),
+        // Logged with its object by the error policy.
+        Err(controller::Error::ReconcilerFailed(..)) => {}
+        Err(problem) => error!(%problem, "a watch of the controller failed; it is started again"),
+    }
+}
+
+/// Drives a controller until it ends.
+pub async fn drive<K, E, F, Fut>(
+    controller: Controller<K>,
+    reconcile: F,
+    policy: impl Fn(Arc<K>, &E, Arc<Context>) -> Action + Send + Sync + 'static,
+    context: Arc<Context>,
+) where
+    K: Object + Resource<DynamicType = ()> + DeserializeOwned + Send + Sync + 'static,
+    E: std::error::Error + Send + 'static,
+    F: Fn(Arc<K>, Arc<Context>) -> Fut + Send + 'static,
+    Fut: Future<Output = Result<Action, E>> + Send + 'static,
+{
+    controller.run(reconcile, policy, context).for_each(|result| async move { log(result) }).await;
+}

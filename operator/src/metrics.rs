@@ -1,0 +1,124 @@
+//! The operator's own metrics, in the style of Kubernetes' Job controller: no label that grows with the objects.
+
+use prometheus::{Encoder, HistogramVec, IntCounterVec, Registry, TextEncoder, histogram_opts, opts};
+
+/// Counters and histograms of the operator.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    registry: Registry,
+    reconciles: IntCounterVec,
+    reconcile_seconds: HistogramVec,
+    runs_finished: IntCounterVec,
+    attempts: IntCounterVec,
+    rollouts: IntCounterVec,
+    progress_reads: IntCounterVec,
+}
+
+impl Metrics {
+    /// Registers every metric in a registry of its own.
+    ///
+    /// # Errors
+    /// When two metrics have one name.
+    pub fn new() -> Result<Self, prometheus::Error> {
+        let counter = |name: &str, help: &str, labels: &[&str]| IntCounterVec::new(opts!(name, help), labels);
+        let metrics = Self {
+            registry: Registry::new(),
+            reconciles: counter(
+                "anneal_reconciles_total",
+                "Reconciles by kind and result (success or error).",
+                &["kind", "result"],
+            )?,
+            reconcile_seconds: HistogramVec::new(
+                histogram_opts!(
+                    "anneal_reconcile_duration_seconds",
+                    "Time that one reconcile took.",
+                    vec![0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0]
+                ),
+                &["kind"],
+            )?,
+            runs_finished: counter(
+                "anneal_training_runs_finished_total",
+                "Training runs that ended, by result (succeeded or failed).",
+                &["result"],
+            )?,
+            attempts: counter(
+                "anneal_training_attempts_failed_total",
+                "Attempts of training runs that failed, by failure class.",
+                &["class"],
+            )?,
+            rollouts: counter(
+                "anneal_rollouts_total",
+                "Rollouts of model deployments that ended, by result (promoted or rejected).",
+                &["result"],
+            )?,
+            progress_reads: counter(
+                "anneal_progress_reads_total",
+                "Reads of training pods' progress, by result (success or error).",
+                &["result"],
+            )?,
+        };
+        let collectors: [Box<dyn prometheus::core::Collector>; 6] = [
+            Box::new(metrics.reconciles.clone()),
+            Box::new(metrics.reconcile_seconds.clone()),
+            Box::new(metrics.runs_finished.clone()),
+            Box::new(metrics.attempts.clone()),
+            Box::new(metrics.rollouts.clone()),
+            Box::new(metrics.progress_reads.clone()),
+        ];
+        for collector in collectors {
+            metrics.registry.register(collector)?;
+        }
+        Ok(metrics)
+    }
+
+    /// Counts one reconcile.
+    pub fn reconciled(&self, kind: &str, success: bool, seconds: f64) {
+        self.reconciles.with_label_values(&[kind, if success { "success" } else { "error" }]).inc();
+        self.reconcile_seconds.with_label_values(&[kind]).observe(seconds);
+    }
+
+    /// Counts a training run that ended.
+    pub fn run_finished(&self, succeeded: bool) {
+        self.runs_finished.with_label_values(&[if succeeded { "succeeded" } else { "failed" }]).inc();
+    }
+
+    /// Counts an attempt that failed.
+    pub fn attempt_failed(&self, class: &str) {
+        self.attempts.with_label_values(&[class]).inc();
+    }
+
+    /// Counts a rollout that ended.
+    pub fn rollout_finished(&self, promoted: bool) {
+        self.rollouts.with_label_values(&[if promoted { "promoted" } else { "rejected" }]).inc();
+    }
+
+    /// Counts a read of a pod's progress.
+    pub fn progress_read(&self, success: bool) {
+        self.progress_reads.with_label_values(&[if success { "success" } else { "error" }]).inc();
+    }
+
+    /// Everything in Prometheus' text format.
+    ///
+    /// # Errors
+    /// When a metric cannot be written as text.
+    pub fn text(&self) -> Result<Vec<u8>, prometheus::Error> {
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        Ok(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_counted_is_in_the_text() {
+        let metrics = Metrics::new().expect("unique names");
+        metrics.reconciled("trainingrun", true, 0.01);
+        metrics.run_finished(false);
+        let text = String::from_utf8(metrics.text().expect("text")).expect("utf-8");
+        assert!(text.contains(r#"anneal_reconciles_total{kind="trainingrun",result="success"} 1"#), "{text}");
+        assert!(text.contains(r#"anneal_training_runs_finished_total{result="failed"} 1"#), "{text}");
+    }
+}

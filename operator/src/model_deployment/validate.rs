@@ -1,0 +1,243 @@
+//! A spec that the planner need not doubt: defaults resolved, contradictions refused with a word on what to do.
+
+use anneal_api::resources::{Autoscaling, ModelDeployment, ModelSource, PodTemplate, ServiceSpec, SmokeTest};
+use jiff::SignedDuration;
+use kube::ResourceExt;
+use serde_json::json;
+
+use super::revision::{ModelFile, short_hash};
+
+/// Longest name; the names of Deployments, Services and Jobs are made from it.
+const MAX_NAME: usize = 40;
+
+/// What a spec asks for, checked. Only [`validate`] makes one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ValidDeployment {
+    /// Name of the resource.
+    pub name: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// Where the checkpoint comes from.
+    pub model: Model,
+    /// What a revision must pass.
+    pub gate: ValidGate,
+    /// How many pods.
+    pub size: Size,
+    /// The Service in front of them.
+    pub service: ServiceSpec,
+    /// What the user says about the pods.
+    pub pods: PodTemplate,
+    /// Former revisions that are kept.
+    pub history: usize,
+    /// Time that a rollout may take.
+    pub deadline: SignedDuration,
+}
+
+/// Where the checkpoint comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Model {
+    /// What this `TrainingRun` published.
+    Run(String),
+    /// A file on a claim.
+    File(ModelFile),
+}
+
+/// What a revision must pass before it gets traffic.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ValidGate {
+    /// Least accuracy of the training run.
+    pub min_accuracy: Option<f64>,
+    /// Questions to the pods.
+    pub smoke: SmokeTest,
+    /// Time that the former revision is held.
+    pub soak: SignedDuration,
+    /// Changes with everything that may turn a rejection into a promotion.
+    pub hash: String,
+}
+
+/// How many pods.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Size {
+    /// This many.
+    Fixed(i32),
+    /// As many as the load asks for.
+    Auto(Autoscaling),
+}
+
+impl Size {
+    /// Least number of pods that a revision needs to take the traffic. A gate needs a pod, also where none is wanted.
+    pub fn least(&self) -> i32 {
+        match self {
+            Self::Fixed(replicas) => (*replicas).max(1),
+            Self::Auto(autoscaling) => autoscaling.min_replicas,
+        }
+    }
+
+    /// The number that the serving revision must be brought to; `None` where it may stay as it is.
+    pub fn correction(&self, replicas: i32) -> Option<i32> {
+        match self {
+            Self::Fixed(wanted) => Some(*wanted).filter(|wanted| *wanted != replicas),
+            // Everything above is the autoscaler's; at zero it would never start.
+            Self::Auto(autoscaling) => Some(autoscaling.min_replicas).filter(|least| replicas < *least),
+        }
+    }
+}
+
+/// The spec cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SpecError {
+    /// The name is too long for the names made from it.
+    #[error("metadata.name {0:?} has more than {MAX_NAME} characters; create the ModelDeployment under a shorter name")]
+    Name(String),
+    /// No checkpoint, or two.
+    #[error("spec.model must name either trainingRunRef, or claimName with path and sha256")]
+    Model,
+    /// The path leaves the claim.
+    #[error("spec.model.path {0:?} must be relative to the claim's root and without `..` parts")]
+    Path(String),
+    /// Two ways of sizing.
+    #[error("spec has both replicas and autoscaling; remove one of them")]
+    Size,
+    /// No pods fit between the bounds.
+    #[error("spec.autoscaling.minReplicas {least} is above maxReplicas {most}; lower the one or raise the other")]
+    Bounds {
+        /// The lower bound.
+        least: i32,
+        /// The upper bound.
+        most: i32,
+    },
+    /// The accuracy of a file is not known.
+    #[error("spec.gate.minAccuracy needs spec.model.trainingRunRef: nothing is known about the accuracy of a file")]
+    Accuracy,
+    /// Two cases of one name could not be told apart in the report.
+    #[error("spec.gate.smokeTest.cases has two cases named {0:?}; give each its own name")]
+    Case(String),
+}
+
+impl SpecError {
+    /// One word for a condition's reason.
+    pub fn reason(&self) -> &'static str {
+        "InvalidSpec"
+    }
+}
+
+/// Checks a spec and resolves its defaults.
+///
+/// # Errors
+/// The first thing in the spec that cannot be used.
+pub fn validate(deployment: &ModelDeployment) -> Result<ValidDeployment, SpecError> {
+    let spec = &deployment.spec;
+    let name = deployment.name_any();
+    if name.len() > MAX_NAME {
+        return Err(SpecError::Name(name));
+    }
+    let model = model(&spec.model)?;
+    if spec.gate.min_accuracy.is_some() && matches!(model, Model::File(_)) {
+        return Err(SpecError::Accuracy);
+    }
+    Ok(ValidDeployment {
+        name,
+        namespace: deployment.namespace().unwrap_or_default(),
+        model,
+        gate: ValidGate {
+            min_accuracy: spec.gate.min_accuracy,
+            smoke: smoke(&spec.gate.smoke_test)?,
+            soak: SignedDuration::from_secs(spec.gate.soak_seconds.max(0).into()),
+            hash: short_hash(&json!([
+                spec.gate.min_accuracy,
+                spec.gate.smoke_test,
+                spec.progress_deadline_seconds
+            ])),
+        },
+        size: size(spec.replicas, spec.autoscaling.as_ref())?,
+        service: spec.service.clone(),
+        pods: spec.pod_template.clone(),
+        history: usize::try_from(spec.revision_history_limit).unwrap_or_default(),
+        deadline: SignedDuration::from_secs(spec.progress_deadline_seconds.max(1).into()),
+    })
+}
+
+fn model(source: &ModelSource) -> Result<Model, SpecError> {
+    match (&source.training_run_ref, &source.claim_name, &source.path, &source.sha256) {
+        (Some(run), None, None, None) => Ok(Model::Run(run.name.clone())),
+        (None, Some(claim_name), Some(path), Some(sha256)) => {
+            if path.starts_with('/') || path.split('/').any(|part| part == "..") {
+                return Err(SpecError::Path(path.clone()));
+            }
+            let (claim_name, path, sha256) = (claim_name.clone(), path.clone(), sha256.clone());
+            Ok(Model::File(ModelFile { claim_name, path, sha256 }))
+        }
+        _ => Err(SpecError::Model),
+    }
+}
+
+fn size(replicas: Option<i32>, autoscaling: Option<&Autoscaling>) -> Result<Size, SpecError> {
+    let autoscaling = match (replicas, autoscaling) {
+        (Some(_), Some(_)) => return Err(SpecError::Size),
+        (Some(replicas), None) => return Ok(Size::Fixed(replicas.max(0))),
+        (None, autoscaling) => autoscaling.cloned().unwrap_or_default(),
+    };
+    if autoscaling.min_replicas > autoscaling.max_replicas {
+        return Err(SpecError::Bounds { least: autoscaling.min_replicas, most: autoscaling.max_replicas });
+    }
+    Ok(Size::Auto(autoscaling))
+}
+
+fn smoke(test: &SmokeTest) -> Result<SmokeTest, SpecError> {
+    for (i, case) in test.cases.iter().enumerate() {
+        if test.cases[..i].iter().any(|other| other.name == case.name) {
+            return Err(SpecError::Case(case.name.clone()));
+        }
+    }
+    Ok(test.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model_deployment::fixtures::deployment;
+
+    fn refuses(spec: serde_json::Value, what: &str) {
+        let problem = validate(&deployment(spec)).expect_err("refused").to_string();
+        assert!(problem.contains(what), "{problem}");
+    }
+
+    #[test]
+    fn a_spec_that_says_nothing_about_size_gets_two_to_ten_pods() {
+        let valid = validate(&deployment(serde_json::json!({"model": {"trainingRunRef": {"name": "run"}}})));
+        assert_eq!(valid.expect("valid").size, Size::Auto(Autoscaling::default()));
+    }
+
+    #[test]
+    fn contradictions_are_refused_with_what_to_do() {
+        let file = serde_json::json!({"claimName": "c", "path": "m.pth", "sha256": "a".repeat(64)});
+        refuses(serde_json::json!({"model": {}}), "either trainingRunRef");
+        refuses(serde_json::json!({"model": {"trainingRunRef": {"name": "r"}, "claimName": "c"}}), "either");
+        refuses(serde_json::json!({"model": file, "replicas": 1, "autoscaling": {}}), "remove one");
+        refuses(serde_json::json!({"model": file, "gate": {"minAccuracy": 0.9}}), "trainingRunRef");
+        let mut outside = file.clone();
+        outside["path"] = "../m.pth".into();
+        refuses(serde_json::json!({"model": outside}), "relative");
+        let case = serde_json::json!({"name": "cat", "image": {"configMapKeyRef": {"name": "c", "key": "k"}}});
+        refuses(serde_json::json!({"model": file, "gate": {"smokeTest": {"cases": [case, case]}}}), "two cases");
+    }
+
+    #[test]
+    fn a_longer_soak_gives_a_rejected_revision_no_second_chance() {
+        let hash = |gate: serde_json::Value| {
+            let spec = serde_json::json!({"model": {"trainingRunRef": {"name": "r"}}, "gate": gate});
+            validate(&deployment(spec)).expect("valid").gate.hash
+        };
+        let plain = hash(serde_json::json!({}));
+        assert_eq!(plain, hash(serde_json::json!({"soakSeconds": 5})));
+        assert_ne!(plain, hash(serde_json::json!({"minAccuracy": 0.5})));
+        assert_ne!(plain, hash(serde_json::json!({"smokeTest": {"retries": 5}})));
+    }
+
+    #[test]
+    fn the_autoscaler_is_corrected_only_below_its_least() {
+        let auto = Size::Auto(Autoscaling::default());
+        assert_eq!((auto.correction(1), auto.correction(5), auto.correction(50)), (Some(2), None, None));
+        assert_eq!((Size::Fixed(3).correction(5), Size::Fixed(3).correction(3)), (Some(3), None));
+    }
+}

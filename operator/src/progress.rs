@@ -1,0 +1,212 @@
+//! Reads training pods' progress beside the reconciles: bounded in time, size and number, so that a slow or broken pod
+//! holds up nobody.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use anneal_api::{
+    names::PROGRESS_PORT,
+    progress::{MAX_BYTES, Progress},
+    resources::TrainingRun,
+};
+use futures::{StreamExt, channel::mpsc};
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::body::Bytes;
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use kube::runtime::reflector::ObjectRef;
+use tracing::debug;
+
+use crate::{
+    context::{Context, Reach},
+    metrics::Metrics,
+};
+
+/// How often one pod is read. A status write follows each read that brought news, so this bounds the writes too.
+const INTERVAL: Duration = Duration::from_secs(10);
+/// How often to look who is due.
+const TICK: Duration = Duration::from_secs(2);
+/// Longest time that one read may take.
+const TIMEOUT: Duration = Duration::from_secs(3);
+/// Reads that run side by side.
+const CONCURRENCY: usize = 16;
+
+/// A pod to read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Namespace of the pod.
+    pub namespace: String,
+    /// Name of the pod.
+    pub pod: String,
+    /// Address of the pod.
+    pub address: String,
+}
+
+#[derive(Debug)]
+struct Entry {
+    target: Target,
+    latest: Option<Progress>,
+    due: Instant,
+}
+
+/// What is known about the progress of every running run.
+#[derive(Debug, Default)]
+pub struct Board(Mutex<HashMap<ObjectRef<TrainingRun>, Entry>>);
+
+impl Board {
+    fn entries(&self) -> std::sync::MutexGuard<'_, HashMap<ObjectRef<TrainingRun>, Entry>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts to read `target` for `run`, or goes on; another pod than before starts afresh.
+    pub fn follow(&self, run: ObjectRef<TrainingRun>, target: Target) {
+        let mut entries = self.entries();
+        if entries.get(&run).is_none_or(|entry| entry.target != target) {
+            entries.insert(run, Entry { target, latest: None, due: Instant::now() });
+        }
+    }
+
+    /// Stops to read for `run`.
+    pub fn forget(&self, run: &ObjectRef<TrainingRun>) {
+        self.entries().remove(run);
+    }
+
+    /// The newest progress of `run`.
+    pub fn latest(&self, run: &ObjectRef<TrainingRun>) -> Option<Progress> {
+        self.entries().get(run).and_then(|entry| entry.latest.clone())
+    }
+
+    fn due(&self, now: Instant) -> Vec<(ObjectRef<TrainingRun>, Target)> {
+        self.entries()
+            .iter()
+            .filter(|(_, entry)| entry.due <= now)
+            .map(|(run, entry)| (run.clone(), entry.target.clone()))
+            .collect()
+    }
+
+    /// Records a read. Returns whether it brought news.
+    fn record(&self, run: &ObjectRef<TrainingRun>, target: &Target, read: Option<Progress>, now: Instant) -> bool {
+        let mut entries = self.entries();
+        let Some(entry) = entries.get_mut(run).filter(|entry| entry.target == *target) else { return false };
+        let Some(progress) = read else {
+            // The pod may not listen yet: look again with the next tick.
+            return false;
+        };
+        entry.due = now + INTERVAL;
+        let news = entry.latest.as_ref() != Some(&progress);
+        entry.latest = Some(progress);
+        news
+    }
+}
+
+/// Reads for ever, and sends the runs that have news.
+pub async fn read_all(context: Arc<Context>, news: mpsc::UnboundedSender<ObjectRef<TrainingRun>>) {
+    let http: Client<HttpConnector, Empty<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        let board = &context.progress;
+        futures::stream::iter(board.due(Instant::now()))
+            .for_each_concurrent(CONCURRENCY, |(run, target)| {
+                let (context, news, http) = (&context, &news, &http);
+                async move {
+                    let read = read(context, http, &target, &context.metrics).await;
+                    if board.record(&run, &target, read, Instant::now()) {
+                        // The receiver is gone only when the controller ended, and with it the process.
+                        let _ = news.unbounded_send(run);
+                    }
+                }
+            })
+            .await;
+    }
+}
+
+async fn read(
+    context: &Context,
+    http: &Client<HttpConnector, Empty<Bytes>>,
+    target: &Target,
+    metrics: &Metrics,
+) -> Option<Progress> {
+    let text = tokio::time::timeout(TIMEOUT, async {
+        match context.settings.reach {
+            Reach::Address => by_address(http, target).await,
+            Reach::Proxy => by_proxy(context, target).await,
+        }
+    })
+    .await
+    .unwrap_or_else(|_| Err("no answer in time".to_owned()));
+    let progress = text.and_then(|text| serde_json::from_str(&text).map_err(|problem| problem.to_string()));
+    metrics.progress_read(progress.is_ok());
+    progress.map_err(|problem| debug!(pod = target.pod, problem, "progress could not be read")).ok()
+}
+
+async fn by_address(http: &Client<HttpConnector, Empty<Bytes>>, target: &Target) -> Result<String, String> {
+    let host = if target.address.contains(':') { format!("[{}]", target.address) } else { target.address.clone() };
+    let uri = format!("http://{host}:{PROGRESS_PORT}/progress").parse().map_err(|problem| format!("{problem}"))?;
+    let answer = http.get(uri).await.map_err(|problem| problem.to_string())?;
+    if !answer.status().is_success() {
+        return Err(format!("status {}", answer.status()));
+    }
+    let body = Limited::new(answer.into_body(), MAX_BYTES).collect().await.map_err(|problem| problem.to_string())?;
+    String::from_utf8(body.to_bytes().to_vec()).map_err(|problem| problem.to_string())
+}
+
+async fn by_proxy(context: &Context, target: &Target) -> Result<String, String> {
+    let path = format!("/api/v1/namespaces/{}/pods/{}:{PROGRESS_PORT}/proxy/progress", target.namespace, target.pod);
+    let request = hyper::Request::get(path).body(Vec::new()).map_err(|problem| problem.to_string())?;
+    let text = context.client.request_text(request).await.map_err(|problem| problem.to_string())?;
+    if text.len() > MAX_BYTES { Err("the answer is too long".to_owned()) } else { Ok(text) }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+
+    fn progress(step: i64) -> Progress {
+        Progress {
+            epoch: 0,
+            epochs: 2,
+            step,
+            steps: 100,
+            loss: None,
+            best: None,
+            images_per_second: None,
+            estimated_completion_time: None,
+            last_update_time: Timestamp::UNIX_EPOCH,
+        }
+    }
+
+    fn target(pod: &str) -> Target {
+        Target { namespace: "ml".into(), pod: pod.into(), address: "10.0.0.1".into() }
+    }
+
+    #[test]
+    fn a_pod_is_read_again_only_after_the_interval() {
+        let (board, run, now) = (Board::default(), ObjectRef::new("cats").within("ml"), Instant::now());
+        board.follow(run.clone(), target("cats-1-a"));
+        assert_eq!(board.due(Instant::now()).len(), 1);
+        assert!(board.record(&run, &target("cats-1-a"), Some(progress(1)), now));
+        assert!(board.due(now + INTERVAL / 2).is_empty());
+        assert_eq!(board.due(now + INTERVAL).len(), 1);
+        assert!(!board.record(&run, &target("cats-1-a"), Some(progress(1)), now), "the same again is no news");
+    }
+
+    #[test]
+    fn the_progress_of_a_former_pod_is_not_taken_for_the_new_ones() {
+        let (board, run) = (Board::default(), ObjectRef::new("cats").within("ml"));
+        board.follow(run.clone(), target("cats-1-a"));
+        board.record(&run, &target("cats-1-a"), Some(progress(50)), Instant::now());
+        board.follow(run.clone(), target("cats-2-b"));
+        assert_eq!(board.latest(&run), None);
+        assert!(!board.record(&run, &target("cats-1-a"), Some(progress(60)), Instant::now()));
+        assert_eq!(board.latest(&run), None);
+    }
+}

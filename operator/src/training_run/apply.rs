@@ -1,0 +1,77 @@
+//! Makes a plan true, in an order that any crash may cut: children first, then the status, then the Events.
+
+use anneal_api::resources::RunPhase;
+use jiff::Timestamp;
+use kube::{Resource, ResourceExt, runtime::reflector::ObjectRef};
+
+use super::{
+    observe::Observed,
+    plan::{Plan, Start},
+    status::{State, transitions},
+};
+use crate::{
+    cluster::{self, ClusterError},
+    context::Context,
+    controller::Wake,
+};
+
+/// Makes the plan true and returns when to look again.
+///
+/// # Errors
+/// When the API server does not answer. What it refuses for a reason that the user can mend goes into the status.
+pub async fn apply(context: &Context, seen: &Observed, mut plan: Plan, now: Timestamp) -> Result<Wake, ClusterError> {
+    let namespace = seen.run.namespace().unwrap_or_default();
+    if let Some(start) = plan.create.take() {
+        match create(context, &namespace, &start).await {
+            Ok(()) => {}
+            Err(problem) if problem.is_users() => refused(seen, &mut plan, &problem, now),
+            Err(problem) => return Err(problem),
+        }
+    }
+    let reference = ObjectRef::from(seen.run.as_ref());
+    match &plan.follow {
+        Some(target) => context.progress.follow(reference, target.clone()),
+        None => context.progress.forget(&reference),
+    }
+    let former = seen.run.status.clone().unwrap_or_default();
+    if plan.status != former {
+        cluster::write_status(&context.client, seen.run.as_ref(), &plan.status).await?;
+        count(context, &former, &plan.status);
+        context.publish(&seen.run.object_ref(&()), &plan.events).await;
+    }
+    Ok(plan.wake)
+}
+
+async fn create(context: &Context, namespace: &str, start: &Start) -> Result<(), ClusterError> {
+    cluster::create(&context.client, namespace, &start.config).await?;
+    cluster::create(&context.client, namespace, &start.job).await?;
+    Ok(())
+}
+
+/// A child could not be created, and somebody must do something about it: the run says so and tries again.
+fn refused(seen: &Observed, plan: &mut Plan, problem: &ClusterError, now: Timestamp) {
+    let former = seen.run.status.clone().unwrap_or_default();
+    let state = State::waiting(RunPhase::Pending, problem.reason(), problem.to_string());
+    plan.status = state.write_into(former.clone(), seen.run.metadata.generation, now);
+    plan.events = transitions(&former, &plan.status);
+    plan.wake = Wake::OnChange.or_at(now.checked_add(std::time::Duration::from_secs(15)).unwrap_or(now));
+}
+
+fn count(
+    context: &Context,
+    former: &anneal_api::resources::TrainingRunStatus,
+    new: &anneal_api::resources::TrainingRunStatus,
+) {
+    for attempt in new.attempts.iter().filter(|a| !former.attempts.iter().any(|old| old.number == a.number)) {
+        if let Some(class) = attempt.class {
+            context.metrics.attempt_failed(class.as_str());
+        }
+    }
+    if former.phase != new.phase && new.completion_time.is_some() {
+        match new.phase {
+            Some(RunPhase::Succeeded) => context.metrics.run_finished(true),
+            Some(RunPhase::Failed) => context.metrics.run_finished(false),
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! Why an attempt ended: the failure class from what the pod, its container and its Job say.
+
+use anneal_api::{
+    failure::{Failure, FailureClass},
+    termination::{RunResult, TerminationMessage},
+};
+use k8s_openapi::api::core::v1::{ContainerStateTerminated, Pod};
+
+use super::observe::AttemptJob;
+
+/// How an attempt ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Ending {
+    /// The Job is complete. The result is absent where the image reports none.
+    Succeeded(Option<Box<RunResult>>),
+    /// The Job failed.
+    Failed {
+        /// Why.
+        failure: Failure,
+        /// The container's exit code, where it came to one.
+        exit_code: Option<i32>,
+    },
+}
+
+/// How the attempt ended; `None` while it goes on.
+pub fn ending(attempt: &AttemptJob) -> Option<Ending> {
+    let conditions = attempt.job.status.as_ref().and_then(|status| status.conditions.as_ref());
+    let is = |kind: &str| {
+        conditions.and_then(|all| all.iter().find(|condition| condition.type_ == kind && condition.status == "True"))
+    };
+    let terminated = attempt.pod.as_ref().and_then(terminated);
+    if is("Complete").is_some() {
+        let result = match terminated.and_then(message) {
+            Some(TerminationMessage::Result(result)) => Some(Box::new(result)),
+            _ => None,
+        };
+        return Some(Ending::Succeeded(result));
+    }
+    let failed = is("Failed")?;
+    let exit_code = terminated.map(|state| state.exit_code);
+    let failure = if failed.reason.as_deref() == Some("DeadlineExceeded") {
+        Failure {
+            class: FailureClass::Deadline,
+            message: "the attempt took longer than spec.activeDeadlineSeconds; raise it, or train less".to_owned(),
+        }
+    } else {
+        failure(attempt.pod.as_ref(), terminated)
+    };
+    Some(Ending::Failed { failure, exit_code })
+}
+
+fn failure(pod: Option<&Pod>, terminated: Option<&ContainerStateTerminated>) -> Failure {
+    let reason = pod.and_then(|pod| pod.status.as_ref()).and_then(|status| status.reason.as_deref());
+    if reason == Some("Evicted") || reason == Some("Preempting") {
+        let why = pod.and_then(|pod| pod.status.as_ref()).and_then(|status| status.message.clone());
+        return Failure {
+            class: FailureClass::Evicted,
+            message: format!("the pod was evicted: {}", why.unwrap_or_else(|| "the kubelet gave no reason".to_owned())),
+        };
+    }
+    match terminated {
+        Some(state) if state.reason.as_deref() == Some("OOMKilled") => Failure {
+            class: FailureClass::OOMKilled,
+            message: "the container was killed at its memory limit; raise podTemplate.resources.limits.memory, \
+                      or lower batchSize or inputSize"
+                .to_owned(),
+        },
+        Some(state) => match message(state) {
+            Some(TerminationMessage::Failure(failure)) => failure,
+            _ => Failure {
+                class: FailureClass::from_exit_code(state.exit_code),
+                message: format!(
+                    "the container ended with exit code {}{}; see `kubectl logs`",
+                    state.exit_code,
+                    state
+                        .reason
+                        .as_deref()
+                        .filter(|reason| *reason != "Error")
+                        .map(|r| format!(" ({r})"))
+                        .unwrap_or_default()
+                ),
+            },
+        },
+        None => Failure {
+            class: FailureClass::NodeLost,
+            message: "the pod is gone without a word: it was deleted, or its node went away".to_owned(),
+        },
+    }
+}
+
+fn terminated(pod: &Pod) -> Option<&ContainerStateTerminated> {
+    let status = pod.status.as_ref()?.container_statuses.as_ref()?.first()?;
+    status.state.as_ref()?.terminated.as_ref()
+}
+
+fn message(state: &ContainerStateTerminated) -> Option<TerminationMessage> {
+    TerminationMessage::parse(state.message.as_deref()?).ok()
+}
+
+/// Why a pod does not run yet, where something is in its way; the phase is Preparing or Pending all the while.
+pub fn obstacle(pod: &Pod) -> Option<(FailureClass, String)> {
+    let status = pod.status.as_ref()?;
+    let waiting = status
+        .container_statuses
+        .iter()
+        .flatten()
+        .find_map(|container| container.state.as_ref().and_then(|state| state.waiting.as_ref()));
+    if let Some(waiting) = waiting {
+        let detail = waiting.message.clone().unwrap_or_default();
+        return match waiting.reason.as_deref() {
+            Some("ErrImagePull" | "ImagePullBackOff" | "InvalidImageName" | "ErrImageNeverPull") => Some((
+                FailureClass::ImagePull,
+                format!("the image cannot be pulled ({detail}); check podTemplate.image and imagePullSecrets"),
+            )),
+            Some("CreateContainerConfigError" | "CreateContainerError") => {
+                Some((FailureClass::BadConfig, format!("the container cannot be created: {detail}")))
+            }
+            _ => None,
+        };
+    }
+    let unscheduled = status
+        .conditions
+        .iter()
+        .flatten()
+        .find(|condition| condition.type_ == "PodScheduled" && condition.status == "False")?;
+    Some((
+        FailureClass::Unschedulable,
+        format!("no node takes the pod: {}", unscheduled.message.clone().unwrap_or_default()),
+    ))
+}

@@ -1,0 +1,116 @@
+//! The controller of `TrainingRun`: observe, validate, plan, apply, record.
+
+mod apply;
+pub mod failure;
+pub mod objects;
+pub mod observe;
+pub mod plan;
+pub mod status;
+pub mod validate;
+
+use std::sync::Arc;
+
+use anneal_api::{dataset::DatasetUri, names::label, resources::TrainingRun};
+use futures::{Stream, channel::mpsc};
+use jiff::Timestamp;
+use k8s_openapi::api::{
+    batch::v1::Job,
+    core::v1::{PersistentVolumeClaim, Pod},
+};
+use kube::{
+    Resource, ResourceExt,
+    runtime::{
+        controller::{Action, Config, Controller},
+        reflector::{ObjectRef, Store},
+    },
+};
+
+use crate::{
+    cluster::ClusterError,
+    context::Context,
+    controller::{api, back_off, drive, observed, watch},
+    progress::read_all,
+};
+
+/// The kind in metrics and logs.
+const KIND: &str = "trainingrun";
+
+/// A reconcile could not be finished; it is tried again.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The API server did not do as asked.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+}
+
+/// Runs the controller until the process ends.
+pub async fn run(context: Arc<Context>, namespace: Option<&str>, concurrency: u16) {
+    let (news, woken) = mpsc::unbounded();
+    let controller = controller(&context, namespace, concurrency, woken);
+    tokio::join!(
+        drive(
+            controller,
+            |run, context| observed(KIND, run.clone(), context.clone(), reconcile(run, context)),
+            |run, problem: &Error, context| back_off(KIND, run.as_ref(), problem, &context),
+            context.clone(),
+        ),
+        read_all(context, news),
+    );
+}
+
+fn controller(
+    context: &Context,
+    namespace: Option<&str>,
+    concurrency: u16,
+    woken: impl Stream<Item = ObjectRef<TrainingRun>> + Send + 'static,
+) -> Controller<TrainingRun> {
+    let controller = Controller::new(api::<TrainingRun>(context, namespace), watch())
+        .with_config(Config::default().concurrency(concurrency));
+    let runs = controller.store();
+    controller
+        .owns(api::<Job>(context, namespace), watch())
+        .watches(api::<Pod>(context, namespace), watch().labels(label::RUN), |pod: Pod| run_of_pod(&pod))
+        .watches(api::<PersistentVolumeClaim>(context, namespace), watch(), move |claim| runs_of_claim(&runs, &claim))
+        .reconcile_on(woken)
+}
+
+fn run_of_pod(pod: &Pod) -> Option<ObjectRef<TrainingRun>> {
+    let run = pod.labels().get(label::RUN)?;
+    Some(ObjectRef::new(run).within(&pod.namespace()?))
+}
+
+/// The runs that a claim may set going.
+fn runs_of_claim(runs: &Store<TrainingRun>, claim: &PersistentVolumeClaim) -> Vec<ObjectRef<TrainingRun>> {
+    let name = claim.name_any();
+    runs.state()
+        .into_iter()
+        .filter(|run| run.namespace() == claim.namespace())
+        .filter(|run| run.status.as_ref().and_then(|status| status.phase).is_none_or(|phase| !phase.is_terminal()))
+        .filter(|run| {
+            let dataset = run.spec.dataset.uri.parse();
+            run.spec.output.claim_name == name || matches!(dataset, Ok(DatasetUri::Pvc { claim, .. }) if claim == name)
+        })
+        .map(|run| ObjectRef::from(run.as_ref()))
+        .collect()
+}
+
+/// Brings one run one step further.
+///
+/// # Errors
+/// When the API server does not do as asked; what the user can mend is in the run's conditions instead.
+pub async fn reconcile(run: Arc<TrainingRun>, context: Arc<Context>) -> Result<Action, Error> {
+    let reference = ObjectRef::from(run.as_ref());
+    if run.meta().deletion_timestamp.is_some() {
+        // Everything that a run makes is collected with it; the claims are the user's and stay.
+        context.progress.forget(&reference);
+        return Ok(Action::await_change());
+    }
+    let seen = observe::observe(&context, run).await?;
+    let now = Timestamp::now();
+    let plan = match validate::validate(&seen.run) {
+        Ok(valid) => plan::plan(&seen, &valid, &context.settings, now),
+        Err(problem) => plan::refuse(&seen, &problem, now),
+    };
+    let wake = apply::apply(&context, &seen, plan, now).await?;
+    Ok(wake.action(now))
+}

@@ -1,0 +1,165 @@
+//! The objects that a run is made of. Pure and infallible: everything was validated before.
+
+use std::collections::BTreeMap;
+
+use anneal_api::{
+    config::{OutputDirs, TrainerConfig},
+    dataset::{Dataset, DatasetUri},
+    names::{PROGRESS_PORT, env as variable, label, path},
+    resources::TrainingRun,
+};
+use k8s_openapi::api::{
+    batch::v1::{Job, JobSpec},
+    core::v1::{
+        ConfigMap, ConfigMapVolumeSource, ContainerPort, PersistentVolumeClaimVolumeSource, Volume, VolumeMount,
+    },
+};
+
+use super::validate::ValidRun;
+use crate::{
+    children::{DefaultResources, PodPlan, env, labels, metadata, pod},
+    context::Settings,
+};
+
+/// Enough to train the improved network at 224 pixels; a user who wants more says so.
+const RESOURCES: DefaultResources = DefaultResources { requests: ("500m", "1Gi"), limits: ("4", "4Gi") };
+/// Seconds between SIGTERM and SIGKILL: time to write a checkpoint.
+const GRACE_SECONDS: i64 = 60;
+
+fn run_labels(run: &ValidRun) -> BTreeMap<String, String> {
+    labels("trainer", label::RUN, &run.name)
+}
+
+/// The trainer's configuration as the pod reads it: the same file that works on a laptop.
+pub fn trainer_config(run: &ValidRun) -> TrainerConfig {
+    let uri = match &run.dataset {
+        DatasetUri::Pvc { path, .. } if path.is_empty() => format!("file://{}", path::DATASET),
+        DatasetUri::Pvc { path, .. } => format!("file://{}/{path}", path::DATASET),
+        other => other.to_string(),
+    };
+    TrainerConfig {
+        name: run.name.clone(),
+        model: run.spec.model,
+        dataset: Dataset { uri },
+        hyperparameters: run.spec.hyperparameters.clone(),
+        output: OutputDirs { dir: output_dir(run), models_dir: models_dir() },
+    }
+}
+
+fn output_dir(run: &ValidRun) -> String {
+    format!("{}/{}", path::OUTPUT, run.directory())
+}
+
+fn models_dir() -> String {
+    format!("{}/{}", path::OUTPUT, path::PUBLISHED)
+}
+
+/// The `ConfigMap` with the trainer's configuration.
+///
+/// # Errors
+/// When the configuration cannot be written as YAML; it is made of plain values, so this does not happen.
+pub fn config_map(owner: &TrainingRun, run: &ValidRun) -> Result<ConfigMap, serde_yaml::Error> {
+    let text = serde_yaml::to_string(&trainer_config(run))?;
+    Ok(ConfigMap {
+        metadata: metadata(owner, run.config_name(), run_labels(run)),
+        data: Some(BTreeMap::from([("run.yaml".to_owned(), text)])),
+        immutable: Some(true),
+        ..ConfigMap::default()
+    })
+}
+
+/// The Job of one attempt. It never retries by itself: each attempt is a Job of its own, so that none is lost.
+pub fn job(owner: &TrainingRun, run: &ValidRun, attempt: i32, settings: &Settings) -> Job {
+    let mut own = run_labels(run);
+    own.insert(label::ATTEMPT.to_owned(), attempt.to_string());
+    let resume = if attempt > 1 { format!("{}/checkpoints", output_dir(run)) } else { String::new() };
+    let mut volumes = vec![
+        claim_volume("output", &run.spec.output.claim_name, path::OUTPUT, false),
+        (
+            Volume {
+                name: "config".to_owned(),
+                config_map: Some(ConfigMapVolumeSource { name: run.config_name(), ..ConfigMapVolumeSource::default() }),
+                ..Volume::default()
+            },
+            VolumeMount {
+                name: "config".to_owned(),
+                mount_path: path::CONFIG_DIR.to_owned(),
+                read_only: Some(true),
+                ..VolumeMount::default()
+            },
+        ),
+    ];
+    if let Some(claim) = run.dataset_claim() {
+        // A claim may be mounted under two volume names; only one of them may write.
+        volumes.push(claim_volume("dataset", claim, path::DATASET, true));
+    }
+    let mut template = pod(
+        PodPlan {
+            container: "trainer",
+            image: settings.trainer_image.clone(),
+            image_pull_policy: settings.image_pull_policy.clone(),
+            args: vec![
+                "train".to_owned(),
+                "--config".to_owned(),
+                path::RUN_CONFIG.to_owned(),
+                "--progress-address".to_owned(),
+                format!("0.0.0.0:{PROGRESS_PORT}"),
+            ],
+            env: vec![
+                env(variable::RUN, &run.name),
+                env(variable::ATTEMPT, attempt.to_string()),
+                env(variable::OUTPUT_DIR, output_dir(run)),
+                env(variable::MODELS_DIR, models_dir()),
+                env(variable::RESUME_FROM, resume),
+            ],
+            resources: RESOURCES,
+            labels: own.clone(),
+            volumes,
+        },
+        &run.spec.pod_template,
+    );
+    if let Some(spec) = template.spec.as_mut() {
+        spec.restart_policy = Some("Never".to_owned());
+        spec.termination_grace_period_seconds = Some(GRACE_SECONDS);
+        for container in &mut spec.containers {
+            container.ports = Some(vec![ContainerPort {
+                name: Some("metrics".to_owned()),
+                container_port: i32::from(PROGRESS_PORT),
+                ..ContainerPort::default()
+            }]);
+        }
+    }
+    Job {
+        metadata: metadata(owner, run.job_name(attempt), own),
+        spec: Some(JobSpec {
+            backoff_limit: Some(0),
+            completions: Some(1),
+            parallelism: Some(1),
+            // A pod that is still terminating may still write: its successor waits.
+            pod_replacement_policy: Some("Failed".to_owned()),
+            active_deadline_seconds: run.spec.active_deadline_seconds,
+            template,
+            ..JobSpec::default()
+        }),
+        status: None,
+    }
+}
+
+fn claim_volume(name: &str, claim: &str, mount_path: &str, read_only: bool) -> (Volume, VolumeMount) {
+    (
+        Volume {
+            name: name.to_owned(),
+            persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
+                claim_name: claim.to_owned(),
+                read_only: None,
+            }),
+            ..Volume::default()
+        },
+        VolumeMount {
+            name: name.to_owned(),
+            mount_path: mount_path.to_owned(),
+            read_only: Some(read_only),
+            ..VolumeMount::default()
+        },
+    )
+}

@@ -1,0 +1,113 @@
+//! What the cluster says about one run at one instant. Reads only.
+
+use std::sync::Arc;
+
+use anneal_api::{dataset::DatasetUri, names::label, progress::Progress, resources::TrainingRun};
+use k8s_openapi::api::{
+    batch::v1::Job,
+    core::v1::{PersistentVolumeClaim, Pod},
+};
+use kube::{ResourceExt, runtime::reflector::ObjectRef};
+
+use crate::{
+    children::is_controlled_by,
+    cluster::{self, ClusterError},
+    context::Context,
+};
+
+/// What the cluster says about one run at one instant.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    /// The run itself.
+    pub run: Arc<TrainingRun>,
+    /// The claim for checkpoints and models.
+    pub output: Claim,
+    /// The claim with the dataset, where the dataset is on one.
+    pub dataset: Option<Claim>,
+    /// The run's own Jobs, by attempt.
+    pub jobs: Vec<AttemptJob>,
+    /// The newest that the training pod said.
+    pub progress: Option<Progress>,
+}
+
+/// A claim that a run needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// It can be used.
+    Present,
+    /// There is none of that name.
+    Missing(String),
+    /// It is being deleted.
+    Deleting(String),
+    /// It lost the volume that was bound to it.
+    Lost(String),
+}
+
+/// The Job of one attempt, with its newest pod.
+#[derive(Clone, Debug)]
+pub struct AttemptJob {
+    /// Number of the attempt, counted from 1.
+    pub number: i32,
+    /// The Job.
+    pub job: Job,
+    /// Its newest pod, where there is one.
+    pub pod: Option<Pod>,
+}
+
+/// Looks at everything that belongs to a run.
+///
+/// # Errors
+/// When the API server does not answer.
+pub async fn observe(context: &Context, run: Arc<TrainingRun>) -> Result<Observed, ClusterError> {
+    let namespace = run.namespace().unwrap_or_default();
+    let client = &context.client;
+    let labels = format!("{}={}", label::RUN, run.name_any());
+    let dataset_claim = match run.spec.dataset.uri.parse() {
+        Ok(DatasetUri::Pvc { claim, .. }) => Some(claim),
+        _ => None,
+    };
+    let (jobs, pods, output) = tokio::try_join!(
+        cluster::list::<Job>(client, &namespace, &labels),
+        cluster::list::<Pod>(client, &namespace, &labels),
+        claim(context, &namespace, &run.spec.output.claim_name),
+    )?;
+    let dataset = match &dataset_claim {
+        Some(name) => Some(claim(context, &namespace, name).await?),
+        None => None,
+    };
+    let progress = context.progress.latest(&ObjectRef::from(run.as_ref()));
+    let jobs = by_attempt(&run.uid().unwrap_or_default(), jobs, &pods);
+    Ok(Observed { run, output, dataset, jobs, progress })
+}
+
+async fn claim(context: &Context, namespace: &str, name: &str) -> Result<Claim, ClusterError> {
+    let found: Option<PersistentVolumeClaim> = cluster::get(&context.client, namespace, name).await?;
+    Ok(match found {
+        None => Claim::Missing(name.to_owned()),
+        Some(claim) if claim.metadata.deletion_timestamp.is_some() => Claim::Deleting(name.to_owned()),
+        Some(claim) if claim.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Lost") => {
+            Claim::Lost(name.to_owned())
+        }
+        Some(_) => Claim::Present,
+    })
+}
+
+/// The Jobs that the run with this UID controls, in the order of their attempts, each with its newest pod.
+fn by_attempt(uid: &str, jobs: Vec<Job>, pods: &[Pod]) -> Vec<AttemptJob> {
+    let mut own: Vec<AttemptJob> = jobs
+        .into_iter()
+        .filter(|job| is_controlled_by(job, uid))
+        .filter_map(|job| {
+            let number = job.labels().get(label::ATTEMPT)?.parse().ok()?;
+            let job_uid = job.uid().unwrap_or_default();
+            let pod = pods
+                .iter()
+                .filter(|pod| is_controlled_by(*pod, &job_uid))
+                .max_by_key(|pod| pod.creation_timestamp())
+                .cloned();
+            Some(AttemptJob { number, job, pod })
+        })
+        .collect();
+    own.sort_by_key(|attempt| attempt.number);
+    own
+}

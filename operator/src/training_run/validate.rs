@@ -1,0 +1,83 @@
+//! What the schema cannot check about a run: parsed once, so that the plan never looks at raw text.
+
+use anneal_api::{
+    dataset::{DatasetUri, DatasetUriError},
+    resources::{TrainingRun, TrainingRunSpec},
+};
+use kube::ResourceExt;
+
+/// A run whose specification makes sense. Only [`validate`] makes one.
+#[derive(Clone, Debug)]
+pub struct ValidRun {
+    /// Name of the run.
+    pub name: String,
+    /// The first eight digits of its UID: a recreated namesake is another run.
+    pub uid8: String,
+    /// Where the dataset lies.
+    pub dataset: DatasetUri,
+    /// Everything that needs no parsing.
+    pub spec: TrainingRunSpec,
+}
+
+/// A specification cannot be used.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum SpecError {
+    /// The dataset's URI makes no sense.
+    #[error(transparent)]
+    Dataset(#[from] DatasetUriError),
+    /// A user's variable hides one of the contract's.
+    #[error("podTemplate.env sets {0}: names that start with ANNEAL_ are set by the operator; remove it")]
+    ReservedVariable(String),
+}
+
+impl SpecError {
+    /// One word for a condition's reason.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Dataset(_) => "InvalidDataset",
+            Self::ReservedVariable(_) => "ReservedVariable",
+        }
+    }
+}
+
+/// Parses a run.
+///
+/// # Errors
+/// [`SpecError`], with what to write instead.
+pub fn validate(run: &TrainingRun) -> Result<ValidRun, SpecError> {
+    let spec = run.spec.clone();
+    if let Some(reserved) = spec.pod_template.env.iter().find(|variable| variable.name.starts_with("ANNEAL_")) {
+        return Err(SpecError::ReservedVariable(reserved.name.clone()));
+    }
+    Ok(ValidRun {
+        name: run.name_any(),
+        uid8: run.uid().unwrap_or_default().chars().take(8).collect(),
+        dataset: spec.dataset.uri.parse()?,
+        spec,
+    })
+}
+
+impl ValidRun {
+    /// Directory of this run below the output claim's root.
+    pub fn directory(&self) -> String {
+        format!("runs/{}-{}", self.name, self.uid8)
+    }
+
+    /// Name of the `ConfigMap` with the trainer's configuration.
+    pub fn config_name(&self) -> String {
+        format!("{}-config", self.name)
+    }
+
+    /// Name of the Job of an attempt.
+    pub fn job_name(&self, attempt: i32) -> String {
+        format!("{}-{attempt}", self.name)
+    }
+
+    /// The claim that holds the dataset, where one does.
+    pub fn dataset_claim(&self) -> Option<&str> {
+        match &self.dataset {
+            DatasetUri::Pvc { claim, .. } => Some(claim),
+            DatasetUri::File { .. } | DatasetUri::Synthetic(_) => None,
+        }
+    }
+}
