@@ -56,6 +56,8 @@ version = 2
   sandbox_image = "localhost/pause:1"
   # Where root lacks CAP_SYS_RESOURCE, runc may not lower a score, and every pod would fail.
   restrict_oom_score_adj = true
+  # A profile would be loaded into the kernel of the machine and stay there.
+  disable_apparmor = true
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "/usr/lib/cni"
     conf_dir = "$folder/cni"

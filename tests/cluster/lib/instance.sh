@@ -15,10 +15,11 @@ kubeconfig=$state/admin.kubeconfig
 # lock FILE WHAT: holds FILE until this process ends. Its holder may have deleted it (unlock does), so whoever gets the lock
 # makes sure that it is still the file of that name.
 lock() {
-  local fd
+  local fd tries=0
   while :; do
     mkdir -p "${1%/*}"
-    { exec {fd}> "$1"; } 2> /dev/null || continue
+    # The folder may go between the two lines, since `down` removes an empty one.
+    { exec {fd}> "$1"; } 2> /dev/null || { ((++tries < 100)) || fail "$1 cannot be written; look at who owns it"; continue; }
     flock -n "$fd" || { say "waiting for $2"; flock "$fd"; }
     [[ $(stat -c %i "$1" 2> /dev/null) == "$(stat -Lc %i "/proc/self/fd/$fd")" ]] && break
     exec {fd}>&-

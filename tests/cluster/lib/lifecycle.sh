@@ -126,6 +126,7 @@ addons_ready() {
 
 # Whatever state an earlier command was killed in.
 remove_everything() {
+  rm -f "$state/complete"
   stop_nodes
   ip link del "$link" 2> /dev/null || true
   remove_cgroups

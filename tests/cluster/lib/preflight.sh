@@ -37,7 +37,7 @@ require_space() { # FOLDER GIB WHAT
 # Debian names a package for what it needs; on other systems the sentence says what to look for.
 require_packages() {
   local -A package=(
-    [containerd]=containerd [ctr]=containerd [runc]=runc [iptables]=iptables [nft]=nftables [ip]=iproute2 [conntrack]=conntrack
+    [containerd]=containerd [ctr]=containerd [runc]=runc [iptables]=iptables [nft]=nftables [ip]=iproute2
     [busybox]=busybox-static [gcc]=gcc [openssl]=openssl [jq]=jq [pgrep]=procps [flock]=util-linux [unshare]=util-linux
   )
   local command missing=()
