@@ -7,6 +7,8 @@ use warp::{
     reply::{Reply, Response},
 };
 
+use crate::life::Life;
+
 /// Seconds after which a client that met a full server should ask again.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 
@@ -56,6 +58,11 @@ impl Problem {
         }
         response
     }
+}
+
+/// What is said instead of anything that needs the model.
+pub fn not_loaded(life: &Life) -> Problem {
+    Problem::busy(format!("Model not loaded: {}", life.unready().unwrap_or_default()))
 }
 
 /// A JSON answer.

@@ -15,9 +15,10 @@ use bytes::{Buf, Bytes};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Frame, SizeHint};
 
-/// How much of a refused body is read and thrown away, in multiples of the limit, and for how long.
+/// How much of a refused body is read and thrown away, in multiples of the limit.
 const LINGER_FACTOR: u64 = 2;
-const LINGER: Duration = Duration::from_secs(2);
+/// How long a refused body is read.
+pub const LINGER: Duration = Duration::from_secs(2);
 
 /// Error of anything that reads a body.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

@@ -127,12 +127,12 @@ fn taken_over(headers: &HeaderMap) -> Option<HeaderValue> {
 /// Probes and scrapes would drown everything else, so they are logged for debugging only.
 fn log(method: &Method, path: &str, status: StatusCode, took: Duration, id: &HeaderValue) {
     let path: String = path.chars().take(MAX_LOGGED_PATH).collect();
-    let (status, milliseconds) = (status.as_u16(), took.as_secs_f64() * 1e3);
+    let (status, microseconds) = (status.as_u16(), u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
     let request_id = id.to_str().unwrap_or_default();
     if routes::is_probe(&path) {
-        tracing::debug!(%method, path, status, milliseconds, request_id, "request");
+        tracing::debug!(%method, path, status, microseconds, request_id, "request");
     } else {
-        tracing::info!(%method, path, status, milliseconds, request_id, "request");
+        tracing::info!(%method, path, status, microseconds, request_id, "request");
     }
 }
 

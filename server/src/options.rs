@@ -1,13 +1,13 @@
 //! The command line, and the environment variables that stand in for it.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, path::PathBuf, time::Duration};
 
 use anneal_api::{Sha256, names};
 use clap::{Args, Parser, Subcommand};
 
 /// Serves an image classifier over HTTP. Without a command it does what `serve` does.
 #[derive(Debug, Parser)]
-#[command(name = "anneal-server", version, args_conflicts_with_subcommands = true)]
+#[command(name = "anneal-server", version, args_conflicts_with_subcommands = true, args_override_self = true)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -98,8 +98,8 @@ pub struct SmokeOptions {
 /// Options of `predict`.
 #[derive(Clone, Debug, Args)]
 pub struct PredictOptions {
-    /// Address of the server, such as <http://cats-vs-dogs.demo.svc/predict>.
-    #[arg(long)]
+    /// Address of the server, such as <http://cats-vs-dogs.demo.svc/predict>; without a path, /predict is meant.
+    #[arg(long, value_parser = predict_url)]
     pub url: String,
     /// Time that an answer may take.
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
@@ -112,8 +112,8 @@ pub struct PredictOptions {
 /// Options of `load`.
 #[derive(Clone, Debug, Args)]
 pub struct LoadOptions {
-    /// Address of the server, such as <http://cats-vs-dogs.demo.svc/predict>.
-    #[arg(long)]
+    /// Address of the server, such as <http://cats-vs-dogs.demo.svc/predict>; without a path, /predict is meant.
+    #[arg(long, value_parser = predict_url)]
     pub url: String,
     /// Requests under way at a time.
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=256))]
@@ -135,6 +135,13 @@ pub struct Digest(pub Option<Sha256>);
 
 fn digest(text: &str) -> Result<Digest, anneal_api::sha256::InvalidSha256> {
     if text.is_empty() { Ok(Digest(None)) } else { text.parse().map(|sha256| Digest(Some(sha256))) }
+}
+
+/// The address with the path that is meant where it has none.
+#[allow(clippy::unnecessary_wraps, reason = "clap wants a Result")]
+fn predict_url(text: &str) -> Result<String, Infallible> {
+    let host = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
+    Ok(if host.contains('/') { text.to_owned() } else { format!("{}/predict", text.trim_end_matches('/')) })
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
@@ -181,6 +188,17 @@ mod tests {
             assert!(duration(wrong).is_err(), "{wrong} was taken");
         }
         assert!(at_most_an_hour("2h").is_err());
+    }
+
+    #[test]
+    fn an_address_without_a_path_means_predict() {
+        for (given, meant) in [
+            ("http://cats.demo.svc", "http://cats.demo.svc/predict"),
+            ("http://cats.demo.svc:8000/", "http://cats.demo.svc:8000/predict"),
+            ("http://gateway/cats/predict", "http://gateway/cats/predict"),
+        ] {
+            assert_eq!(predict_url(given).as_deref(), Ok(meant));
+        }
     }
 
     #[test]

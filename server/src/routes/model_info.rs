@@ -5,14 +5,14 @@ use warp::{http::StatusCode, reply::Response};
 
 use super::probes::DEVICE;
 use crate::{
-    answer::{Problem, json_response},
+    answer::{json_response, not_loaded},
     life::Life,
 };
 
 /// The reference's fields, and where the model came from.
 pub(super) fn answer(life: &Life) -> Response {
     let Some(serving) = life.serving() else {
-        return Problem::busy(format!("Model not loaded: {}", life.unready().unwrap_or_default())).response();
+        return not_loaded(life).response();
     };
     let facts = &serving.facts;
     json_response(

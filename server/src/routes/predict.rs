@@ -14,13 +14,14 @@ use warp::{
     Filter,
     filters::BoxedFilter,
     http::{HeaderMap, StatusCode, header},
-    multipart::FormData,
+    multipart::{FormData, Part},
     reply::Response,
 };
 
 use super::{Context, UPLOAD_UNIT};
 use crate::{
-    answer::{Problem, json_response, timestamp},
+    answer::{Problem, json_response, not_loaded, timestamp},
+    body::LINGER,
     engine::PredictError,
     life::Serving,
     prediction::Prediction,
@@ -55,15 +56,25 @@ pub(super) async fn answer(context: Arc<Context>, headers: HeaderMap, form: Opti
 async fn predict(context: &Context, headers: &HeaderMap, form: Option<FormData>) -> Result<Response, Problem> {
     let begun = Instant::now();
     let deadline = begun + context.request_timeout;
-    let Some(serving) = context.life.serving() else {
-        return Err(Problem::busy(format!("Model not loaded: {}", context.life.unready().unwrap_or_default())));
+    let (serving, _room) = match admit(context, headers) {
+        Ok(admitted) => admitted,
+        Err(problem) => {
+            discard(form).await;
+            return Err(problem);
+        }
     };
-    let _room = room(context, headers)?;
-    let upload = upload(form.ok_or_else(Problem::missing_file)?);
-    let image =
-        tokio::time::timeout_at(deadline.into(), upload).await.map_err(|_| too_slow(context.request_timeout))??;
+    let form = form.ok_or_else(Problem::missing_file)?;
+    let uploaded = tokio::time::timeout_at(deadline.into(), upload(form)).await;
+    let uploaded = uploaded.map_err(|_| too_slow(context.request_timeout))?.map_err(|error| malformed(&error))?;
+    let image = image(uploaded)?;
     let prediction = serving.engine.predict(image, deadline).await.map_err(|error| refusal(context, &error))?;
     Ok(respond(context, serving, &prediction, begun))
+}
+
+/// Lets a request in when there is a model to ask and memory for its body.
+fn admit<'a>(context: &'a Context, headers: &HeaderMap) -> Result<(&'a Serving, OwnedSemaphorePermit), Problem> {
+    let serving = context.life.serving().ok_or_else(|| not_loaded(&context.life))?;
+    Ok((serving, room(context, headers)?))
 }
 
 /// Room for the body in memory. Without a length it may become as long as the longest.
@@ -78,22 +89,55 @@ fn room(context: &Context, headers: &HeaderMap) -> Result<OwnedSemaphorePermit, 
         })
 }
 
-/// The bytes of the form's file, if it says that it is an image.
-async fn upload(mut form: FormData) -> Result<Bytes, Problem> {
-    while let Some(part) = form.try_next().await.map_err(|error| malformed(&error))? {
-        if part.name() != FIELD {
-            continue;
-        }
-        check_content_type(part.content_type())?;
-        let mut image = BytesMut::new();
+/// A file of a form.
+#[derive(Debug)]
+struct Upload {
+    content_type: Option<String>,
+    content: Bytes,
+}
+
+/// The form's field `file`, if it has one. Reads the form to its end even after that: a client that still writes when
+/// the connection closes sees a reset instead of the answer.
+async fn upload(mut form: FormData) -> Result<Option<Upload>, warp::Error> {
+    let mut found = None;
+    while let Some(part) = form.try_next().await? {
+        let wanted = found.is_none() && part.name() == FIELD;
+        let content_type = part.content_type().map(str::to_owned);
+        let mut content = BytesMut::new();
         let mut chunks = std::pin::pin!(part.stream());
-        while let Some(chunk) = chunks.try_next().await.map_err(|error| malformed(&error))? {
-            let mut chunk = chunk;
-            image.extend_from_slice(&chunk.copy_to_bytes(chunk.remaining()));
+        while let Some(mut chunk) = chunks.try_next().await? {
+            if wanted {
+                content.extend_from_slice(&chunk.copy_to_bytes(chunk.remaining()));
+            }
         }
-        return Ok(image.freeze());
+        if wanted {
+            found = Some(Upload { content_type, content: content.freeze() });
+        }
     }
-    Err(Problem::missing_file())
+    Ok(found)
+}
+
+/// The bytes of the upload, if it says that it is an image.
+fn image(upload: Option<Upload>) -> Result<Bytes, Problem> {
+    let upload = upload.ok_or_else(Problem::missing_file)?;
+    check_content_type(upload.content_type.as_deref())?;
+    Ok(upload.content)
+}
+
+/// Reads a form that is refused, for a while and without keeping it.
+async fn discard(form: Option<FormData>) {
+    let Some(mut form) = form else { return };
+    let all = async {
+        while let Ok(Some(part)) = form.try_next().await {
+            drain(part).await;
+        }
+    };
+    let _ = tokio::time::timeout(LINGER, all).await;
+}
+
+async fn drain(part: Part) {
+    let mut chunks = std::pin::pin!(part.stream());
+    while let Ok(Some(_)) = chunks.try_next().await {}
 }
 
 fn check_content_type(content_type: Option<&str>) -> Result<(), Problem> {

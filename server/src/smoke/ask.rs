@@ -41,9 +41,10 @@ pub(super) async fn all(config: &SmokeConfig, deadline: Instant) -> Asked {
     let client = Client::new(ANSWER_TIMEOUT);
     // A target that never becomes ready leaves a third of the time for asking the others.
     let patience = deadline - (deadline - Instant::now()) / 3;
-    let waits = config.targets.iter().map(|target| ready(&client, target, &config.revision, patience));
+    let targets: Vec<&str> = config.targets.iter().map(|target| target.trim_end_matches('/')).collect();
+    let waits = targets.iter().map(|target| ready(&client, target, &config.revision, patience));
     let mut asked = Asked::default();
-    for (target, ready) in config.targets.iter().zip(join_all(waits).await) {
+    for (target, ready) in targets.iter().zip(join_all(waits).await) {
         let passed = ready.outcome == Outcome::Passed;
         asked.checks.push(ready);
         if passed {

@@ -1,0 +1,42 @@
+//! The clients that a cluster without a shell needs: predict and load.
+
+use std::{fs, fs::File};
+
+use tempfile::NamedTempFile;
+
+use crate::process::{Server, binary, dogs, finish, picture_file};
+
+#[test]
+fn predict_prints_a_table_and_tells_which_file_failed() {
+    let server = Server::ready(dogs(), |_| {});
+    let (image, text) = (picture_file(), NamedTempFile::with_suffix("notes.txt").expect("a file"));
+    fs::write(&text, "no image").expect("a file");
+    let url = format!("{}/predict", server.url());
+
+    let mut command = binary();
+    command.args(["predict", "--url", &url, "-"]).arg(image.path()).stdin(File::open(&image).expect("a file"));
+    let (output, _) = finish(command);
+    let table = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let lines: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(lines[0], ["FILE", "PREDICTION", "CONFIDENCE", "MS"]);
+    assert_eq!((lines[1][0], lines[1][1], lines[2][1]), ("-", "dog", "dog"), "{table}");
+
+    let mut command = binary();
+    command.args(["predict", "--url", &url]).arg(text.path());
+    let (output, _) = finish(command);
+    assert_eq!(output.status.code(), Some(1));
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(errors.contains("notes.txt: the answer is 400"), "{errors}");
+}
+
+#[test]
+fn load_ends_by_itself_and_counts() {
+    let server = Server::ready(dogs(), |_| {});
+    let mut command = binary();
+    command.args(["load", "--url", &format!("{}/predict", server.url()), "--concurrency", "2", "--duration", "500ms"]);
+    let (output, _) = finish(command);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(text.starts_with("requests ") && text.contains("errors 0") && text.contains("p99"), "{text}");
+}

@@ -1,0 +1,67 @@
+//! What a server does when it is told to stop.
+
+use std::net::TcpStream;
+
+use crate::{
+    process::{Server, dogs, eventually, picture},
+    wire::{Connection, get, predict},
+};
+
+#[test]
+fn a_request_under_way_is_answered_before_the_server_ends() {
+    // Only a second signal ends a delay this long.
+    let mut server = Server::ready(dogs(), |command| {
+        command.args(["--shutdown-delay", "10m"]);
+    });
+    let request = predict("image/png", &picture());
+    let (first, second) = request.split_at(request.len() / 2);
+    let mut under_way = Connection::open(server.port);
+    under_way.send(first);
+    // The scrape itself is one of the two.
+    eventually("the request is active", || {
+        server.ask(&get("/metrics")).text().contains("\nactive_requests 2\n").then_some(())
+    });
+
+    server.signal("TERM");
+    eventually("the server is not ready any more", || (server.ask(&get("/readyz")).status == 503).then_some(()));
+    let late = server.ask(&predict("image/png", &picture()));
+    assert_eq!(
+        (late.status, late.header("connection")),
+        (200, Some("close")),
+        "requests are taken while endpoints move"
+    );
+
+    server.signal("TERM");
+    eventually("the server accepts no more", || TcpStream::connect(("127.0.0.1", server.port)).is_err().then_some(()));
+    under_way.send(second);
+    let answer = under_way.receive();
+    assert_eq!((answer.status, answer.header("connection")), (200, Some("close")), "{}", answer.text());
+    assert_eq!(server.ended().code(), Some(0));
+}
+
+#[test]
+fn a_request_that_never_ends_does_not_hold_the_server() {
+    let mut server = Server::ready(dogs(), |command| {
+        command.args(["--drain-timeout", "100ms"]);
+    });
+    let request = predict("image/png", &picture());
+    let mut stuck = Connection::open(server.port);
+    stuck.send(&request[..request.len() / 2]);
+    eventually("the request is active", || {
+        server.ask(&get("/metrics")).text().contains("\nactive_requests 2\n").then_some(())
+    });
+    server.signal("INT");
+    assert_eq!(server.ended().code(), Some(0));
+    assert!(stuck.is_closed());
+}
+
+#[test]
+fn an_idle_connection_does_not_hold_the_server() {
+    let mut server = Server::ready(dogs(), |_| {});
+    let mut idle = Connection::open(server.port);
+    idle.send(&get("/livez"));
+    assert_eq!(idle.receive().status, 200);
+    server.signal("TERM");
+    assert!(idle.is_closed());
+    assert_eq!(server.ended().code(), Some(0));
+}
