@@ -18,12 +18,12 @@ install_packages() {
         die "apt-get could not install $*"
 }
 
-# Prints docker, podman or buildah. ANNEAL_ENGINE decides where several are there. A docker client without a daemon is
-# common and no use; buildah needs none, so it is what gets installed where nothing is.
+# Prints docker, podman or buildah. ANNEAL_ENGINE decides where several are there. A docker client without a daemon or without
+# BuildKit is common and no use; buildah needs neither, so it is what gets installed where nothing is.
 find_engine() {
     if [ -n "${ANNEAL_ENGINE:-}" ]; then
         echo "$ANNEAL_ENGINE"
-    elif command -v docker >/dev/null && timeout 10 docker info >/dev/null 2>&1; then
+    elif command -v docker >/dev/null && timeout 10 docker info >/dev/null 2>&1 && docker buildx version >/dev/null 2>&1; then
         echo docker
     elif command -v buildah >/dev/null; then
         echo buildah
