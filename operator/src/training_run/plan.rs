@@ -307,3 +307,6 @@ fn finish(
     let events = status::transitions(&former, &status);
     Plan { create, status, events, follow: None, wake }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,40 @@
+# Thin: each target is a script that can be read and run by itself.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help demo demo-clean test unit e2e lint crds images install cluster cluster-down
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: ## From nothing to a prediction: cluster, images, chart, training, deployment (DATA=folder or tar of your photos)
+	@DATA='$(DATA)' scripts/demo
+
+demo-clean: ## Remove what the demo made in the cluster
+	@scripts/demo clean
+
+test: ## All tests: unit, parity with PyTorch, end to end on a real cluster
+	@scripts/test
+
+unit: ## Tests that need no cluster
+	@scripts/test unit
+
+e2e: ## Tests on a real cluster
+	@scripts/test e2e
+
+lint: ## Formatting, clippy, generated files, shell scripts, chart
+	@scripts/lint
+
+crds: ## Generate crds/ and the chart's copies from the types
+	@. scripts/environment && cargo run --quiet -p anneal-operator --bin crdgen
+
+images: ## Build the three images and bring them to the cluster (IMAGE_REGISTRY=host/path pushes them)
+	@scripts/images
+
+install: ## Install the operator with these images into the cluster
+	@. scripts/environment && cluster && scripts/install
+
+cluster: ## Bring up a real Kubernetes for this checkout (NODES=2 for two nodes) and print its KUBECONFIG
+	@NODES='$(or $(NODES),1)' tests/cluster/cluster up
+
+cluster-down: ## Remove that cluster without a trace
+	@tests/cluster/cluster down
