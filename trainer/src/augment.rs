@@ -114,7 +114,12 @@ fn resample(affine: &Affine, photo: &[u8], size: usize, out: &mut [f32]) {
     }
 }
 
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked against the photo's bounds")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "checked against the photo's bounds"
+)]
 fn sample(photo: &[u8], size: usize, x: f32, y: f32, pixel: &mut [f32]) {
     let (left, top) = (x.floor(), y.floor());
     let (right_share, bottom_share) = (x - left, y - top);
@@ -157,12 +162,16 @@ fn recolour(colour: Colour, pixels: &mut [f32]) {
         Colour::Brightness(factor) => pixels.iter_mut().for_each(|value| *value = (*value * factor).clamp(0.0, 1.0)),
         Colour::Contrast(factor) => {
             let mean = mean_grey(pixels);
-            pixels.iter_mut().for_each(|value| *value = blend(*value, mean, factor));
+            for value in pixels {
+                *value = blend(*value, mean, factor);
+            }
         }
         Colour::Saturation(factor) => {
             for pixel in pixels.chunks_exact_mut(3) {
                 let grey = grey(pixel);
-                pixel.iter_mut().for_each(|value| *value = blend(*value, grey, factor));
+                for value in pixel {
+                    *value = blend(*value, grey, factor);
+                }
             }
         }
         Colour::Hue(shift) => pixels.chunks_exact_mut(3).for_each(|pixel| turn_hue(pixel, shift)),
@@ -191,9 +200,9 @@ fn turn_hue(pixel: &mut [f32], shift: f32) {
     if chroma <= 0.0 {
         return;
     }
-    let sixths = if value == red {
+    let sixths = if red >= green && red >= blue {
         (green - blue) / chroma
-    } else if value == green {
+    } else if green >= blue {
         (blue - red) / chroma + 2.0
     } else {
         (red - green) / chroma + 4.0

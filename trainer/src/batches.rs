@@ -139,7 +139,12 @@ mod tests {
         Photos { size: 2, pixels: shades.collect(), labels: (0..count).collect() }
     }
 
-    fn collect(photos: &Photos, batch_size: usize, workers: usize, change: Option<Changes<'_>>) -> (Vec<i64>, Vec<f32>) {
+    fn collect(
+        photos: &Photos,
+        batch_size: usize,
+        workers: usize,
+        change: Option<Changes<'_>>,
+    ) -> (Vec<i64>, Vec<f32>) {
         let preprocessing = Preprocessing::imagenet(2);
         let order = shuffled(photos.len(), 1, 2);
         let pass = Pass { photos, order, batch_size, preprocessing: &preprocessing, change, workers };

@@ -24,7 +24,8 @@ pub fn training_curves(history: &History) -> String {
         Line { name, colour, values }
     };
     let loss = [line("train", TRAIN, |epoch| epoch.train_loss), line("validation", VALIDATION, |epoch| epoch.val_loss)];
-    let accuracy = [line("train", TRAIN, |epoch| epoch.train_acc), line("validation", VALIDATION, |epoch| epoch.val_acc)];
+    let accuracy =
+        [line("train", TRAIN, |epoch| epoch.train_acc), line("validation", VALIDATION, |epoch| epoch.val_acc)];
     let highest = loss.iter().flat_map(|line| &line.values).copied().fold(0.0, f64::max);
     let plots = [plot("Loss", 0.0, &loss, ticks(highest)), plot("Accuracy", WIDTH, &accuracy, ticks(1.0))];
     svg(2.0 * WIDTH, HEIGHT, &plots.concat())
@@ -60,7 +61,8 @@ pub fn confusion_matrix(confusion: &Confusion, names: &[String]) -> String {
 
 /// Where the axis of a plot has its marks, from 0 to at least `highest`.
 fn ticks(highest: f64) -> Vec<f64> {
-    let rough = highest.max(1e-6) / 5.0;
+    let highest = highest.max(1e-6);
+    let rough = highest / 5.0;
     let magnitude = 10_f64.powf(rough.log10().floor());
     let step = [1.0, 2.0, 5.0, 10.0].map(|m| m * magnitude).into_iter().find(|step| *step >= rough * 0.999);
     let step = step.unwrap_or(rough);
@@ -71,14 +73,16 @@ fn ticks(highest: f64) -> Vec<f64> {
 fn plot(title: &str, left: f64, lines: &[Line], ticks: Vec<f64>) -> String {
     let epochs = lines.iter().map(|line| line.values.len()).max().unwrap_or(0);
     let top = ticks.last().copied().unwrap_or(1.0);
-    let x = |epoch: usize| left + MARGIN + (WIDTH - 1.5 * MARGIN) * epoch as f64 / epochs.saturating_sub(1).max(1) as f64;
+    let x =
+        |epoch: usize| left + MARGIN + (WIDTH - 1.5 * MARGIN) * epoch as f64 / epochs.saturating_sub(1).max(1) as f64;
     let y = |value: f64| HEIGHT - MARGIN - (HEIGHT - 2.0 * MARGIN) * (value / top).clamp(0.0, 1.0);
 
     let mut body = text(left + WIDTH / 2.0, 22.0, "middle", title);
     for tick in ticks {
         let (from, to, at) = (x(0), left + WIDTH - MARGIN / 2.0, y(tick));
         let _ = write!(body, r##"<path d="M{from:.1} {at:.1}H{to:.1}" stroke="#ddd"/>"##);
-        body += &text(from - 6.0, at + 4.0, "end", &format!("{:.3}", tick).trim_end_matches('0').trim_end_matches('.').to_owned());
+        let words = format!("{tick:.3}");
+        body += &text(from - 6.0, at + 4.0, "end", words.trim_end_matches('0').trim_end_matches('.'));
     }
     let every = epochs.div_ceil(10).max(1);
     for epoch in (0..epochs).step_by(every) {
@@ -119,7 +123,10 @@ mod tests {
 
     #[test]
     fn marks_are_round_and_reach_the_highest_value() {
-        assert_eq!(ticks(1.0), [0.0, 0.2, 0.4, 0.6000000000000001, 0.8, 1.0]);
+        assert_eq!(
+            ticks(1.0).iter().map(|mark| format!("{mark:.1}")).collect::<Vec<_>>(),
+            ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]
+        );
         assert!(ticks(0.0).len() > 1);
         assert!(ticks(7.3).last().is_some_and(|last| *last >= 7.3));
     }

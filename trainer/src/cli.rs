@@ -93,7 +93,7 @@ struct EvaluateArgs {
     /// The checkpoint.
     #[arg(long, value_name = "FILE")]
     checkpoint: PathBuf,
-    /// The dataset: a folder, a tar, file:///PATH or synthetic://.
+    /// The dataset: a folder, a tar, or a URI as in a configuration.
     #[arg(long, value_name = "URI")]
     data: String,
     /// Print JSON instead of a table.
@@ -231,7 +231,11 @@ fn evaluate(args: &EvaluateArgs) -> Result<(), Error> {
     if args.json {
         return print(&format!("{:#}\n", report::evaluation(&measured.classes, &measured.evaluation)));
     }
-    print(&format!("{}\nloss {:.4}\n", measured.evaluation.confusion.report(&measured.classes), measured.evaluation.loss))
+    print(&format!(
+        "{}\nloss {:.4}\n",
+        measured.evaluation.confusion.report(&measured.classes),
+        measured.evaluation.loss
+    ))
 }
 
 /// A URI, or a path as people type it.

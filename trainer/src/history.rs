@@ -57,9 +57,8 @@ impl History {
     /// Reads what [`History::to_value`] gave.
     pub fn from_value(value: &Value) -> Option<Self> {
         let dict = value.as_dict()?;
-        let list = |name: &str| -> Option<Vec<f64>> {
-            dict.get(name)?.as_items()?.iter().map(Value::as_float).collect()
-        };
+        let list =
+            |name: &str| -> Option<Vec<f64>> { dict.get(name)?.as_items()?.iter().map(Value::as_float).collect() };
         let (train_loss, train_acc) = (list("train_loss")?, list("train_acc")?);
         let (val_loss, val_acc) = (list("val_loss")?, list("val_acc")?);
         if [&train_acc, &val_loss, &val_acc].into_iter().any(|other| other.len() != train_loss.len()) {

@@ -12,8 +12,8 @@ use crate::outcome::Error;
 /// # Errors
 /// When it cannot be read.
 pub fn describe(path: &Path) -> Result<String, Error> {
-    let file = sha256_file(path)
-        .map_err(|source| anneal_model::CheckpointError::Io { path: path.to_owned(), source })?;
+    let file =
+        sha256_file(path).map_err(|source| anneal_model::CheckpointError::Io { path: path.to_owned(), source })?;
     let checkpoint = Checkpoint::load(path)?;
     let mut text = format!("{}: {} bytes, sha256 {}\n", path.display(), file.bytes, file.sha256);
     // Writing to a String cannot fail.
@@ -21,7 +21,8 @@ pub fn describe(path: &Path) -> Result<String, Error> {
         let json = serde_json::to_string_pretty(info).map_err(|error| Error::Internal(error.to_string()))?;
         let _ = writeln!(text, "\nanneal: {json}");
     } else if let Ok(contract) = checkpoint.contract() {
-        let _ = writeln!(text, "\n{} with {} classes", contract.model.architecture.class_name(), contract.classes.len());
+        let _ =
+            writeln!(text, "\n{} with {} classes", contract.model.architecture.class_name(), contract.classes.len());
     }
     for (key, value) in &checkpoint.extra {
         let _ = writeln!(text, "{key}: {}", short(value));

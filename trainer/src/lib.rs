@@ -16,6 +16,7 @@ pub mod import;
 pub mod inspect;
 pub mod machine;
 pub mod metrics;
+pub mod openmp;
 pub mod optim;
 pub mod outcome;
 pub mod predict;

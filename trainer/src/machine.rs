@@ -50,7 +50,8 @@ fn limits(cgroup: &Path, proc: &Path) -> Limits {
     let old_quota = |folder: &PathBuf| {
         quota(&format!("{} {}", read(folder, "cpu.cfs_quota_us")?.trim(), read(folder, "cpu.cfs_period_us")?))
     };
-    let cpus = unified.iter().filter_map(|folder| quota(&read(folder, "cpu.max")?)).chain(cpu.iter().filter_map(old_quota));
+    let cpus =
+        unified.iter().filter_map(|folder| quota(&read(folder, "cpu.max")?)).chain(cpu.iter().filter_map(old_quota));
     let new_memory = unified.iter().filter_map(|folder| number(read(folder, "memory.max")?));
     let memory = new_memory.chain(memory.iter().filter_map(|folder| number(read(folder, "memory.limit_in_bytes")?)));
     Limits { cpus: cpus.min_by(f64::total_cmp), memory: memory.min() }

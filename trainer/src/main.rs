@@ -2,8 +2,11 @@
 
 use std::process::ExitCode;
 
-use anneal_trainer::cli;
+use anneal_trainer::{cli, openmp};
 
 fn main() -> ExitCode {
+    if let Err(error) = openmp::wait_asleep() {
+        eprintln!("threads will spin while they wait: {error}");
+    }
     cli::main()
 }

@@ -32,7 +32,9 @@ struct Slot {
 #[derive(Debug, thiserror::Error)]
 pub enum OptimError {
     /// It has another layout.
-    #[error("the checkpoint's optimizer_state_dict has no usable {0}; it was saved by another optimiser or for another network")]
+    #[error(
+        "the checkpoint's optimizer_state_dict has no usable {0}; it was saved by another optimiser or for another network"
+    )]
     Layout(String),
     /// A tensor in it cannot be used.
     #[error(transparent)]

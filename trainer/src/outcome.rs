@@ -113,15 +113,21 @@ impl Error {
             return FailureClass::OutOfMemory;
         }
         match self {
-            Self::Config(_) | Self::Model(ModelError::Classes(_) | ModelError::InputSize { .. }) => FailureClass::BadConfig,
+            Self::Config(_) | Self::Model(ModelError::Classes(_) | ModelError::InputSize { .. }) => {
+                FailureClass::BadConfig
+            }
             Self::Data(error) => error.class(),
             Self::Image { .. } => FailureClass::DataCorrupt,
             Self::Checkpoint(error) if error.is_not_found() => FailureClass::ModelNotFound,
             Self::Checkpoint(CheckpointError::Io { source, .. }) | Self::Write { source, .. } => class_of_io(source),
-            Self::Checkpoint(_) | Self::Optim(OptimError::Layout(_) | OptimError::Tensor(_)) => FailureClass::LoadFailed,
+            Self::Checkpoint(_) | Self::Optim(OptimError::Layout(_) | OptimError::Tensor(_)) => {
+                FailureClass::LoadFailed
+            }
             Self::Diverged { .. } => FailureClass::Diverged,
             Self::Interrupted(_) => FailureClass::Interrupted,
-            Self::Model(_) | Self::Optim(OptimError::Torch(_)) | Self::Torch(_) | Self::Internal(_) => FailureClass::AppError,
+            Self::Model(_) | Self::Optim(OptimError::Torch(_)) | Self::Torch(_) | Self::Internal(_) => {
+                FailureClass::AppError
+            }
         }
     }
 
@@ -132,13 +138,17 @@ impl Error {
             Self::Torch(_) | Self::Internal(_) | Self::Model(ModelError::Torch(_)) | Self::Optim(OptimError::Torch(_))
         );
         let text = if torch { self.to_string() } else { String::new() };
-        ["can't allocate memory", "not enough memory", "Cannot allocate memory"].iter().any(|words| text.contains(words))
+        ["can't allocate memory", "not enough memory", "Cannot allocate memory"]
+            .iter()
+            .any(|words| text.contains(words))
     }
 }
 
 fn class_of_io(error: &io::Error) -> FailureClass {
     match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => FailureClass::DiskFull,
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+            FailureClass::DiskFull
+        }
         io::ErrorKind::OutOfMemory => FailureClass::OutOfMemory,
         _ => FailureClass::AppError,
     }

@@ -1,6 +1,10 @@
 //! What a checkpoint makes of single photos and of whole datasets.
 
-use std::{fs, path::{Path, PathBuf}, sync::atomic::AtomicBool};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::atomic::AtomicBool,
+};
 
 use anneal_api::dataset::DatasetUri;
 use anneal_model::{

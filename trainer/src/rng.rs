@@ -72,7 +72,8 @@ mod tests {
     #[test]
     fn a_draw_does_not_depend_on_the_draws_before_it() {
         let forwards: Vec<u64> = (0..50).map(|i| Draws::new(7, Purpose::Augmentation, 3, i).bits()).collect();
-        let mut backwards: Vec<u64> = (0..50).rev().map(|i| Draws::new(7, Purpose::Augmentation, 3, i).bits()).collect();
+        let mut backwards: Vec<u64> =
+            (0..50).rev().map(|i| Draws::new(7, Purpose::Augmentation, 3, i).bits()).collect();
         backwards.reverse();
         assert_eq!(forwards, backwards);
     }

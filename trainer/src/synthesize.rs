@@ -28,8 +28,11 @@ const SHARE: f64 = 0.1;
 /// When the file system refuses.
 pub fn to_folder(set: Synthetic, dir: &Path) -> Result<usize, Error> {
     let arrangement = arrange(listing::list(&DatasetUri::Synthetic(set))?, SHARE, set.seed)?;
-    let splits =
-        [(Split::Train, &arrangement.train), (Split::Validation, &arrangement.validation), (Split::Test, &arrangement.test)];
+    let splits = [
+        (Split::Train, &arrangement.train),
+        (Split::Validation, &arrangement.validation),
+        (Split::Test, &arrangement.test),
+    ];
     for (split, pictures) in splits {
         for class in &arrangement.classes {
             let folder = dir.join(split.folder()).join(class);

@@ -45,12 +45,8 @@ pub struct Surroundings<'a> {
 /// Whatever ends a run without a result; the class of the error tells whether a further attempt can help.
 pub fn run(config: &RunConfig, around: &Surroundings<'_>) -> Result<RunResult, Error> {
     let dataset = data::open(config, around)?;
-    let run = Identity::new(
-        config.model,
-        dataset.classes.clone(),
-        dataset.identity.digest.clone(),
-        &config.hyperparameters,
-    );
+    let run =
+        Identity::new(config.model, dataset.classes.clone(), dataset.identity.digest.clone(), &config.hyperparameters);
     let mut checkpoints = Checkpoints::open(&config.checkpoints(), run)?;
     let mut training = Training::begin(config, &dataset, around)?;
     if let Some(found) = checkpoints.find(config.resume_from.as_deref())? {
@@ -86,9 +82,10 @@ impl<'a> Training<'a> {
         let checkpoint = &found.checkpoint;
         self.network.load(&checkpoint.state)?;
         self.optimizer.load(checkpoint.get("optimizer_state_dict").unwrap_or(&Value::None))?;
-        match checkpoint.get("history").and_then(History::from_value) {
-            Some(history) => self.history = history,
-            None => warn!("{:?} has no history; curves and the best accuracy begin here", found.path),
+        if let Some(history) = checkpoint.get("history").and_then(History::from_value) {
+            self.history = history;
+        } else {
+            warn!("{:?} has no history; curves and the best accuracy begin here", found.path);
         }
         self.epoch = found.epoch;
         info!(epoch = self.epoch, path = %found.path.display(), "going on from a checkpoint");
@@ -99,8 +96,7 @@ impl<'a> Training<'a> {
         let (epochs, per_epoch) = (self.epochs(), self.steps_per_epoch());
         let step = u64::from(self.epoch) * per_epoch;
         let steps = u64::from(epochs) * per_epoch;
-        let mut tracker =
-            Tracker::new(self.around.progress.clone(), self.epoch, step, steps, self.history.best());
+        let mut tracker = Tracker::new(self.around.progress.clone(), self.epoch, step, steps, self.history.best());
         while self.epoch < epochs {
             tracker.begin_epoch(self.epoch + 1, epochs);
             let trained = self.train_epoch(&mut tracker)?;
@@ -216,20 +212,18 @@ fn check_finite(what: &'static str, loss: f64, epoch: u32, step: u64, learning_r
 
 /// Measures the best epoch, writes the reports and publishes the model.
 fn conclude(mut training: Training<'_>, checkpoints: &Checkpoints) -> Result<RunResult, Error> {
-    let best_epoch = match checkpoints.best() {
-        Some(best) => {
-            training.network.load(&best.checkpoint.state)?;
-            best.epoch
-        }
-        None => {
-            warn!("the best epoch's checkpoint is not usable; the newest epoch is published");
-            training.epoch
-        }
+    let best_epoch = if let Some(best) = checkpoints.best() {
+        training.network.load(&best.checkpoint.state)?;
+        best.epoch
+    } else {
+        warn!("the best epoch's checkpoint is not usable; the newest epoch is published");
+        training.epoch
     };
     let Training { config, dataset, around, .. } = training;
-    let (split, photos) = match dataset.test.is_empty() {
-        true => (data::Split::Validation, &dataset.validation),
-        false => (data::Split::Test, &dataset.test),
+    let (split, photos) = if dataset.test.is_empty() {
+        (data::Split::Validation, &dataset.validation)
+    } else {
+        (data::Split::Test, &dataset.test)
     };
     let evaluation = evaluate(&training.network, photos, &training.preprocessing, around.threads, around.stop)?;
     let metrics = evaluation.confusion.metrics();

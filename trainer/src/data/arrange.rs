@@ -69,7 +69,8 @@ pub fn arrange(listing: Listing, share: f64, seed: u64) -> Result<Arrangement, D
         let with_label = |photos: Vec<Photo>| photos.into_iter().map(move |photo| Labelled { photo, label });
         if keep_validation {
             let parts = 1 + usize::from(keep_test);
-            let kept = kept_aside(photos.len(), share, parts).ok_or(DataError::TooFew { class, count: photos.len() })?;
+            let kept =
+                kept_aside(photos.len(), share, parts).ok_or(DataError::TooFew { class, count: photos.len() })?;
             Draws::new(seed, Purpose::Split, 0, label as u64).shuffle(&mut photos);
             arrangement.validation.extend(with_label(photos.split_off(photos.len() - kept)));
             if keep_test {
@@ -98,7 +99,12 @@ pub fn for_measuring(listing: Listing, expected: &[String]) -> Result<Arrangemen
 }
 
 /// Photos of a class that each of `parts` parts gets, if that leaves any for training.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "small counts")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "small counts"
+)]
 fn kept_aside(count: usize, share: f64, parts: usize) -> Option<usize> {
     let most = count.saturating_sub(1) / parts;
     let kept = ((count as f64 * share).round() as usize).clamp(1, most.max(1));

@@ -130,7 +130,8 @@ impl Listing {
         while let Some(common) = self.common_folder() {
             let strip = |path: &str| path[common.len()..].to_owned();
             self.photos.iter_mut().for_each(|photo| photo.path = strip(&photo.path));
-            self.folders = self.folders.iter().filter_map(|path| path.strip_prefix(&common)).map(str::to_owned).collect();
+            self.folders =
+                self.folders.iter().filter_map(|path| path.strip_prefix(&common)).map(str::to_owned).collect();
         }
     }
 

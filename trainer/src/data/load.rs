@@ -106,23 +106,18 @@ pub fn load(uri: &DatasetUri, arrangement: Arrangement, how: &Loading<'_>) -> Re
     let mut digests = Vec::with_capacity(count);
     let mut broken = Vec::new();
     let done = AtomicUsize::new(0);
-    let mut load_split = |split, photos: Vec<Labelled>| -> Result<Photos, LoadError> {
+    let mut load_split = |photos: Vec<Labelled>| -> Result<Photos, LoadError> {
         let loaded = load_photos(&photos, how, &done)?;
         digests.extend(loaded.digests);
         broken.extend(loaded.broken);
-        match (0..classes.len()).find(|label| !photos.is_empty() && !loaded.photos.labels.contains(label)) {
-            Some(label) => Err(DataError::EmptyClass { split, class: classes[label].clone() }.into()),
-            None => Ok(loaded.photos),
-        }
+        Ok(loaded.photos)
     };
-    let train = load_split(Split::Train, train)?;
-    let validation = load_split(Split::Validation, validation)?;
-    let test = load_split(Split::Test, test)?;
+    let train = load_split(train)?;
+    let validation = load_split(validation)?;
+    let test = load_split(test)?;
+    check_broken(&broken, count)?;
+    check_classes(&classes, [(Split::Train, &train), (Split::Validation, &validation), (Split::Test, &test)])?;
 
-    if broken.len() * 20 > count {
-        let first = broken.iter().take(NAMED).cloned().collect::<Vec<_>>().join("; ");
-        return Err(DataError::Broken { broken: broken.len(), total: count, first }.into());
-    }
     let digest = match uri {
         DatasetUri::Synthetic(set) => Sha256::from_bytes(Hasher::digest(synthetic::identity(*set)).into()),
         _ => listing_digest(digests),
@@ -163,6 +158,24 @@ fn check_memory(photos: usize, how: &Loading<'_>) -> Result<(), DataError> {
         }),
         _ => Ok(()),
     }
+}
+
+fn check_broken(broken: &[String], count: usize) -> Result<(), DataError> {
+    if broken.len() * 20 <= count {
+        return Ok(());
+    }
+    let first = broken.iter().take(NAMED).cloned().collect::<Vec<_>>().join("; ");
+    Err(DataError::Broken { broken: broken.len(), total: count, first })
+}
+
+/// A few broken photos may be all that a small class has.
+fn check_classes(classes: &[String], splits: [(Split, &Photos); 3]) -> Result<(), DataError> {
+    for (split, photos) in splits.into_iter().filter(|(_, photos)| !photos.is_empty()) {
+        if let Some(label) = (0..classes.len()).find(|label| !photos.labels.contains(label)) {
+            return Err(DataError::EmptyClass { split, class: classes[label].clone() });
+        }
+    }
+    Ok(())
 }
 
 #[derive(Default)]
@@ -243,6 +256,6 @@ fn decode(photo: &Photo, content: &[u8], size: usize) -> Result<RgbImage, String
         Place::Drawn { set, index } => synthetic::image(*set, *index),
         _ => preprocess::decode(content, &ImageLimits::default()).map_err(|error| error.to_string())?,
     };
-    let side = u32::try_from(size).map_err(|error| error.to_string())?;
-    preprocess::resize_bilinear(&image, side, side).map_err(|error| error.to_string())
+    let pixels = u32::try_from(size).map_err(|error| error.to_string())?;
+    preprocess::resize_bilinear(&image, pixels, pixels).map_err(|error| error.to_string())
 }

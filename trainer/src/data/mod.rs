@@ -104,7 +104,9 @@ pub enum DataError {
     )]
     Layout(String),
     /// There is nothing to tell apart.
-    #[error("the dataset has one class only, {0:?}; a classifier needs photos of at least two, each in a folder of its own")]
+    #[error(
+        "the dataset has one class only, {0:?}; a classifier needs photos of at least two, each in a folder of its own"
+    )]
     OneClass(String),
     /// A class has no photo.
     #[error("the class {class:?} has no photo in {split}; add some or remove the folder")]
@@ -182,7 +184,11 @@ impl DataError {
     pub(crate) fn reading(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| {
-            if source.kind() == io::ErrorKind::NotFound { Self::Missing(path) } else { Self::Unreadable { path, source } }
+            if source.kind() == io::ErrorKind::NotFound {
+                Self::Missing(path)
+            } else {
+                Self::Unreadable { path, source }
+            }
         }
     }
 }

@@ -33,10 +33,8 @@ struct Figure {
 
 /// Lists the pictures of a set in folders by class.
 pub fn list(set: Synthetic) -> Listing {
-    let photo = |index| Photo {
-        path: format!("{}/{index:06}.png", CLASSES[label(index)]),
-        place: Place::Drawn { set, index },
-    };
+    let photo =
+        |index| Photo { path: format!("{}/{index:06}.png", CLASSES[label(index)]), place: Place::Drawn { set, index } };
     Listing { photos: (0..set.images).map(photo).collect(), folders: BTreeSet::new() }
 }
 
@@ -71,7 +69,16 @@ impl Figure {
         let mut place = || draws.between(1.7 * radius, size - 1.7 * radius);
         let centre = (place(), place());
         let shade = draws.between(0.45, 0.7);
-        Self { cat, centre, radius, sin: angle.sin(), cos: angle.cos(), fur, ear: fur.map(|c| c * shade), dark: [0.05; 3] }
+        Self {
+            cat,
+            centre,
+            radius,
+            sin: angle.sin(),
+            cos: angle.cos(),
+            fur,
+            ear: fur.map(|c| c * shade),
+            dark: [0.05; 3],
+        }
     }
 
     /// The figure's colour at a pixel, or `None` where the background shows.

@@ -1,0 +1,197 @@
+//! Runs the trainer in a folder of its own and waits for what it says, never for time.
+
+#![allow(clippy::expect_used, clippy::panic, reason = "all of this is test code")]
+
+use std::{
+    ffi::OsStr,
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpStream,
+    path::{Path, PathBuf},
+    process::{Child, ChildStderr, Command, ExitStatus, Stdio},
+};
+
+use anneal_api::{
+    failure::FailureClass,
+    termination::{RunResult, TerminationMessage},
+};
+
+/// A folder with a configuration, removed at the end.
+pub struct Run {
+    dir: tempfile::TempDir,
+}
+
+/// A command that trains.
+pub struct Train<'a> {
+    run: &'a Run,
+    command: Command,
+}
+
+/// A process that trains.
+pub struct Training<'a> {
+    run: &'a Run,
+    child: Child,
+    log: BufReader<ChildStderr>,
+    said: String,
+}
+
+/// The trainer with these arguments and nothing of this process's own run.
+pub fn trainer<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_anneal-trainer"));
+    for name in ["ANNEAL_RUN", "ANNEAL_OUTPUT_DIR", "ANNEAL_MODELS_DIR", "ANNEAL_RESUME_FROM", "RUST_LOG"] {
+        command.env_remove(name);
+    }
+    command.args(args).stdin(Stdio::null());
+    command
+}
+
+/// What a command that succeeds prints.
+pub fn prints(args: &[&str]) -> String {
+    let done = trainer(args).output().expect("the trainer");
+    assert!(done.status.success(), "{args:?}: {}", String::from_utf8_lossy(&done.stderr));
+    String::from_utf8(done.stdout).expect("text")
+}
+
+/// Imports a tar of these files; gives the counts, or what the trainer says against it.
+pub fn import(to: &Path, files: &[(&str, &str)]) -> Result<String, String> {
+    let mut tar = tar::Builder::new(Vec::new());
+    for (name, content) in files {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o644);
+        // The builder refuses such names; whoever attacks does not use it.
+        header.as_mut_bytes()[..name.len()].copy_from_slice(name.as_bytes());
+        header.set_cksum();
+        tar.append(&header, content.as_bytes()).expect("an entry");
+    }
+    let content = tar.into_inner().expect("a tar");
+    let mut child = trainer(["import", "--to"])
+        .arg(to)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the trainer");
+    child.stdin.take().expect("a pipe").write_all(&content).expect("a reader");
+    let done = child.wait_with_output().expect("the trainer");
+    if done.status.success() {
+        let text = String::from_utf8(done.stdout).expect("text");
+        Ok(text.split(", sha256").next().expect("counts").to_owned())
+    } else {
+        Err(String::from_utf8(done.stderr).expect("text"))
+    }
+}
+
+impl Run {
+    pub fn new(config: &str) -> Self {
+        let dir = tempfile::tempdir().expect("a folder");
+        fs::write(dir.path().join("run.yaml"), config).expect("a configuration");
+        Self { dir }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn train(&self) -> Train<'_> {
+        let mut command = trainer(["train", "--config"]);
+        command.arg(self.path("run.yaml")).arg("--output").arg(self.path("out"));
+        command.arg("--termination-log").arg(self.path("message"));
+        Train { run: self, command }
+    }
+
+    /// The result that was left behind.
+    pub fn result(&self) -> RunResult {
+        match self.message() {
+            TerminationMessage::Result(result) => result,
+            other => panic!("no result but {other:?}"),
+        }
+    }
+
+    fn message(&self) -> TerminationMessage {
+        let text = fs::read_to_string(self.path("message")).expect("a termination message");
+        assert!(text.len() <= 3 * 1024, "{} bytes", text.len());
+        TerminationMessage::parse(&text).expect("one of ours")
+    }
+}
+
+impl<'a> Train<'a> {
+    pub fn args<S: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
+        self.command.args(args);
+        self
+    }
+
+    pub fn spawn(mut self) -> Training<'a> {
+        let mut child = self.command.stderr(Stdio::piped()).spawn().expect("the trainer");
+        let log = BufReader::new(child.stderr.take().expect("a pipe"));
+        Training { run: self.run, child, log, said: String::new() }
+    }
+
+    pub fn succeeds(self) -> RunResult {
+        self.spawn().succeeds()
+    }
+
+    pub fn fails_as(self, class: FailureClass, words: &str) {
+        self.spawn().fails_as(class, words);
+    }
+}
+
+impl Training<'_> {
+    /// Reads the log until a line with these words comes.
+    pub fn wait_for_line(&mut self, words: &str) -> String {
+        loop {
+            let mut line = String::new();
+            let read = self.log.read_line(&mut line).expect("text");
+            self.said.push_str(&line);
+            assert!(read > 0, "it ended without saying {words:?}:\n{}", self.said);
+            if line.contains(words) {
+                return line;
+            }
+        }
+    }
+
+    /// As the kernel does it when memory runs out.
+    pub fn kill(mut self) {
+        self.child.kill().expect("a process");
+        self.child.wait().expect("a process");
+    }
+
+    /// As the kubelet does it.
+    pub fn terminate(&self) {
+        let sent = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status();
+        assert!(sent.expect("kill").success());
+    }
+
+    pub fn succeeds(mut self) -> RunResult {
+        let status = self.end();
+        assert!(status.success(), "{status}:\n{}", self.said);
+        self.run.result()
+    }
+
+    pub fn fails_as(mut self, class: FailureClass, words: &str) {
+        let status = self.end();
+        assert_eq!(status.code(), Some(class.exit_code()), "{}", self.said);
+        match self.run.message() {
+            TerminationMessage::Failure(failure) => {
+                assert_eq!(failure.class, class);
+                assert!(failure.message.contains(words), "{words:?} is not in {:?}", failure.message);
+            }
+            other => panic!("no failure but {other:?}"),
+        }
+    }
+
+    fn end(&mut self) -> ExitStatus {
+        self.log.read_to_string(&mut self.said).expect("text");
+        self.child.wait().expect("a process")
+    }
+}
+
+/// The body of an answer.
+pub fn get(address: &str, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).expect("a listener");
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").expect("a connection");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("text");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    answer.split_once("\r\n\r\n").expect("a body").1.to_owned()
+}

@@ -1,0 +1,208 @@
+//! The trainer as its users meet it: a process with arguments, files, signals and an exit code.
+
+#![allow(clippy::expect_used, reason = "all of this is test code")]
+
+mod process;
+
+use std::{fs, io::Read, path::Path};
+
+use anneal_api::{
+    failure::FailureClass,
+    termination::{RunResult, TerminationMessage},
+};
+use anneal_model::{Checkpoint, sha256_file};
+use process::{Run, import, prints, trainer};
+
+/// Three epochs of 32-pixel pictures: seconds, and enough to tell cats from dogs.
+const SMALL: &str = "
+model: {inputSize: 32}
+dataset: {uri: 'synthetic://?images=600&size=32'}
+hyperparameters: {epochs: 3, batchSize: 16, threads: 1}
+";
+
+fn weights(path: &Path) -> anneal_model::StateDict {
+    Checkpoint::load(path).expect("a checkpoint").state
+}
+
+#[test]
+fn a_run_learns_the_synthetic_set_and_publishes_what_it_learned() {
+    let run = Run::new(SMALL);
+    let result: RunResult = run.train().succeeds();
+    assert!(result.metrics.accuracy >= 0.9, "{:?}", result.metrics);
+    assert_eq!(result.classes, ["cat", "dog"]);
+    assert_eq!((result.epochs, result.dataset.images, result.dataset.skipped), (3, 600, 0));
+    assert_eq!(result.checkpoint, format!("models/{}.pth", result.sha256));
+
+    let published = run.path("out").join(&result.checkpoint);
+    assert_eq!(sha256_file(&published).expect("the model").sha256, result.sha256);
+    let info = Checkpoint::load(&published).expect("the model").info.expect("a description");
+    assert_eq!((info.metrics, info.classes), (Some(result.metrics), result.classes));
+    for report in [
+        "metrics.json",
+        "classification_report.txt",
+        "training_history.json",
+        "training_curves.svg",
+        "confusion_matrix.svg",
+    ] {
+        let content = fs::read_to_string(run.path("out/reports").join(report)).expect(report);
+        assert!(!content.is_empty(), "{report} is empty");
+    }
+
+    // The published file is all that the other commands need.
+    let picture = run.path("dog.png");
+    let drawn = trainer(["synthesize", "--stdout", "--class", "dog", "--size", "32", "--seed", "9"]).output();
+    fs::write(&picture, drawn.expect("a picture").stdout).expect("a file");
+    let predicted = prints(&["predict", "--json", "--checkpoint", text(&published), text(&picture)]);
+    assert!(predicted.contains(r#""prediction":"dog""#), "{predicted}");
+    let data = "synthetic://?images=200&size=32&seed=4";
+    let evaluated = prints(&["evaluate", "--json", "--checkpoint", text(&published), "--data", data]);
+    let evaluated: serde_json::Value = serde_json::from_str(&evaluated).expect("JSON");
+    assert!(evaluated["accuracy"].as_f64().is_some_and(|accuracy| accuracy >= 0.9), "{evaluated}");
+    let inspected = prints(&["inspect", text(&published)]);
+    assert!(inspected.contains("fc.weight") && inspected.contains("[2, 256]"), "{inspected}");
+}
+
+#[test]
+fn a_run_that_was_killed_ends_with_the_weights_of_one_that_was_not() {
+    let config = SMALL.replace("images=600", "images=120");
+    let whole = Run::new(&config);
+    whole.train().succeeds();
+
+    let killed = Run::new(&config);
+    let mut first = killed.train().spawn();
+    first.wait_for_line("\"epoch\":1,");
+    first.kill();
+    let mut second = killed.train().spawn();
+    second.wait_for_line("going on from a checkpoint");
+    second.succeeds();
+
+    let last = |run: &Run| weights(&run.path("out/checkpoints/last_checkpoint.pth"));
+    assert!(last(&whole) == last(&killed), "the weights differ");
+    let model = |run: &Run| run.result().sha256;
+    assert_eq!(model(&whole), model(&killed));
+}
+
+#[test]
+fn a_torn_checkpoint_is_passed_over() {
+    let run = Run::new(&SMALL.replace("images=600", "images=60").replace("epochs: 3", "epochs: 1"));
+    run.train().succeeds();
+    let last = run.path("out/checkpoints/last_checkpoint.pth");
+    let content = fs::read(&last).expect("a checkpoint");
+    fs::write(&last, &content[..content.len() / 2]).expect("a file");
+    let mut again = run.train().spawn();
+    again.wait_for_line("is passed over");
+    again.succeeds();
+}
+
+#[test]
+fn sigterm_ends_a_run_at_the_next_step() {
+    let run = Run::new(&SMALL.replace("epochs: 3", "epochs: 10000"));
+    let mut child = run.train().spawn();
+    child.wait_for_line("\"epoch\":1,");
+    child.terminate();
+    child.fails_as(FailureClass::Interrupted, "goes on from the newest checkpoint");
+}
+
+#[test]
+fn progress_is_answered_while_training_goes_on() {
+    let run = Run::new(&SMALL.replace("epochs: 3", "epochs: 10000"));
+    let mut child = run.train().args(["--progress-address", "127.0.0.1:0"]).spawn();
+    let line = child.wait_for_line("progress is answered");
+    let address = serde_json::from_str::<serde_json::Value>(&line).expect("JSON")["address"].clone();
+    let address = address.as_str().expect("an address").to_owned();
+    child.wait_for_line("\"epoch\":1,");
+    let progress: anneal_api::progress::Progress =
+        serde_json::from_str(&process::get(&address, "/progress")).expect("a progress");
+    assert_eq!((progress.epoch >= 1, progress.epochs), (true, 10_000));
+    assert!(progress.best.is_some() && progress.images_per_second.is_some());
+    assert!(process::get(&address, "/metrics").contains("\nanneal_training_epochs 10000\n"));
+    child.terminate();
+    child.fails_as(FailureClass::Interrupted, "SIGTERM");
+}
+
+#[test]
+fn every_failure_has_its_class_exit_code_and_words() {
+    let pictures = Run::new("");
+    prints(&["synthesize", "--output", text(&pictures.path("set")), "--images", "60", "--size", "32"]);
+    let set = pictures.path("set");
+    let one_class = pictures.path("one");
+    fs::create_dir_all(&one_class).expect("a folder");
+    fs::rename(set.join("val/cat"), one_class.join("cat")).expect("a class");
+    fs::rename(set.join("val/dog"), pictures.path("dogs")).expect("a class");
+    let damaged = pictures.path("damaged");
+    for class in ["cat", "dog"] {
+        fs::create_dir_all(damaged.join(class)).expect("a folder");
+        (0..9).for_each(|i| fs::write(damaged.join(class).join(format!("{i}.jpg")), "no photo").expect("a file"));
+    }
+
+    let with_data =
+        |path: &Path| SMALL.replace("synthetic://?images=600&size=32", &format!("file://{}", path.display()));
+    for (config, class, words) in [
+        (with_data(&pictures.path("nowhere")), FailureClass::DataMissing, "does not exist"),
+        (with_data(&one_class), FailureClass::DataCorrupt, "one class only"),
+        (with_data(&damaged), FailureClass::DataCorrupt, "more than 5 %"),
+        (SMALL.replace("epochs", "epoch"), FailureClass::BadConfig, "unknown field `epoch`, expected one of `epochs`"),
+        (SMALL.replace("epochs: 3", "epochs: 0"), FailureClass::BadConfig, "must be between 1 and 10000"),
+        (
+            SMALL.replace("epochs: 3", "epochs: 3, learningRate: 100, weightDecay: 1, optimizer: SGD"),
+            FailureClass::Diverged,
+            "lower hyperparameters.learningRate",
+        ),
+    ] {
+        Run::new(&config).train().fails_as(class, words);
+    }
+}
+
+#[test]
+fn photos_in_a_folder_and_in_a_tar_are_the_same_dataset() {
+    let run = Run::new("");
+    let set = run.path("set");
+    prints(&["synthesize", "--output", text(&set), "--images", "60", "--size", "32"]);
+    fs::write(set.join("train/cat/broken.png"), "no photo").expect("a file");
+    let mut tar = tar::Builder::new(fs::File::create(run.path("set.tar")).expect("a file"));
+    tar.append_dir_all("photos", &set).expect("a tar");
+    tar.finish().expect("a tar");
+
+    let digests = [set, run.path("set.tar")].map(|path| {
+        let config = SMALL
+            .replace("synthetic://?images=600&size=32", &format!("file://{}", path.display()))
+            .replace("epochs: 3", "epochs: 1");
+        let result = Run::new(&config).train().succeeds();
+        assert_eq!((result.dataset.images, result.dataset.skipped), (60, 1));
+        result.dataset.digest
+    });
+    assert_eq!(digests[0], digests[1]);
+}
+
+#[test]
+fn an_imported_tar_stays_in_its_folder() {
+    let run = Run::new("");
+    let target = run.path("claim");
+    let good = import(&target, &[("cat/a.jpg", "a"), ("./dog/b.jpg", "b")]);
+    assert_eq!(good, Ok("2 files, 2 bytes".to_owned()));
+    assert_eq!(fs::read(target.join("dog/b.jpg")).expect("a file"), b"b");
+    for name in ["../outside.jpg", "cat/../../outside.jpg", "/outside.jpg"] {
+        let refusal = import(&target, &[(name, "x")]).expect_err(name);
+        assert!(refusal.contains("make the tar of plain files with relative names"), "{refusal}");
+    }
+    assert!(!run.path("outside.jpg").exists());
+
+    // A link that lies in the folder already is no way out either.
+    std::os::unix::fs::symlink(run.path(""), target.join("link")).expect("a link");
+    assert!(import(&target, &[("link/outside.jpg", "x")]).is_err());
+    assert!(!run.path("outside.jpg").exists());
+}
+
+#[test]
+fn the_result_of_another_program_is_not_what_is_left_behind() {
+    let run = Run::new(&SMALL.replace("epochs: 3", "epochs: 0"));
+    fs::write(run.path("message"), "x".repeat(9000)).expect("a file");
+    run.train().fails_as(FailureClass::BadConfig, "epochs");
+    let mut message = String::new();
+    fs::File::open(run.path("message")).expect("a message").read_to_string(&mut message).expect("text");
+    assert!(matches!(TerminationMessage::parse(&message), Ok(TerminationMessage::Failure(_))), "{message}");
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("a path in UTF-8")
+}
