@@ -90,7 +90,7 @@ mend() {
   done
   for node in $(nodes); do
     [[ $node == node-1 ]] && continue
-    if ! init=$(node_init "$node"); then
+    if [[ ! -f $state/$node/complete ]] || ! init=$(node_init "$node"); then
       until_ok 60 "the API server" kubectl get --raw /readyz
       add_node "$node"
       mended=1
