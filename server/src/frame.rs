@@ -64,13 +64,14 @@ impl Frame {
         let _active = self.metrics.begin();
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         let id = taken_over(request.headers()).unwrap_or_else(|| self.ids.next());
+        let exchange = Exchange { method, path, id, begun, answered: false };
 
         let mut response =
             if is_preflight(&request) { preflight(request.headers()) } else { self.route(request).await };
         let took = begun.elapsed();
-        self.metrics.answered(&method, &path, response.status(), took);
-        log(&method, &path, response.status(), took, &id);
-        self.mark(response.headers_mut(), took, id);
+        self.metrics.answered(&exchange.method, &exchange.path, response.status(), took);
+        self.mark(response.headers_mut(), took, exchange.id.clone());
+        exchange.end(response.status());
         response
     }
 
@@ -124,15 +125,41 @@ fn taken_over(headers: &HeaderMap) -> Option<HeaderValue> {
     fit.then(|| id.clone())
 }
 
-/// Probes and scrapes would drown everything else, so they are logged for debugging only.
-fn log(method: &Method, path: &str, status: StatusCode, took: Duration, id: &HeaderValue) {
-    let path: String = path.chars().take(MAX_LOGGED_PATH).collect();
-    let (status, microseconds) = (status.as_u16(), u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
-    let request_id = id.to_str().unwrap_or_default();
-    if routes::is_probe(&path) {
-        tracing::debug!(%method, path, status, microseconds, request_id, "request");
-    } else {
-        tracing::info!(%method, path, status, microseconds, request_id, "request");
+/// A request on its way to its log line. A client that goes away drops it without an answer, which is logged too.
+struct Exchange {
+    method: Method,
+    path: String,
+    id: HeaderValue,
+    begun: Instant,
+    answered: bool,
+}
+
+impl Exchange {
+    fn end(mut self, status: StatusCode) {
+        self.answered = true;
+        self.log(Some(status), "request");
+    }
+
+    /// Probes and scrapes would drown everything else, so they are logged for debugging only.
+    fn log(&self, status: Option<StatusCode>, message: &str) {
+        let Self { method, id, .. } = self;
+        let path: String = self.path.chars().take(MAX_LOGGED_PATH).collect();
+        let status = status.map(|status| status.as_u16());
+        let microseconds = u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let request_id = id.to_str().unwrap_or_default();
+        if routes::is_probe(&path) {
+            tracing::debug!(%method, path, status, microseconds, request_id, message);
+        } else {
+            tracing::info!(%method, path, status, microseconds, request_id, message);
+        }
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        if !self.answered {
+            self.log(None, "the client went away before its answer");
+        }
     }
 }
 

@@ -134,12 +134,24 @@ impl Asking<'_> {
 
     async fn get(&self, path: &str, expected: &str, content: impl FnOnce(&Answer) -> Finding) -> Check {
         let check = Check::unknown(self.target, &format!("GET {path}"), expected, String::new());
-        match self.client.within(left(self.deadline)).get(&format!("{}{path}", self.target)).await {
+        let answer = match self.client() {
+            Ok(client) => client.get(&format!("{}{path}", self.target)).await.map_err(|error| error.to_string()),
+            Err(why) => Err(why),
+        };
+        match answer {
             Ok(answer) => {
                 let finding = check::judge(&answer, self.revision, content);
                 check.judged(&answer, finding)
             }
-            Err(error) => Check { outcome: Outcome::Unknown(error.to_string()), ..check },
+            Err(why) => Check { outcome: Outcome::Unknown(why), ..check },
+        }
+    }
+
+    /// A client for the time that is left.
+    fn client(&self) -> Result<Client, String> {
+        match left(self.deadline) {
+            Duration::ZERO => Err("there was no time left to ask; raise the test's timeoutSeconds".to_owned()),
+            left => Ok(self.client.within(left)),
         }
     }
 
@@ -151,13 +163,16 @@ impl Asking<'_> {
             Ok(image) => image,
             Err(why) => return unknown(why.clone()),
         };
+        let url = format!("{}/predict", self.target);
         let mut last = unknown("it was not asked".to_owned());
         for _ in 0..repeats {
-            let answer =
-                self.client.within(left(self.deadline)).post_image(&format!("{}/predict", self.target), image).await;
+            let answer = match self.client() {
+                Ok(client) => client.post_image(&url, image).await.map_err(|error| error.to_string()),
+                Err(why) => Err(why),
+            };
             let answer = match answer {
                 Ok(answer) => answer,
-                Err(error) => return unknown(error.to_string()),
+                Err(why) => return unknown(why),
             };
             times.push(answer.took.as_secs_f64() * 1e3);
             let finding = check::judge(&answer, self.revision, |answer| check::prediction(answer, case));
