@@ -81,7 +81,10 @@ impl Frame {
         B::Error: Into<BoxError>,
     {
         if request.body().size_hint().lower() > self.max_upload_bytes {
-            linger(request.into_body(), self.max_upload_bytes).await;
+            // A client that asked first has sent nothing yet.
+            if !request.headers().contains_key(header::EXPECT) {
+                linger(request.into_body(), self.max_upload_bytes).await;
+            }
             return Problem::too_large(self.max_upload_bytes).response();
         }
         let (parts, body) = request.into_parts();

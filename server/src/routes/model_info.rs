@@ -1,6 +1,7 @@
 //! GET /model/info: what is known about the model.
 
-use serde_json::json;
+use anneal_api::{Sha256, checkpoint::Preprocessing, termination::DatasetResult};
+use serde::Serialize;
 use warp::{http::StatusCode, reply::Response};
 
 use super::probes::DEVICE;
@@ -9,28 +10,41 @@ use crate::{
     life::Life,
 };
 
-/// The reference's fields, and where the model came from.
+/// The reference's fields first, then where the model came from.
+#[derive(Debug, Serialize)]
+struct ModelInfo<'a> {
+    model_loaded: bool,
+    model_type: &'a str,
+    num_parameters: usize,
+    device: &'a str,
+    classes: &'a [String],
+    input_size: String,
+    test_accuracy: Option<f64>,
+    model_name: &'a str,
+    sha256: &'a Sha256,
+    run: Option<&'a str>,
+    dataset: Option<&'a DatasetResult>,
+    preprocessing: &'a Preprocessing,
+    workers: usize,
+}
+
 pub(super) fn answer(life: &Life) -> Response {
-    let Some(serving) = life.serving() else {
-        return not_loaded(life).response();
-    };
+    let Some(serving) = life.serving() else { return not_loaded(life).response() };
     let facts = &serving.facts;
-    json_response(
-        StatusCode::OK,
-        &json!({
-            "model_loaded": true,
-            "model_type": facts.model_type,
-            "num_parameters": facts.parameters,
-            "device": DEVICE,
-            "classes": facts.classes,
-            "input_size": facts.input_size(),
-            "test_accuracy": facts.accuracy,
-            "model_name": facts.name,
-            "sha256": facts.sha256,
-            "run": facts.run,
-            "dataset": facts.dataset,
-            "preprocessing": facts.preprocessing,
-            "workers": facts.workers,
-        }),
-    )
+    let info = ModelInfo {
+        model_loaded: true,
+        model_type: facts.model_type,
+        num_parameters: facts.parameters,
+        device: DEVICE,
+        classes: &facts.classes,
+        input_size: facts.input_size(),
+        test_accuracy: facts.accuracy,
+        model_name: &facts.name,
+        sha256: &facts.sha256,
+        run: facts.run.as_deref(),
+        dataset: facts.dataset.as_ref(),
+        preprocessing: &facts.preprocessing,
+        workers: facts.workers,
+    };
+    json_response(StatusCode::OK, &info)
 }

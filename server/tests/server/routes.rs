@@ -28,7 +28,9 @@ fn a_served_checkpoint_answers_as_the_reference_does() {
         (&json!("healthy"), &json!(true), &json!("cpu"))
     );
 
-    let info = server.ask(&get("/model/info")).json();
+    let info = server.ask(&get("/model/info"));
+    assert!(info.text().contains(r#""mean":[0.485,0.456,0.406]"#), "{}", info.text());
+    let info = info.json();
     assert_eq!(
         (&info["model_type"], &info["num_parameters"], &info["model_name"]),
         (&json!("ImprovedCNN"), &json!(2_783_362), &json!("cats"))
