@@ -1,1 +1,26 @@
-//! Placeholder.
+//! What the end-to-end tests are written with: a namespace for each test, waiting that names what it waits for, and
+//! kubectl, the door that users take.
+//!
+//! A test fails with the sentence that did not come true; objects, Events and logs of its namespace follow.
+
+mod audit;
+mod cluster;
+mod history;
+mod kubectl;
+pub mod manifest;
+mod namespace;
+mod operator;
+mod pods;
+mod report;
+mod table;
+mod watch;
+
+pub use anyhow::{Context, Result, bail, ensure};
+pub use audit::{Audit, Write};
+pub use cluster::Cluster;
+pub use history::History;
+pub use kubectl::Said;
+pub use namespace::{Namespace, in_namespace};
+pub use operator::Operator;
+pub use table::Table;
+pub use watch::{Object, Watch};

@@ -1,0 +1,11 @@
+//! What Anneal promises its users, on a real cluster. `make e2e` brings one up and runs this.
+
+mod crash;
+mod deletion;
+mod happy;
+mod quiet;
+mod rollout;
+mod scaling;
+mod scenario;
+mod schema;
+mod training;
