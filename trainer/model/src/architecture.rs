@@ -119,22 +119,24 @@ impl<U: Unit> Layers<U> {
 
     fn map<V>(
         &self,
-        f: impl Fn(&U) -> Result<V, TchError>,
+        unit: impl Fn(&U) -> Result<V, TchError>,
         linear: impl Fn(&Linear) -> Result<Linear, TchError>,
     ) -> Result<Layers<V>, TchError> {
         Ok(match self {
             Self::Improved(net) => {
-                let [[a, b], [c, d], [e, g]] = &net.stages;
+                let stage =
+                    |[first, second]: &[Block<U>; 2]| Ok::<_, TchError>([first.map(&unit)?, second.map(&unit)?]);
+                let [one, two, three] = &net.stages;
                 Layers::Improved(Box::new(Improved {
-                    stem: f(&net.stem)?,
-                    stages: [[a.map(&f)?, b.map(&f)?], [c.map(&f)?, d.map(&f)?], [e.map(&f)?, g.map(&f)?]],
+                    stem: unit(&net.stem)?,
+                    stages: [stage(one)?, stage(two)?, stage(three)?],
                     fc: linear(&net.fc)?,
                 }))
             }
             Self::Simple(net) => {
-                let [a, b, c] = &net.convs;
+                let [one, two, three] = &net.convs;
                 Layers::Simple(Box::new(Simple {
-                    convs: [f(a)?, f(b)?, f(c)?],
+                    convs: [unit(one)?, unit(two)?, unit(three)?],
                     fc1: linear(&net.fc1)?,
                     fc2: linear(&net.fc2)?,
                 }))
@@ -181,11 +183,11 @@ impl<U: Unit> Block<U> {
         sum.shallow_clone().f_relu_()
     }
 
-    fn map<V>(&self, f: impl Fn(&U) -> Result<V, TchError>) -> Result<Block<V>, TchError> {
+    fn map<V>(&self, unit: &impl Fn(&U) -> Result<V, TchError>) -> Result<Block<V>, TchError> {
         Ok(Block {
-            first: f(&self.first)?,
-            second: f(&self.second)?,
-            shortcut: self.shortcut.as_ref().map(&f).transpose()?,
+            first: unit(&self.first)?,
+            second: unit(&self.second)?,
+            shortcut: self.shortcut.as_ref().map(unit).transpose()?,
         })
     }
 }

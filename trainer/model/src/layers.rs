@@ -282,11 +282,22 @@ impl Linear {
     }
 }
 
-/// `torch.nn.Dropout(0.5)`, with a mask of our own draws. Shape [N, C].
-pub(crate) fn dropout(x: &Tensor, pass: Pass) -> Result<Tensor, TchError> {
-    let Mode::Train { seed, step } = pass.mode else { return Ok(x.shallow_clone()) };
+/// The mask of `torch.nn.Dropout(0.5)` in one optimiser step, drawn for `shape`: 0 for what is dropped, and 2 for what
+/// is kept, so that the expectation stays.
+///
+/// # Errors
+/// When libtorch fails.
+pub fn dropout_mask(seed: u64, step: u64, shape: &[i64]) -> Result<Tensor, TchError> {
     let mut draws = rng::draws(seed, Purpose::Dropout, step);
-    // What is kept is doubled, so that the expectation stays.
-    let mask: Vec<f32> = (0..x.numel()).map(|_| if draws.next_u32() & 1 == 0 { 2.0 } else { 0.0 }).collect();
-    x.f_mul(&Tensor::f_from_slice(&mask)?.f_reshape(x.size())?)
+    let count = shape.iter().product();
+    let mask: Vec<f32> = (0_i64..count).map(|_| if draws.next_u32() & 1 == 0 { 2.0 } else { 0.0 }).collect();
+    Tensor::f_from_slice(&mask)?.f_reshape(shape)
+}
+
+/// `torch.nn.Dropout(0.5)`.
+pub(crate) fn dropout(x: &Tensor, pass: Pass) -> Result<Tensor, TchError> {
+    match pass.mode {
+        Mode::Train { seed, step } => x.f_mul(&dropout_mask(seed, step, &x.size())?),
+        Mode::Eval => Ok(x.shallow_clone()),
+    }
 }

@@ -42,11 +42,11 @@ pub mod infer;
 mod layers;
 pub mod network;
 pub mod preprocess;
-pub mod rng;
+mod rng;
 pub mod state;
 
 pub use checkpoint::{Checkpoint, CheckpointError, Contract, Saved, sha256_file};
 pub use infer::Classifier;
-pub use layers::Mode;
+pub use layers::{Mode, dropout_mask};
 pub use network::{ModelError, Network};
-pub use state::{StateDict, StateError};
+pub use state::{StateDict, StateError, data_to_tensor, tensor_to_data};

@@ -46,8 +46,8 @@ pub enum ImageError {
         /// Most pixels allowed.
         max_pixels: u64,
     },
-    /// The image has no pixels.
-    #[error("an image must have at least one pixel")]
+    /// An image has no pixels, or a batch no images.
+    #[error("an image without pixels, or a batch without images, cannot be used")]
     Empty,
     /// Images of one batch differ in size.
     #[error("images of one batch must have one size, but one is {0} x {1} and another {2} x {3}")]
@@ -66,7 +66,8 @@ pub enum ImageError {
 const MAX_SIDE: i32 = 4096;
 
 /// Decodes JPEG, PNG, WebP, GIF (its first frame) or BMP to 8-bit RGB, as `Image.open(…).convert("RGB")` of Pillow does:
-/// grey is repeated, transparency is dropped, 16 bits lose the lower 8, and EXIF's orientation is not applied.
+/// grey is repeated, transparency is dropped, and EXIF's orientation is not applied. Of 16 bits a channel the lower 8 are
+/// dropped, but grey of 16 bits is cut off at 255.
 ///
 /// # Errors
 /// When the bytes are no image, a damaged one, or one beyond `limits`.
@@ -92,20 +93,23 @@ pub fn decode(bytes: &[u8], limits: &ImageLimits) -> Result<RgbImage, ImageError
 }
 
 fn to_rgb(image: DynamicImage) -> RgbImage {
-    // Pillow keeps the upper byte; the image crate would round.
     let upper = |value: u16| u8::try_from(value >> 8).unwrap_or(u8::MAX);
+    let clipped = |value: u16| u8::try_from(value).unwrap_or(u8::MAX);
     match image {
         DynamicImage::ImageRgb8(rgb) => rgb,
-        DynamicImage::ImageLuma16(_)
-        | DynamicImage::ImageLumaA16(_)
-        | DynamicImage::ImageRgb16(_)
-        | DynamicImage::ImageRgba16(_) => {
-            let wide = image.into_rgb16();
-            let (width, height) = wide.dimensions();
-            RgbImage::from_fn(width, height, |x, y| image::Rgb(wide.get_pixel(x, y).0.map(upper)))
+        DynamicImage::ImageLuma16(_) => narrow(image, clipped),
+        DynamicImage::ImageLumaA16(_) | DynamicImage::ImageRgb16(_) | DynamicImage::ImageRgba16(_) => {
+            narrow(image, upper)
         }
         other => other.into_rgb8(),
     }
+}
+
+/// 8-bit RGB of an image of 16 bits; the image crate would round.
+fn narrow(image: DynamicImage, value: impl Fn(u16) -> u8) -> RgbImage {
+    let wide = image.into_rgb16();
+    let (width, height) = wide.dimensions();
+    RgbImage::from_fn(width, height, |x, y| image::Rgb(wide.get_pixel(x, y).0.map(&value)))
 }
 
 /// Images of one size as a tensor, uint8 [N, 3, H, W], channels-last in memory.
@@ -115,7 +119,7 @@ fn to_rgb(image: DynamicImage) -> RgbImage {
 pub fn batch_u8(images: &[RgbImage]) -> Result<Tensor, ImageError> {
     let (width, height) = common_size(images)?;
     let bytes: Vec<u8> = images.iter().flat_map(|image| image.as_raw().iter().copied()).collect();
-    let shape = [images.len() as i64, i64::from(height), i64::from(width), 3];
+    let shape = [count(images), i64::from(height), i64::from(width), 3];
     Ok(Tensor::f_from_data_size(&bytes, &shape, Kind::Uint8)?.f_permute([0, 3, 1, 2])?)
 }
 
@@ -145,7 +149,7 @@ pub fn to_tensor(images: &[RgbImage], preprocessing: &Preprocessing) -> Result<T
             values.extend(pixel.iter().zip(&tables).map(|(&value, table)| table[usize::from(value)]));
         }
     }
-    let shape = [images.len() as i64, i64::from(side), i64::from(side), 3];
+    let shape = [count(images), i64::from(side), i64::from(side), 3];
     Ok(Tensor::f_from_slice(&values)?.f_reshape(shape)?.f_permute([0, 3, 1, 2])?)
 }
 
@@ -163,6 +167,11 @@ fn normalised(preprocessing: &Preprocessing) -> [[f32; 256]; 3] {
         let (mean, std) = (preprocessing.mean[channel], preprocessing.std[channel]);
         std::array::from_fn(|value| (f32::from(u8::try_from(value).unwrap_or(u8::MAX)) / 255.0 - mean) / std)
     })
+}
+
+#[expect(clippy::cast_possible_wrap, reason = "images take more than one byte each")]
+fn count(images: &[RgbImage]) -> i64 {
+    images.len() as i64
 }
 
 fn common_size(images: &[RgbImage]) -> Result<(u32, u32), ImageError> {

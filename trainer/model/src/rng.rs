@@ -5,17 +5,17 @@ use rand_chacha::{
     rand_core::{RngCore, SeedableRng},
 };
 
-/// What draws are for. Draws for one purpose do not depend on how many were made for another.
+/// What draws are for. The trainer has further purposes, which are smaller numbers.
 #[derive(Clone, Copy, Debug)]
-pub enum Purpose {
+pub(crate) enum Purpose {
     /// First values of parameters; the index is the parameter's place in the network.
-    Initialisation = 1,
+    Initialisation = 101,
     /// Dropout masks; the index is the optimiser step.
-    Dropout = 2,
+    Dropout = 102,
 }
 
 /// A `ChaCha8` stream that depends on `seed`, `purpose` and `index` only.
-pub fn draws(seed: u64, purpose: Purpose, index: u64) -> ChaCha8Rng {
+pub(crate) fn draws(seed: u64, purpose: Purpose, index: u64) -> ChaCha8Rng {
     let mut key = [0; 32];
     key[..8].copy_from_slice(&seed.to_le_bytes());
     key[8] = purpose as u8;

@@ -1,6 +1,9 @@
 //! State dicts: a network's tensors by name, between a `.pth` file and libtorch.
 
-use std::{collections::HashMap, fmt};
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+};
 
 use anneal_pth::{DType, Dict, TensorData, TensorError, Value};
 use tch::{Kind, TchError, Tensor};
@@ -126,9 +129,9 @@ impl StateDict {
                 pairs.push((*source, target));
             }
         }
-        let known: HashMap<&str, ()> = targets.iter().map(|(name, _)| (name.as_str(), ())).collect();
+        let known: HashSet<&str> = targets.iter().map(|(name, _)| name.as_str()).collect();
         mismatch.unexpected =
-            self.0.iter().map(|(name, _)| name).filter(|name| !known.contains_key(name.as_str())).cloned().collect();
+            self.0.iter().map(|(name, _)| name).filter(|name| !known.contains(name.as_str())).cloned().collect();
         if !mismatch.is_empty() {
             return Err(StateError::Mismatch(mismatch));
         }

@@ -1,7 +1,8 @@
 //! Pillow's antialiased bilinear resize, to the bit.
 //!
-//! `src/libImaging/Resample.c` of Pillow defines it: a triangle as wide as the scale, weights in fixed point with 22
-//! fractional bits, first along rows and then along columns, rounded to 8 bits in between.
+//! `src/libImaging/Resample.c` of Pillow 13 defines it: a triangle as wide as the scale, weights in fixed point with 22
+//! fractional bits, two passes, rounded to 8 bits in between. Older versions always begin with the rows, which makes
+//! some pixels differ by one.
 
 use image::RgbImage;
 
@@ -19,8 +20,21 @@ pub fn resize_bilinear(image: &RgbImage, width: u32, height: u32) -> Result<RgbI
     if [width, height, from_width, from_height].contains(&0) {
         return Err(ImageError::Empty);
     }
-    let rows = if width == from_width { image.clone() } else { along_rows(image, &weights(from_width, width)) };
-    Ok(if height == from_height { rows } else { along_columns(&rows, &weights(from_height, height)) })
+    let (across, down) = (weights(from_width, width), weights(from_height, height));
+    Ok(match (width == from_width, height == from_height) {
+        (true, true) => image.clone(),
+        (true, false) => along_columns(image, &down),
+        (false, true) => along_rows(image, &across),
+        (false, false) if columns_first(image, width, height) => along_rows(&along_columns(image, &down), &across),
+        (false, false) => along_columns(&along_rows(image, &across), &down),
+    })
+}
+
+/// Which pass Pillow begins with: the one along columns where it leaves out more than twice the pixels of the other.
+fn columns_first(image: &RgbImage, width: u32, height: u32) -> bool {
+    let lost = |from: u32, to: u32| i64::from(from) - i64::from(to);
+    let (across, down) = (lost(image.width(), width), lost(image.height(), height));
+    down > 0 && 2 * across < down
 }
 
 /// The source pixels that make one target pixel: the first one, and the weight of it and of those behind it.
