@@ -121,16 +121,25 @@ impl Checkpoints {
     /// # Errors
     /// When the other directory belongs to another run.
     pub fn find(&self, other: Option<&Path>) -> Result<Option<Found>, Error> {
-        if let Some(found) = find_in(&self.dir, &self.manifest) {
+        self.search(other, &[LAST, BEST])
+    }
+
+    /// The good checkpoint of the best epoch, looked for in the same way: the run's own directory has one only if an
+    /// epoch was better than all of those in the other.
+    ///
+    /// # Errors
+    /// When the other directory belongs to another run.
+    pub fn best(&self, other: Option<&Path>) -> Result<Option<Found>, Error> {
+        self.search(other, &[BEST])
+    }
+
+    fn search(&self, other: Option<&Path>, names: &[&str]) -> Result<Option<Found>, Error> {
+        let search_in = |dir: &Path, manifest: &Manifest| names.iter().find_map(|name| good(dir, manifest, name));
+        if let Some(found) = search_in(&self.dir, &self.manifest) {
             return Ok(Some(found));
         }
         let Some(other) = other else { return Ok(None) };
-        Ok(read_manifest(other, &self.manifest.run)?.and_then(|manifest| find_in(other, &manifest)))
-    }
-
-    /// The checkpoint of the best epoch, if it is good.
-    pub fn best(&self) -> Option<Found> {
-        good(&self.dir, &self.manifest, BEST)
+        Ok(read_manifest(other, &self.manifest.run)?.and_then(|manifest| search_in(other, &manifest)))
     }
 
     /// Writes the newest epoch, and makes it the best one too where it is.
@@ -187,10 +196,6 @@ fn read_manifest(dir: &Path, run: &Identity) -> Result<Option<Manifest>, Error> 
         Some(differs) => Err(ConfigError::AnotherRun { dir: dir.to_owned(), differs }.into()),
         None => Ok(Some(manifest)),
     }
-}
-
-fn find_in(dir: &Path, manifest: &Manifest) -> Option<Found> {
-    [LAST, BEST].into_iter().find_map(|name| good(dir, manifest, name))
 }
 
 /// The file, if its digest is one of the manifest's and it can be read.

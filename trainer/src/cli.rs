@@ -2,6 +2,7 @@
 
 use std::{
     env,
+    ffi::OsString,
     io::{IsTerminal, Write, stderr, stdin, stdout},
     net::SocketAddr,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -70,16 +71,16 @@ struct TrainArgs {
     config: PathBuf,
     /// Directory of the run, instead of the configuration's output.dir.
     #[arg(long, value_name = "DIR", env = names::OUTPUT_DIR)]
-    output: Option<PathBuf>,
+    output: Option<OsString>,
     /// Directory that takes the published model [default: the configuration's, or OUTPUT/models with --output].
     #[arg(long, value_name = "DIR", env = names::MODELS_DIR)]
-    models: Option<PathBuf>,
+    models: Option<OsString>,
     /// Name of the run, instead of the configuration's.
     #[arg(long, env = names::RUN)]
     name: Option<String>,
     /// Checkpoint directory to go on from where the run has none of its own.
     #[arg(long, value_name = "DIR", env = names::RESUME_FROM)]
-    resume_from: Option<PathBuf>,
+    resume_from: Option<OsString>,
     /// Answer /progress and /metrics here, for example 0.0.0.0:9090.
     #[arg(long, value_name = "ADDRESS", env = "ANNEAL_PROGRESS_ADDRESS")]
     progress_address: Option<SocketAddr>,
@@ -193,8 +194,9 @@ fn run(command: Command) -> Result<Option<RunResult>, Error> {
 }
 
 fn train(args: TrainArgs) -> Result<RunResult, Error> {
-    // The operator sets every variable on every attempt; an empty one means that there is nothing.
-    let given = |path: Option<PathBuf>| path.filter(|path| !path.as_os_str().is_empty());
+    // The operator sets every variable on every attempt; an empty one means that there is nothing. A `PathBuf` would be
+    // refused when it is empty, before anything here could see it.
+    let given = |path: Option<OsString>| path.filter(|path| !path.is_empty()).map(PathBuf::from);
     let overrides = Overrides {
         name: args.name.filter(|name| !name.is_empty()),
         output: given(args.output),

@@ -212,7 +212,7 @@ fn check_finite(what: &'static str, loss: f64, epoch: u32, step: u64, learning_r
 
 /// Measures the best epoch, writes the reports and publishes the model.
 fn conclude(mut training: Training<'_>, checkpoints: &Checkpoints) -> Result<RunResult, Error> {
-    let best_epoch = if let Some(best) = checkpoints.best() {
+    let best_epoch = if let Some(best) = checkpoints.best(training.config.resume_from.as_deref())? {
         training.network.load(&best.checkpoint.state)?;
         best.epoch
     } else {

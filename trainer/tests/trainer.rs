@@ -83,6 +83,17 @@ fn a_run_that_was_killed_ends_with_the_weights_of_one_that_was_not() {
 }
 
 #[test]
+fn a_job_is_told_by_its_environment_where_to_write_and_from_where_to_go_on() {
+    let run = Run::new(&SMALL.replace("images=600", "images=60").replace("epochs: 3", "epochs: 1"));
+    let first = run.train().in_a_job("").succeeds();
+    assert!(run.path("claim").join(&first.checkpoint).exists());
+    fs::rename(run.path("claim/runs/cats-1"), run.path("earlier")).expect("a directory");
+    let mut second = run.train().in_a_job(text(&run.path("earlier/checkpoints"))).spawn();
+    second.wait_for_line("going on from a checkpoint");
+    assert_eq!(second.succeeds().epochs, 1);
+}
+
+#[test]
 fn a_torn_checkpoint_is_passed_over() {
     let run = Run::new(&SMALL.replace("images=600", "images=60").replace("epochs: 3", "epochs: 1"));
     run.train().succeeds();

@@ -116,6 +116,22 @@ impl Run {
 }
 
 impl<'a> Train<'a> {
+    /// As the operator starts it: told by the environment where to write.
+    pub fn in_a_job(mut self, resume_from: &str) -> Self {
+        self.command = trainer(["train", "--config"]);
+        self.command.arg(self.run.path("run.yaml"));
+        let set = [
+            ("ANNEAL_RUN", "cats".into()),
+            ("ANNEAL_ATTEMPT", "1".into()),
+            ("ANNEAL_OUTPUT_DIR", self.run.path("claim/runs/cats-1")),
+            ("ANNEAL_MODELS_DIR", self.run.path("claim/models")),
+            ("ANNEAL_RESUME_FROM", resume_from.into()),
+            ("ANNEAL_TERMINATION_LOG", self.run.path("message")),
+        ];
+        self.command.envs(set);
+        self
+    }
+
     pub fn args<S: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
         self.command.args(args);
         self
