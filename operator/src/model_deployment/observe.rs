@@ -1,0 +1,290 @@
+//! What the cluster says about one deployment at one instant. Reads only.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use anneal_api::{
+    names::label,
+    resources::{DeploymentPhase, ModelDeployment, ModelDeploymentStatus, TrainingRun},
+    smoke::{SmokeReport, Verdict},
+};
+use jiff::Timestamp;
+use k8s_openapi::api::{
+    apps::v1::Deployment,
+    autoscaling::v2::HorizontalPodAutoscaler,
+    batch::v1::Job,
+    core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Service},
+    discovery::v1::EndpointSlice,
+    policy::v1::PodDisruptionBudget,
+};
+use kube::ResourceExt;
+
+use super::{
+    objects::{annotation, preview_name},
+    pods::{self, PodSeen},
+    revision::{ModelFile, Remembered, RevisionName, entry_of_run},
+};
+use crate::{
+    children::is_controlled_by,
+    cluster::{self, ClusterError, Object},
+    context::Context,
+};
+
+/// What the cluster says about one deployment at one instant.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    /// The deployment itself.
+    pub owner: Arc<ModelDeployment>,
+    /// Its status, as it was last written.
+    pub status: ModelDeploymentStatus,
+    /// The run that it refers to.
+    pub run: Option<TrainingRun>,
+    /// Name of a claim that a rollout needs and that does not exist.
+    pub missing_claim: Option<String>,
+    /// Images of smoke cases that do not exist, as `CONFIGMAP/KEY`.
+    pub missing_images: Vec<String>,
+    /// The revisions that have a Deployment.
+    pub revisions: BTreeMap<RevisionName, RevisionSeen>,
+    /// The smoke tests.
+    pub tests: Vec<TestSeen>,
+    /// The Service that callers use.
+    pub service: Option<Service>,
+    /// The Service that shows the candidate.
+    pub preview: Option<Service>,
+    /// The autoscaler.
+    pub autoscaler: Option<HorizontalPodAutoscaler>,
+    /// The disruption budgets.
+    pub budgets: Vec<PodDisruptionBudget>,
+    /// UIDs of the pods behind the Service, ready or not; looked at only while a switch is under way.
+    pub endpoints: BTreeSet<String>,
+}
+
+/// A revision's Deployment and pods.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RevisionSeen {
+    /// UID of the Deployment.
+    pub uid: String,
+    /// Pods that it is to have.
+    pub replicas: i32,
+    /// Hash of the gate that the revision was last put to.
+    pub gate: Option<String>,
+    /// Its checkpoint.
+    pub model: Option<ModelFile>,
+    /// When the Deployment was created.
+    pub created: Timestamp,
+    /// Its pods.
+    pub pods: Vec<PodSeen>,
+    /// Why the API server refuses its pods.
+    pub refused: Option<String>,
+}
+
+/// A smoke test.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TestSeen {
+    /// UID of the Job.
+    pub uid: String,
+    /// The revision under test.
+    pub revision: RevisionName,
+    /// Its number, counted from 1.
+    pub number: u32,
+    /// Marks the rollout and the gate that it belongs to.
+    pub key: String,
+    /// UIDs of the pods that it asks.
+    pub pods: BTreeSet<String>,
+    /// How it ended.
+    pub report: Option<SmokeReport>,
+}
+
+impl Observed {
+    /// The revision that the Service's selector chooses.
+    pub fn live(&self) -> Option<RevisionName> {
+        let selector = self.service.as_ref()?.spec.as_ref()?.selector.as_ref()?;
+        let own = selector.get(label::DEPLOYMENT) == Some(&self.owner.name_any());
+        selector.get(label::REVISION).filter(|_| own).and_then(|name| RevisionName::parse(name))
+    }
+
+    /// What is known of the checkpoint of a run that is gone.
+    pub fn remembered(&self, run: &str) -> Option<Remembered> {
+        let entry = entry_of_run(&self.status, run)?;
+        let model = self.revisions.get(&RevisionName::parse(&entry.revision)?)?.model.clone()?;
+        Some(Remembered { model, metrics: entry.metrics })
+    }
+}
+
+/// Looks at everything that belongs to a deployment. The deployment itself is read again, since the watch may lag
+/// behind the status that was just written. `None` where it is gone or on its way out.
+///
+/// # Errors
+/// When the API server does not answer, or an object that is needed belongs to somebody else.
+pub async fn observe(context: &Context, known: &ModelDeployment) -> Result<Option<Observed>, ClusterError> {
+    let (client, namespace, name) = (&context.client, known.namespace().unwrap_or_default(), known.name_any());
+    let owner: Option<ModelDeployment> = cluster::get(client, &namespace, &name).await?;
+    let Some(owner) = owner.filter(|owner| owner.uid() == known.uid() && owner.metadata.deletion_timestamp.is_none())
+    else {
+        return Ok(None);
+    };
+    let uid = owner.uid().unwrap_or_default();
+    let labels = format!("{}={name}", label::DEPLOYMENT);
+    let preview = preview_name(&name);
+    let (service, preview, autoscaler, budgets, deployments, jobs, run) = tokio::try_join!(
+        own::<Service>(context, &namespace, &name, &uid),
+        own::<Service>(context, &namespace, &preview, &uid),
+        own::<HorizontalPodAutoscaler>(context, &namespace, &name, &uid),
+        cluster::list::<PodDisruptionBudget>(client, &namespace, &labels),
+        cluster::list::<Deployment>(client, &namespace, &labels),
+        cluster::list::<Job>(client, &namespace, &labels),
+        run(context, &owner),
+    )?;
+    // After the Jobs: the pod of a Job that is over has its last words by then.
+    let pods = cluster::list::<Pod>(client, &namespace, &labels).await?;
+    let endpoints = endpoints(context, &owner).await?;
+    let (missing_claim, missing_images) = missing(context, &owner, run.as_ref()).await?;
+    Ok(Some(Observed {
+        run,
+        missing_claim,
+        missing_images,
+        revisions: deployments
+            .iter()
+            .filter(|deployment| is_controlled_by(*deployment, &uid))
+            .filter_map(|deployment| revision(deployment, &pods))
+            .collect(),
+        tests: jobs.iter().filter(|job| is_controlled_by(*job, &uid)).filter_map(|job| test(job, &pods)).collect(),
+        service,
+        preview,
+        autoscaler,
+        budgets: budgets.into_iter().filter(|budget| is_controlled_by(budget, &uid)).collect(),
+        endpoints,
+        status: owner.status.clone().unwrap_or_default(),
+        owner: Arc::new(owner),
+    }))
+}
+
+/// Reads an object that nobody else may own.
+async fn own<K: Object>(context: &Context, namespace: &str, name: &str, uid: &str) -> Result<Option<K>, ClusterError> {
+    let found: Option<K> = cluster::get(&context.client, namespace, name).await?;
+    match found {
+        Some(object) if !is_controlled_by(&object, uid) => Err(ClusterError::Foreign {
+            kind: K::kind(&()).into_owned(),
+            name: name.to_owned(),
+            owner_kind: "ModelDeployment".to_owned(),
+        }),
+        found => Ok(found),
+    }
+}
+
+async fn run(context: &Context, owner: &ModelDeployment) -> Result<Option<TrainingRun>, ClusterError> {
+    match &owner.spec.model.training_run_ref {
+        Some(run) => cluster::get(&context.client, &owner.namespace().unwrap_or_default(), &run.name).await,
+        None => Ok(None),
+    }
+}
+
+/// UIDs of the pods behind the Service, while a switch is under way.
+async fn endpoints(context: &Context, owner: &ModelDeployment) -> Result<BTreeSet<String>, ClusterError> {
+    if owner.status.as_ref().is_none_or(|status| status.promotion.is_none()) {
+        return Ok(BTreeSet::new());
+    }
+    let labels = format!("kubernetes.io/service-name={}", owner.name_any());
+    let slices =
+        cluster::list::<EndpointSlice>(&context.client, &owner.namespace().unwrap_or_default(), &labels).await?;
+    let pods = slices.into_iter().flat_map(|slice| slice.endpoints);
+    Ok(pods.filter_map(|endpoint| endpoint.target_ref?.uid).collect())
+}
+
+/// What a rollout needs from the user and does not find. At rest nothing is needed, and nothing is read.
+async fn missing(
+    context: &Context,
+    owner: &ModelDeployment,
+    run: Option<&TrainingRun>,
+) -> Result<(Option<String>, Vec<String>), ClusterError> {
+    use DeploymentPhase::{Degraded, Failed, Soaking, Stable};
+    let at_rest = owner.status.as_ref().is_some_and(|status| {
+        status.observed_generation == owner.metadata.generation
+            && matches!(status.phase, Some(Stable | Soaking | Degraded | Failed))
+    });
+    if at_rest {
+        return Ok((None, Vec::new()));
+    }
+    let (client, namespace) = (&context.client, owner.namespace().unwrap_or_default());
+    let claim = owner.spec.model.claim_name.clone().or_else(|| Some(run?.spec.output.claim_name.clone()));
+    let missing_claim = match claim {
+        Some(name) => {
+            let found: Option<PersistentVolumeClaim> = cluster::get(client, &namespace, &name).await?;
+            found.is_none().then_some(name)
+        }
+        None => None,
+    };
+    let images: BTreeSet<_> = owner
+        .spec
+        .gate
+        .smoke_test
+        .cases
+        .iter()
+        .map(|case| (case.image.config_map_key_ref.name.as_str(), case.image.config_map_key_ref.key.as_str()))
+        .collect();
+    let mut maps: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
+    for (name, _) in &images {
+        if !maps.contains_key(name) {
+            let map: ConfigMap = cluster::get(client, &namespace, name).await?.unwrap_or_default();
+            let binary = map.binary_data.into_iter().flatten().map(|(key, _)| key);
+            maps.insert(name, map.data.into_iter().flatten().map(|(key, _)| key).chain(binary).collect());
+        }
+    }
+    let missing = images.iter().filter(|(name, key)| !maps.get(name).is_some_and(|keys| keys.contains(*key)));
+    Ok((missing_claim, missing.map(|(name, key)| format!("{name}/{key}")).collect()))
+}
+
+fn revision(deployment: &Deployment, pods: &[Pod]) -> Option<(RevisionName, RevisionSeen)> {
+    let name = RevisionName::parse(deployment.labels().get(label::REVISION)?)?;
+    // Pods belong to a ReplicaSet of the Deployment, which has the Deployment's name and a hash.
+    let prefix = format!("{}-", deployment.name_any());
+    let own = |pod: &&Pod| {
+        pod.labels().get(label::REVISION).map(String::as_str) == Some(name.as_str())
+            && pod.owner_references().iter().any(|owner| owner.kind == "ReplicaSet" && owner.name.starts_with(&prefix))
+    };
+    let note = |key: &str| deployment.annotations().get(key);
+    let failing = deployment
+        .status
+        .iter()
+        .flat_map(|status| status.conditions.iter().flatten())
+        .find(|condition| condition.type_ == "ReplicaFailure" && condition.status == "True");
+    let seen = RevisionSeen {
+        uid: deployment.uid().unwrap_or_default(),
+        replicas: deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1),
+        gate: note(annotation::GATE).cloned(),
+        model: note(annotation::MODEL).and_then(|model| serde_json::from_str(model).ok()),
+        created: deployment.creation_timestamp().map_or(Timestamp::UNIX_EPOCH, |time| time.0),
+        pods: pods.iter().filter(own).filter_map(pods::seen).collect(),
+        refused: failing.map(|condition| condition.message.clone().unwrap_or_default()),
+    };
+    Some((name, seen))
+}
+
+fn test(job: &Job, pods: &[Pod]) -> Option<TestSeen> {
+    let uid = job.uid().unwrap_or_default();
+    let note = |key: &str| job.annotations().get(key);
+    let pod = pods.iter().filter(|pod| is_controlled_by(*pod, &uid)).max_by_key(|pod| pod.creation_timestamp());
+    let ended = job.status.iter().flat_map(|status| status.conditions.iter().flatten()).find(|condition| {
+        matches!(condition.type_.as_str(), "Complete" | "Failed" | "FailureTarget") && condition.status == "True"
+    });
+    let inconclusive = || SmokeReport {
+        verdict: Verdict::Inconclusive,
+        passed: 0,
+        failed: 0,
+        p95_milliseconds: None,
+        message: match ended.and_then(|condition| condition.reason.as_deref()) {
+            Some("DeadlineExceeded") => format!("no verdict came in time: {}", pods::no_report(pod)),
+            _ => format!("no verdict was given: {}", pods::no_report(pod)),
+        },
+    };
+    Some(TestSeen {
+        revision: RevisionName::parse(job.labels().get(label::REVISION)?)?,
+        number: job.name_any().rsplit('-').next()?.parse().ok()?,
+        key: note(annotation::ROLLOUT)?.clone(),
+        pods: note(annotation::PODS)?.split(',').map(str::to_owned).collect(),
+        report: pod.and_then(pods::report).or_else(|| ended.map(|_| inconclusive())),
+        uid,
+    })
+}

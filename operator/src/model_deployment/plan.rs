@@ -1,0 +1,354 @@
+//! What should happen next. Pure and total: every observation has a plan, and every plan says when to look again.
+
+use anneal_api::resources::ModelDeploymentStatus;
+use jiff::{SignedDuration, Timestamp};
+
+use super::{
+    desired::{Desired, desired},
+    gate::{self, Candidate, Evidence, Gated, Lack, rollout_key},
+    observe::{Observed, RevisionSeen},
+    revision::{Revision, RevisionName, Waiting, wanted},
+    status,
+    validate::{Model, SpecError, ValidDeployment},
+};
+use crate::{context::Transition, controller::Wake};
+
+/// Pause until things are looked at again that no watch tells of.
+const POLL: SignedDuration = SignedDuration::from_secs(10);
+/// The same in the seconds of a switch.
+const SWITCH_POLL: SignedDuration = SignedDuration::from_secs(1);
+
+/// What should happen next.
+#[derive(Debug)]
+pub struct Plan {
+    /// The step of the rollout.
+    pub step: Step,
+    /// What should be so in the cluster afterwards; `None` where nothing may be touched.
+    pub desired: Option<Desired>,
+    /// The status to record after that.
+    pub status: ModelDeploymentStatus,
+    /// What the owner wants to read about.
+    pub events: Vec<Transition>,
+    /// When to look again.
+    pub wake: Wake,
+}
+
+/// One step of a rollout, from first to last.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step {
+    /// The spec names no usable checkpoint yet.
+    Wait(Waiting),
+    /// The candidate's first pods start.
+    Load(Option<Waiting>),
+    /// The candidate's pods are asked. `start` names those that a new test asks.
+    Smoke {
+        /// UIDs of the pods that a new test asks; empty while one is under way.
+        start: Vec<String>,
+        /// What keeps the test from starting.
+        waiting: Option<Waiting>,
+    },
+    /// The candidate grows.
+    ScaleUp {
+        /// Pods that it needs.
+        to: i32,
+        /// What keeps them from getting ready.
+        waiting: Option<Waiting>,
+    },
+    /// The switch is written down before it is made, so that whoever comes after a crash knows of it.
+    Announce(Gated),
+    /// The Service's selector moves: the one point at which the traffic changes.
+    Switch(Gated),
+    /// The selector has moved; the endpoints follow.
+    Confirm,
+    /// Autoscaler and status follow.
+    HandOver(Gated),
+    /// The wanted revision has the traffic.
+    Settle,
+    /// The Service points where it should not, and is set back.
+    Restore(Option<Gated>),
+    /// The wanted revision is rejected now.
+    Reject(Refusal),
+    /// The wanted revision was rejected before, by the same gate.
+    Rejected,
+}
+
+/// Why a revision is rejected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// One `CamelCase` word.
+    pub reason: &'static str,
+    /// What happened, and what to do.
+    pub message: String,
+}
+
+impl Step {
+    /// Whether the wanted revision is on its way.
+    pub fn has_candidate(&self) -> bool {
+        matches!(self, Self::Load(_) | Self::Smoke { .. } | Self::ScaleUp { .. } | Self::Announce(_) | Self::Switch(_))
+    }
+
+    /// Whether a switch is under way, so that nobody else may change the size of what takes part in it.
+    pub fn is_switch(&self) -> bool {
+        matches!(self, Self::Announce(_) | Self::Switch(_) | Self::Confirm | Self::HandOver(_) | Self::Restore(_))
+    }
+
+    /// What holds the candidate up.
+    pub fn waiting(&self) -> Option<&Waiting> {
+        match self {
+            Self::Wait(waiting) => Some(waiting),
+            Self::Load(waiting) | Self::Smoke { waiting, .. } | Self::ScaleUp { waiting, .. } => waiting.as_ref(),
+            _ => None,
+        }
+    }
+}
+
+/// What should happen next.
+pub fn plan(seen: &Observed, spec: &ValidDeployment, now: Timestamp) -> Plan {
+    // The API server keeps whole seconds; what is compared with it must not have more.
+    let now = Timestamp::from_second(now.as_second()).unwrap_or(now);
+    let remembered = match &spec.model {
+        Model::Run(run) => seen.remembered(run),
+        Model::File(_) => None,
+    };
+    let wanted = wanted(spec, seen.run.as_ref(), remembered.as_ref());
+    let step = decide(seen, spec, &wanted, now);
+    let wanted = wanted.ok();
+    let status = status::next(seen, spec, wanted.as_ref(), &step, now);
+    let events = status::transitions(&seen.status, &status, wanted.as_ref(), &step);
+    let desired = Some(desired(seen, spec, wanted.as_ref(), &step, &status, now));
+    let wake = wake(seen, spec, &status, &step, now);
+    Plan { step, desired, status, events, wake }
+}
+
+/// The plan for a spec that cannot be used: what serves goes on serving, untouched.
+pub fn refuse(seen: &Observed, problem: &SpecError, now: Timestamp) -> Plan {
+    let (status, events) =
+        status::blocked(&seen.status, seen.owner.metadata.generation, problem.reason(), &problem.to_string(), now);
+    let step = Step::Wait(Waiting::stalled(problem.reason(), problem.to_string()));
+    Plan { step, desired: None, status, events, wake: Wake::OnChange }
+}
+
+fn decide(seen: &Observed, spec: &ValidDeployment, wanted: &Result<Revision, Waiting>, now: Timestamp) -> Step {
+    let live = seen.live();
+    if is_astray(seen, live.as_ref()) {
+        return Step::Restore(Gated::stable(&seen.status));
+    }
+    if let Some(to) = committed(seen, live.as_ref()) {
+        return if has_moved(seen, to.name()) { Step::HandOver(to) } else { Step::Confirm };
+    }
+    match wanted {
+        Err(waiting) => Step::Wait(waiting.clone()),
+        Ok(revision) if live.as_ref() == Some(&revision.name) => Step::Settle,
+        Ok(revision) => roll_out(seen, spec, revision, now),
+    }
+}
+
+/// Whether the Service points at a revision that nobody gave the traffic.
+fn is_astray(seen: &Observed, live: Option<&RevisionName>) -> bool {
+    let status = &seen.status;
+    let live_name = live.map(RevisionName::as_str);
+    if live_name == status.stable_revision.as_deref() {
+        return false;
+    }
+    if status.promotion.as_ref().is_some_and(|promotion| live_name == Some(&promotion.to)) {
+        return false;
+    }
+    // A status that was lost, as in a restored cluster, must not take the traffic from what serves.
+    let status_is_lost = status.stable_revision.is_none() && status.revisions.is_empty();
+    !(status_is_lost && live.is_some_and(|live| seen.revisions.contains_key(live)))
+}
+
+/// The revision to which the selector has been moved, while the rest of the switch is not done.
+fn committed(seen: &Observed, live: Option<&RevisionName>) -> Option<Gated> {
+    let promotion = seen.status.promotion.as_ref()?;
+    Gated::announced(promotion).filter(|to| Some(to.name()) == live)
+}
+
+/// Whether new connections can only reach pods of the revision.
+fn has_moved(seen: &Observed, to: &RevisionName) -> bool {
+    let is_behind = |revision: &RevisionSeen| revision.pods.iter().any(|pod| seen.endpoints.contains(&pod.uid));
+    seen.revisions.iter().all(|(name, revision)| is_behind(revision) == (name == to))
+}
+
+/// When the rollout of the revision began.
+pub fn started(status: &ModelDeploymentStatus, revision: &RevisionName, now: Timestamp) -> Timestamp {
+    let goes_on = status.candidate_revision.as_deref() == Some(revision.as_str());
+    gate::entry(status, revision).filter(|_| goes_on).map_or(now, |entry| entry.start_time.0)
+}
+
+/// The former revision, while it is held beside the one that has the traffic, and until when.
+pub fn held(seen: &Observed, spec: &ValidDeployment, now: Timestamp) -> Option<(RevisionName, Timestamp)> {
+    let status = &seen.status;
+    let stable = Gated::stable(status)?;
+    let until = gate::entry(status, stable.name())?.promoted_time.as_ref()?.0.checked_add(spec.gate.soak).ok()?;
+    let former = status
+        .revisions
+        .iter()
+        .filter(|entry| entry.promoted_time.is_some() && entry.revision != stable.name().as_str())
+        .max_by_key(|entry| entry.promoted_time.clone())?;
+    let name = RevisionName::parse(&former.revision)?;
+    let has_pods = seen.revisions.get(&name).is_some_and(|revision| revision.replicas > 0);
+    (has_pods && now < until).then_some((name, until))
+}
+
+/// Pods that a revision needs to take the traffic: never fewer than have it now.
+pub fn needed(seen: &Observed, spec: &ValidDeployment) -> i32 {
+    let live = seen.live().and_then(|live| seen.revisions.get(&live)).map_or(0, |live| live.replicas);
+    spec.size.least().max(live)
+}
+
+fn roll_out(seen: &Observed, spec: &ValidDeployment, revision: &Revision, now: Timestamp) -> Step {
+    let entry = gate::entry(&seen.status, &revision.name);
+    let rejection = entry.and_then(|entry| entry.rejection.as_ref());
+    if let Some(refusal) = too_inaccurate(spec, revision) {
+        let known = rejection.is_some_and(|old| old.reason == refusal.reason && old.message == refusal.message);
+        return if known { Step::Rejected } else { Step::Reject(refusal) };
+    }
+    let this = seen.revisions.get(&revision.name);
+    // A Deployment that somebody deleted is a new try, and so is another gate.
+    if this.is_some_and(|this| rejection.is_some() && this.gate.as_deref() == Some(&spec.gate.hash)) {
+        return Step::Rejected;
+    }
+    if let Some(claim) = &seen.missing_claim {
+        let message =
+            format!("there is no PersistentVolumeClaim {claim} in this namespace; create it, or correct the model");
+        return Step::Wait(Waiting::stalled("ClaimNotFound", message));
+    }
+    let started = started(&seen.status, &revision.name, now);
+    let step = this.map_or(Step::Load(None), |this| advance(seen, spec, revision, this, started, now));
+    let is_late = started.checked_add(spec.deadline).is_ok_and(|deadline| now >= deadline);
+    match &step {
+        Step::Load(waiting) | Step::Smoke { waiting, .. } | Step::ScaleUp { waiting, .. } if is_late => {
+            Step::Reject(too_late(spec, revision, waiting.as_ref()))
+        }
+        _ => step,
+    }
+}
+
+/// How far the candidate's pods are.
+fn advance(
+    seen: &Observed,
+    spec: &ValidDeployment,
+    revision: &Revision,
+    this: &RevisionSeen,
+    started: Timestamp,
+    now: Timestamp,
+) -> Step {
+    let through = |gated: Gated| {
+        let announced = seen.status.promotion.as_ref().is_some_and(|promotion| promotion.to == gated.name().as_str());
+        if announced { Step::Switch(gated) } else { Step::Announce(gated) }
+    };
+    // Back to the revision that still runs beside the new one: the fastest way out of a bad switch.
+    if let Some(gated) =
+        held(seen, spec, now).filter(|(held, _)| *held == revision.name).and_then(|(held, _)| Gated::held(seen, &held))
+    {
+        return through(gated);
+    }
+    if let Some(trouble) = this.pods.iter().filter_map(|pod| pod.trouble.as_ref()).find(|trouble| trouble.fatal) {
+        return Step::Reject(Refusal { reason: trouble.reason, message: trouble.message.clone() });
+    }
+    let evidence = Evidence::of(seen, &revision.name, &rollout_key(spec, started));
+    if let Some(report) = evidence.failure() {
+        return Step::Reject(Refusal { reason: "SmokeTestFailed", message: report.message.clone() });
+    }
+    if let Some(refusal) = inconclusive(spec, &evidence) {
+        return Step::Reject(refusal);
+    }
+    let waiting = hindrance(this);
+    if this.replicas == 0 || !this.pods.iter().any(|pod| pod.ready) {
+        return Step::Load(waiting);
+    }
+    let candidate = Candidate::new(&revision.name, this, &evidence);
+    if !candidate.has_answered() {
+        return ask(seen, &evidence, candidate.unasked());
+    }
+    let to = needed(seen, spec);
+    if this.replicas < to {
+        return Step::ScaleUp { to, waiting };
+    }
+    match candidate.pass(to) {
+        Ok(gated) => through(gated),
+        Err(Lack::Pods) => Step::ScaleUp { to, waiting },
+        Err(Lack::Answers(pods)) => ask(seen, &evidence, pods),
+        Err(Lack::OneImage) => {
+            let message = "the pods run different images under one name; name the image by its digest, or pull it anew";
+            Step::ScaleUp { to, waiting: Some(Waiting::stalled("ImagesDiffer", message)) }
+        }
+    }
+}
+
+fn ask(seen: &Observed, evidence: &Evidence, pods: Vec<String>) -> Step {
+    if evidence.is_running() {
+        return Step::Smoke { start: Vec::new(), waiting: None };
+    }
+    if seen.missing_images.is_empty() {
+        return Step::Smoke { start: pods, waiting: None };
+    }
+    let message = format!(
+        "images of gate.smokeTest.cases are missing: {} (ConfigMap/key); `kubectl create configmap NAME --from-file=FILE` makes one",
+        seen.missing_images.join(", ")
+    );
+    Step::Smoke { start: Vec::new(), waiting: Some(Waiting::stalled("SmokeImageNotFound", message)) }
+}
+
+/// What keeps a revision's pods from getting ready.
+fn hindrance(revision: &RevisionSeen) -> Option<Waiting> {
+    let refused = revision.refused.as_ref().map(|why| Waiting::stalled("PodsRefused", why.clone()));
+    let trouble = || revision.pods.iter().find_map(|pod| pod.trouble.as_ref());
+    refused.or_else(|| trouble().map(|trouble| Waiting::soon(trouble.reason, trouble.message.clone())))
+}
+
+fn too_inaccurate(spec: &ValidDeployment, revision: &Revision) -> Option<Refusal> {
+    let least = spec.gate.min_accuracy?;
+    let accuracy = revision.metrics.map(|metrics| metrics.accuracy);
+    // Fails closed: neither an unknown accuracy nor one that is not a number passes.
+    if accuracy.is_some_and(|accuracy| accuracy >= least) {
+        return None;
+    }
+    let run = revision.training_run.as_deref().unwrap_or("?");
+    let found = accuracy.map_or_else(|| "an unknown accuracy".to_owned(), |accuracy| format!("accuracy {accuracy:.4}"));
+    Some(Refusal {
+        reason: "BelowMinAccuracy",
+        message: format!("TrainingRun {run} has {found}, below gate.minAccuracy {least}; train on, or lower the gate"),
+    })
+}
+
+fn inconclusive(spec: &ValidDeployment, evidence: &Evidence) -> Option<Refusal> {
+    let (count, last) = evidence.inconclusive();
+    let retries = usize::try_from(spec.gate.smoke.retries).unwrap_or_default();
+    let report = last.filter(|_| count > retries && !evidence.is_running())?;
+    let message = format!("{count} smoke tests came to no verdict; the last one: {}", report.message);
+    Some(Refusal { reason: "SmokeInconclusive", message })
+}
+
+fn too_late(spec: &ValidDeployment, revision: &Revision, waiting: Option<&Waiting>) -> Refusal {
+    let seconds = spec.deadline.as_secs();
+    let why = waiting.map_or_else(|| "see its pods".to_owned(), |waiting| waiting.message.clone());
+    Refusal {
+        reason: waiting.map_or("ProgressDeadlineExceeded", |waiting| waiting.reason),
+        message: format!(
+            "revision {} did not pass its gate within progressDeadlineSeconds ({seconds} s): {why}",
+            revision.name
+        ),
+    }
+}
+
+fn wake(seen: &Observed, spec: &ValidDeployment, status: &ModelDeploymentStatus, step: &Step, now: Timestamp) -> Wake {
+    let after = |pause: SignedDuration| now.checked_add(pause).unwrap_or(now);
+    let mut wake = match step {
+        Step::Wait(_) | Step::Settle | Step::Reject(_) | Step::Rejected => Wake::OnChange,
+        step if step.is_switch() => Wake::At(after(SWITCH_POLL)),
+        // Nothing tells of a ConfigMap that appears.
+        Step::Smoke { waiting: Some(_), .. } => Wake::At(after(POLL)),
+        _ => Wake::OnChange,
+    };
+    if let Some(candidate) = status.candidate_revision.as_deref().and_then(RevisionName::parse)
+        && let Ok(deadline) = started(status, &candidate, now).checked_add(spec.deadline)
+    {
+        wake = wake.or_at(deadline);
+    }
+    if let Some((_, until)) = held(seen, spec, now) {
+        wake = wake.or_at(until);
+    }
+    wake
+}

@@ -1,0 +1,311 @@
+//! What the owner is told: the status after a step, its conditions, and an Event for each change. Pure.
+
+use anneal_api::{
+    names::label,
+    resources::{
+        DeploymentPhase, ModelDeploymentStatus, Promotion, Rejection, RevisionStatus, condition, set_condition,
+    },
+    smoke::{SmokeReport, Verdict},
+    termination::cut,
+};
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::{
+    gate::{self, Evidence, rollout_key},
+    observe::Observed,
+    plan::{Step, held, started},
+    revision::{Revision, RevisionName},
+    validate::ValidDeployment,
+};
+use crate::context::Transition;
+
+/// Entries that are kept in `status.revisions`.
+const MAX_REVISIONS: usize = 24;
+/// Condition types.
+const READY: &str = "Ready";
+const PROGRESSING: &str = "Progressing";
+const AVAILABLE: &str = "Available";
+const DEGRADED: &str = "Degraded";
+const STALLED: &str = "Stalled";
+
+/// The status after the step.
+pub fn next(
+    seen: &Observed,
+    spec: &ValidDeployment,
+    wanted: Option<&Revision>,
+    step: &Step,
+    now: Timestamp,
+) -> ModelDeploymentStatus {
+    let mut status = seen.status.clone();
+    let live = seen.live().map(|live| live.to_string());
+    status.observed_generation = seen.owner.metadata.generation;
+    status.stable_revision = match step {
+        Step::HandOver(to) => Some(to.name().to_string()),
+        Step::Announce(_) | Step::Switch(_) | Step::Confirm | Step::Restore(_) => status.stable_revision,
+        _ => live.clone(),
+    };
+    status.promotion = match step {
+        Step::Announce(to) => Some(Promotion { from: live.clone(), to: to.name().to_string(), start_time: Time(now) }),
+        Step::Switch(_) | Step::Confirm => status.promotion,
+        _ => None,
+    };
+    match step {
+        Step::Restore(_) | Step::Confirm => {}
+        Step::HandOver(to) => {
+            status.candidate_revision = None;
+            if let Some(entry) = status.revisions.iter_mut().find(|entry| entry.revision == to.name().as_str()) {
+                entry.promoted_time = Some(Time(now));
+            }
+        }
+        _ => {
+            if let Some(revision) = wanted.filter(|_| step.has_candidate()) {
+                status.smoke = newest_report(seen, spec, revision, now);
+                begin(&mut status, &seen.status, revision, now);
+            } else {
+                status.candidate_revision = None;
+            }
+        }
+    }
+    if let (Step::Reject(refusal), Some(revision)) = (step, wanted) {
+        status.smoke = newest_report(seen, spec, revision, now).or(status.smoke);
+        begin(&mut status, &seen.status, revision, now);
+        status.candidate_revision = None;
+        if let Some(entry) = status.revisions.iter_mut().find(|entry| entry.revision == revision.name.as_str()) {
+            let (reason, message) = (refusal.reason.to_owned(), cut(&refusal.message, 2048));
+            entry.rejection = Some(Rejection { reason, message, time: Time(now) });
+        }
+    }
+    forget_oldest(&mut status, wanted);
+    size(&mut status, seen, spec);
+    status.phase = Some(phase(seen, spec, step, &status, now));
+    conditions(&mut status, wanted, step, now);
+    status
+}
+
+fn newest_report(seen: &Observed, spec: &ValidDeployment, revision: &Revision, now: Timestamp) -> Option<SmokeReport> {
+    let key = rollout_key(spec, started(&seen.status, &revision.name, now));
+    Evidence::of(seen, &revision.name, &key).newest().map(SmokeReport::shortened)
+}
+
+/// Makes the revision the candidate, with an entry that says since when.
+fn begin(status: &mut ModelDeploymentStatus, old: &ModelDeploymentStatus, revision: &Revision, now: Timestamp) {
+    let name = revision.name.as_str();
+    let former = gate::entry(old, &revision.name);
+    let entry = RevisionStatus {
+        revision: name.to_owned(),
+        sha256: revision.model.sha256.clone(),
+        training_run: revision.training_run.clone(),
+        metrics: revision.metrics,
+        start_time: Time(started(old, &revision.name, now)),
+        promoted_time: former.and_then(|former| former.promoted_time.clone()),
+        rejection: None,
+    };
+    status.candidate_revision = Some(name.to_owned());
+    match status.revisions.iter_mut().find(|entry| entry.revision == name) {
+        Some(known) => *known = entry,
+        None => status.revisions.push(entry),
+    }
+}
+
+fn forget_oldest(status: &mut ModelDeploymentStatus, wanted: Option<&Revision>) {
+    let stable = status.stable_revision.clone();
+    let needed = |name: &str| stable.as_deref() == Some(name) || wanted.is_some_and(|it| it.name.as_str() == name);
+    while status.revisions.len() > MAX_REVISIONS {
+        match status.revisions.iter().position(|entry| !needed(&entry.revision)) {
+            Some(oldest) => status.revisions.remove(oldest),
+            None => return,
+        };
+    }
+}
+
+/// The size of the stable revision, for columns and `/scale`.
+fn size(status: &mut ModelDeploymentStatus, seen: &Observed, spec: &ValidDeployment) {
+    status.url = Some(format!("http://{}.{}.svc:{}", spec.name, spec.namespace, spec.service.port));
+    let stable = status.stable_revision.as_deref().and_then(RevisionName::parse);
+    let revision = stable.as_ref().and_then(|stable| seen.revisions.get(stable));
+    let count = |all: usize| i32::try_from(all).unwrap_or(i32::MAX);
+    let (ready, pods, wanted) = revision.map_or((0, 0, 0), |revision| {
+        let ready = revision.pods.iter().filter(|pod| pod.ready).count();
+        (count(ready), count(revision.pods.len()), revision.replicas)
+    });
+    status.replicas = Some(pods);
+    status.ready = Some(format!("{ready}/{wanted}"));
+    status.selector = stable.map(|stable| format!("{}={},{}={stable}", label::DEPLOYMENT, spec.name, label::REVISION));
+}
+
+fn phase(
+    seen: &Observed,
+    spec: &ValidDeployment,
+    step: &Step,
+    next: &ModelDeploymentStatus,
+    now: Timestamp,
+) -> DeploymentPhase {
+    let serves = next.stable_revision.is_some();
+    match step {
+        Step::Wait(_) => DeploymentPhase::Pending,
+        Step::Load(_) => DeploymentPhase::Loading,
+        Step::Smoke { .. } => DeploymentPhase::SmokeTesting,
+        Step::ScaleUp { .. } => DeploymentPhase::ScalingUp,
+        Step::Announce(_) | Step::Switch(_) | Step::Confirm => DeploymentPhase::Promoting,
+        Step::HandOver(_) if seen.status.stable_revision.is_some() && spec.gate.soak.is_positive() => {
+            DeploymentPhase::Soaking
+        }
+        Step::Settle if held(seen, spec, now).is_some() => DeploymentPhase::Soaking,
+        Step::HandOver(_) | Step::Settle => DeploymentPhase::Stable,
+        Step::Restore(_) => next.phase.unwrap_or(DeploymentPhase::Pending),
+        Step::Reject(_) | Step::Rejected if serves => DeploymentPhase::Degraded,
+        Step::Reject(_) | Step::Rejected => DeploymentPhase::Failed,
+    }
+}
+
+/// A condition's status, reason and message.
+type Finding = (bool, String, String);
+
+fn conditions(status: &mut ModelDeploymentStatus, wanted: Option<&Revision>, step: &Step, now: Timestamp) {
+    let stable = status.stable_revision.as_deref().unwrap_or("none");
+    let ready = status.ready.clone().unwrap_or_default();
+    let has_ready_pod = !ready.starts_with("0/");
+    let name = wanted.map_or("?", |wanted| wanted.name.as_str());
+    let rejection = matches!(step, Step::Reject(_) | Step::Rejected)
+        .then(|| wanted.and_then(|wanted| gate::entry(status, &wanted.name)))
+        .flatten()
+        .and_then(|entry| entry.rejection.as_ref())
+        .map(|rejection| (rejection.reason.clone(), rejection.message.clone()));
+
+    let progressing: Finding = match (&rejection, step, step.waiting()) {
+        (Some((reason, message)), ..) => (false, reason.clone(), message.clone()),
+        (None, _, Some(waiting)) => (!waiting.stalled, waiting.reason.to_owned(), waiting.message.clone()),
+        _ if status.phase == Some(DeploymentPhase::Stable) => {
+            (false, "RolloutComplete".to_owned(), format!("revision {stable} has the traffic"))
+        }
+        _ => {
+            let phase = status.phase.map_or("Pending", DeploymentPhase::as_str);
+            (true, phase.to_owned(), sentence(step, name, stable))
+        }
+    };
+    let available: Finding = if has_ready_pod {
+        (true, "PodsReady".to_owned(), format!("revision {stable} serves, {ready} pods are ready"))
+    } else if status.stable_revision.is_some() {
+        (false, "PodsNotReady".to_owned(), format!("no pod of revision {stable} is ready ({ready})"))
+    } else {
+        (false, "NoRevision".to_owned(), "no revision has passed its gate yet".to_owned())
+    };
+    let is_wanted = matches!(step, Step::Settle | Step::HandOver(_));
+    let ready: Finding = match (is_wanted, &available) {
+        (true, _) if ready == "0/0" => (true, "ScaledToZero".to_owned(), "no pods are wanted".to_owned()),
+        (true, (true, ..)) => (true, "Serving".to_owned(), available.2.clone()),
+        (true, _) => (false, available.1.clone(), available.2.clone()),
+        (false, _) => (false, progressing.1.clone(), progressing.2.clone()),
+    };
+    let stalled = step.waiting().filter(|waiting| waiting.stalled);
+    let stalled: Finding = match (&rejection, stalled) {
+        (Some((reason, message)), _) => (true, reason.clone(), message.clone()),
+        (None, Some(waiting)) => (true, waiting.reason.to_owned(), waiting.message.clone()),
+        (None, None) => (false, "NotStalled".to_owned(), String::new()),
+    };
+    let degraded: Finding = match rejection {
+        Some((reason, message)) => (true, reason, message),
+        None => (false, "NotDegraded".to_owned(), String::new()),
+    };
+    let all =
+        [(READY, ready), (PROGRESSING, progressing), (AVAILABLE, available), (DEGRADED, degraded), (STALLED, stalled)];
+    for (kind, (value, reason, message)) in all {
+        let new = condition(kind, value, &reason, &message, status.observed_generation);
+        set_condition(&mut status.conditions, new, now);
+    }
+}
+
+fn sentence(step: &Step, candidate: &str, stable: &str) -> String {
+    match step {
+        Step::Load(_) => format!("revision {candidate} starts and loads its model"),
+        Step::Smoke { .. } => format!("the pods of revision {candidate} are asked the questions of the gate"),
+        Step::ScaleUp { to, .. } => format!("revision {candidate} grows to {to} pods"),
+        Step::Announce(to) | Step::Switch(to) => format!("the Service moves from revision {stable} to {}", to.name()),
+        Step::Confirm => "the Service has moved, its endpoints follow".to_owned(),
+        Step::HandOver(to) => format!("revision {} has the traffic, the former one is held", to.name()),
+        Step::Restore(_) => format!("the Service is set back to revision {stable}"),
+        _ => format!("revision {stable} has the traffic, the former one is held"),
+    }
+}
+
+/// The status when nothing can be done before the owner mends something: all but the conditions stays.
+pub fn blocked(
+    old: &ModelDeploymentStatus,
+    generation: Option<i64>,
+    reason: &'static str,
+    message: &str,
+    now: Timestamp,
+) -> (ModelDeploymentStatus, Vec<Transition>) {
+    let mut status = old.clone();
+    status.observed_generation = generation;
+    status.phase.get_or_insert(DeploymentPhase::Pending);
+    for (kind, value) in [(READY, false), (PROGRESSING, false), (STALLED, true)] {
+        set_condition(&mut status.conditions, condition(kind, value, reason, message, generation), now);
+    }
+    let is_known = reason_of(old, STALLED) == Some(reason) && message_of(old, STALLED) == message_of(&status, STALLED);
+    let events = if is_known { Vec::new() } else { vec![Transition::warning(reason, message)] };
+    (status, events)
+}
+
+fn reason_of<'a>(status: &'a ModelDeploymentStatus, kind: &str) -> Option<&'a str> {
+    status.conditions.iter().find(|condition| condition.type_ == kind).map(|condition| condition.reason.as_str())
+}
+
+fn message_of<'a>(status: &'a ModelDeploymentStatus, kind: &str) -> Option<&'a str> {
+    status.conditions.iter().find(|condition| condition.type_ == kind).map(|condition| condition.message.as_str())
+}
+
+/// What changed between two statuses, in the words of Events.
+pub fn transitions(
+    old: &ModelDeploymentStatus,
+    new: &ModelDeploymentStatus,
+    wanted: Option<&Revision>,
+    step: &Step,
+) -> Vec<Transition> {
+    let mut events = Vec::new();
+    if let Step::Restore(_) = step {
+        let stable = new.stable_revision.as_deref().unwrap_or("none");
+        let note =
+            format!("the Service did not lead to revision {stable} and was set back; only the operator moves it");
+        events.push(Transition::warning("SelectorRestored", note));
+    }
+    if let Some(former) = old.candidate_revision.as_ref().filter(|former| {
+        let is_over = new.stable_revision.as_ref() == Some(former) || matches!(step, Step::Reject(_));
+        new.candidate_revision.as_ref() != Some(former) && !is_over
+    }) {
+        events.push(Transition::normal("RolloutCancelled", format!("revision {former} is not wanted any more")));
+    }
+    if let (Some(candidate), Some(wanted)) = (&new.candidate_revision, wanted)
+        && old.candidate_revision.as_ref() != Some(candidate)
+    {
+        let source = wanted.training_run.as_ref().map_or_else(String::new, |run| format!(" of TrainingRun {run}"));
+        let note = format!("revision {candidate}: checkpoint {}{source}", wanted.model.sha256.short(12));
+        events.push(Transition::normal("RolloutStarted", note));
+    }
+    if let Some(report) = new.smoke.as_ref().filter(|report| old.smoke.as_ref() != Some(*report)) {
+        match report.verdict {
+            Verdict::Passed => events.push(Transition::normal("SmokeTestPassed", report.message.clone())),
+            Verdict::Inconclusive => events.push(Transition::warning("SmokeTestInconclusive", report.message.clone())),
+            // Told by the rejection.
+            Verdict::Failed => {}
+        }
+    }
+    if let Some(waiting) = step.waiting().filter(|waiting| reason_of(old, PROGRESSING) != Some(waiting.reason)) {
+        let make = if waiting.stalled { Transition::warning } else { Transition::normal };
+        events.push(make(waiting.reason, waiting.message.clone()));
+    }
+    if let Step::Reject(refusal) = step {
+        events.push(Transition::warning(refusal.reason, refusal.message.clone()));
+    }
+    if let Step::HandOver(to) = step {
+        let from = old.stable_revision.as_deref().map_or_else(String::new, |from| format!(" from revision {from}"));
+        events.push(Transition::normal("Promoted", format!("revision {} has the traffic{from}", to.name())));
+    }
+    if old.phase == Some(DeploymentPhase::Soaking) && new.phase == Some(DeploymentPhase::Stable) {
+        let stable = new.stable_revision.as_deref().unwrap_or("none");
+        let note = format!("revision {stable} has the traffic, the former one is retired");
+        events.push(Transition::normal("RolloutComplete", note));
+    }
+    events
+}

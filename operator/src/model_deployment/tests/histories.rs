@@ -1,0 +1,117 @@
+//! One law for all histories: only gated revisions serve, and all comes to rest.
+
+use anneal_api::resources::DeploymentPhase::{Degraded, Failed, Stable};
+use jiff::SignedDuration;
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::simulation::{World, checkpoint};
+
+/// Something that happens.
+#[derive(Clone, Debug)]
+enum Happening {
+    Reconcile,
+    KilledAfter(usize),
+    Turn,
+    Want(char),
+    Fixed(i32),
+    Auto,
+    Gate(i32),
+    PodDies(usize),
+    AutoscalerGrows(i32),
+    SelectorEdited(bool),
+    ServiceDeleted,
+    DeploymentDeleted(char),
+    TimePasses(i64),
+}
+
+fn happenings() -> impl Strategy<Value = Vec<Happening>> {
+    let one = prop_oneof![
+        8 => Just(Happening::Reconcile),
+        4 => (0_usize..6).prop_map(Happening::KilledAfter),
+        8 => Just(Happening::Turn),
+        2 => prop_oneof![Just('a'), Just('b'), Just('c'), Just('d'), Just('e')].prop_map(Happening::Want),
+        1 => (0_i32..5).prop_map(Happening::Fixed),
+        1 => Just(Happening::Auto),
+        1 => (100_i32..103).prop_map(Happening::Gate),
+        1 => (0_usize..4).prop_map(Happening::PodDies),
+        1 => (1_i32..4).prop_map(Happening::AutoscalerGrows),
+        1 => any::<bool>().prop_map(Happening::SelectorEdited),
+        1 => Just(Happening::ServiceDeleted),
+        1 => prop_oneof![Just('a'), Just('b')].prop_map(Happening::DeploymentDeleted),
+        1 => (1_i64..90).prop_map(Happening::TimePasses),
+    ];
+    proptest::collection::vec(one, 1..120)
+}
+
+fn happens(world: &mut World, what: &Happening) {
+    match what {
+        Happening::Reconcile => {
+            world.reconcile(usize::MAX);
+        }
+        Happening::KilledAfter(writes) => {
+            world.reconcile(*writes);
+        }
+        Happening::Turn => world.turn(),
+        Happening::Want(checkpoint) => world.want(*checkpoint),
+        Happening::Fixed(replicas) => world.edit(json!({"replicas": replicas})),
+        Happening::Auto => world.edit(json!({"replicas": null})),
+        Happening::Gate(seconds) => world.edit(json!({"gate": {"smokeTest": {"timeoutSeconds": seconds}}})),
+        Happening::PodDies(i) => {
+            for revision in world.revisions.values_mut().filter(|revision| *i < revision.pods.len()) {
+                revision.pods.remove(*i);
+            }
+        }
+        Happening::AutoscalerGrows(more) => {
+            if let Some(live) = world.observe().live().filter(|_| world.autoscaler.is_some())
+                && let Some(revision) = world.revisions.get_mut(&live)
+            {
+                revision.replicas = (revision.replicas + more).min(10);
+            }
+        }
+        Happening::SelectorEdited(to_nothing) => {
+            // Whoever makes an announced switch by hand, or moves the Service while the status is lost, is taken at
+            // their word: to the operator it looks like its own work.
+            let status = world.status();
+            let announced = status.promotion.map(|promotion| promotion.to);
+            let is_known = |name: &&String| !status.revisions.is_empty() && announced.as_ref() != Some(*name);
+            let names: Vec<String> = world.revisions.keys().map(ToString::to_string).collect();
+            let other = names.iter().rfind(is_known).filter(|_| !to_nothing).cloned();
+            if let Some(spec) = world.service.as_mut().and_then(|service| service.spec.as_mut()) {
+                let revision = other.unwrap_or_else(|| "none".to_owned());
+                spec.selector.as_mut().expect("a selector").insert("anneal.dev/revision".to_owned(), revision);
+            }
+        }
+        Happening::ServiceDeleted => world.service = None,
+        Happening::DeploymentDeleted(of) => world.revisions.retain(|_, revision| checkpoint(revision) != *of),
+        Happening::TimePasses(seconds) => world.now += SignedDuration::from_secs(*seconds),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(256) })]
+
+    /// Every write is checked by the world itself: the Service leads to gated revisions only, the autoscaler targets
+    /// none other, what serves is neither emptied, shrunk by a switch nor deleted.
+    #[test]
+    fn whatever_happens_only_gated_revisions_serve_and_all_comes_to_rest(history in happenings()) {
+        let mut world = World::new(json!({"gate": {"soakSeconds": 20}, "progressDeadlineSeconds": 120}));
+        world.wrong.insert('c');
+        world.broken.insert('d');
+        world.unclear.insert('e');
+        for what in &history {
+            happens(&mut world, what);
+        }
+        world.rest();
+        let (wanted, live, phase) = (world.owner.spec.model.sha256.clone().expect("a digest"), world.live(), world.phase());
+        match phase {
+            Stable => prop_assert_eq!(live, wanted.as_str().chars().next()),
+            Degraded | Failed => prop_assert!(live != wanted.as_str().chars().next()),
+            other => prop_assert!(false, "rests in {:?}", other),
+        }
+        prop_assert!(!matches!(live, Some('c' | 'd' | 'e')), "{:?} serves", live);
+        if phase == Stable {
+            prop_assert!("ab".contains(live.expect("one serves")));
+        }
+    }
+}

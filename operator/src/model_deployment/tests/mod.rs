@@ -1,0 +1,15 @@
+//! What a rollout must do, in sentences about a small cluster in memory.
+
+pub mod fixtures;
+mod histories;
+mod rollout;
+mod simulation;
+mod switch;
+mod waiting;
+
+use serde_json::{Value, json};
+
+/// A short soak, so that histories stay short.
+fn brief() -> Value {
+    json!({"gate": {"soakSeconds": 5}})
+}

@@ -1,0 +1,405 @@
+//! A small cluster in memory, in which plans are carried out. Every write is checked against the laws of a rollout.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use anneal_api::{
+    names::label,
+    resources::{DeploymentPhase, ModelDeployment, ModelDeploymentStatus, TrainingRun},
+    smoke::{SmokeReport, Verdict},
+};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::{autoscaling::v2::HorizontalPodAutoscaler, core::v1::Service, policy::v1::PodDisruptionBudget};
+use kube::ResourceExt;
+use serde_json::{Value, json};
+
+use super::fixtures::{deployment, settings};
+use crate::{
+    controller::Wake,
+    model_deployment::{
+        apply::{Write, writes},
+        objects::annotation,
+        observe::{Observed, RevisionSeen, TestSeen},
+        plan::{Plan, plan, refuse},
+        pods::{PodSeen, Trouble},
+        revision::{ModelFile, RevisionName},
+        validate::validate,
+    },
+};
+
+/// The cluster. Checkpoints are told apart by the first digit of their digest.
+pub struct World {
+    pub owner: ModelDeployment,
+    pub run: Option<TrainingRun>,
+    pub revisions: BTreeMap<RevisionName, RevisionSeen>,
+    pub tests: Vec<TestSeen>,
+    pub service: Option<Service>,
+    pub preview: Option<Service>,
+    pub autoscaler: Option<HorizontalPodAutoscaler>,
+    pub budgets: Vec<PodDisruptionBudget>,
+    pub missing_claim: Option<String>,
+    pub missing_images: Vec<String>,
+    pub now: Timestamp,
+    /// Checkpoints whose answers are wrong.
+    pub wrong: BTreeSet<char>,
+    /// Checkpoints that cannot be loaded.
+    pub broken: BTreeSet<char>,
+    /// Checkpoints whose tests come to no verdict.
+    pub unclear: BTreeSet<char>,
+    /// Reasons of the Events, oldest first.
+    pub events: Vec<&'static str>,
+    /// Whether the world's endpoints controller keeps up.
+    pub endpoints_follow: bool,
+    endpoints: BTreeSet<String>,
+    answered: BTreeSet<String>,
+    served: BTreeSet<RevisionName>,
+    counter: u32,
+}
+
+impl World {
+    /// A deployment of checkpoint `a`, that nothing has happened to yet. `spec` is merged into the default.
+    pub fn new(spec: Value) -> Self {
+        let mut all = json!({"model": file('a')});
+        merge(&mut all, spec);
+        Self {
+            owner: deployment(&all),
+            run: None,
+            revisions: BTreeMap::new(),
+            tests: Vec::new(),
+            service: None,
+            preview: None,
+            autoscaler: None,
+            budgets: Vec::new(),
+            missing_claim: None,
+            missing_images: Vec::new(),
+            now: Timestamp::from_second(1_800_000_000).expect("in range"),
+            wrong: BTreeSet::new(),
+            broken: BTreeSet::new(),
+            unclear: BTreeSet::new(),
+            events: Vec::new(),
+            endpoints_follow: true,
+            endpoints: BTreeSet::new(),
+            answered: BTreeSet::new(),
+            served: BTreeSet::new(),
+            counter: 0,
+        }
+    }
+
+    /// The same, once checkpoint `a` has the traffic.
+    pub fn serving(spec: Value) -> Self {
+        let mut world = Self::new(spec);
+        world.until(DeploymentPhase::Stable);
+        world.rest();
+        world.events.clear();
+        world
+    }
+
+    /// Changes the spec.
+    pub fn edit(&mut self, change: Value) {
+        let mut spec = serde_json::to_value(&self.owner.spec).expect("json");
+        merge(&mut spec, change);
+        self.owner.spec = serde_json::from_value(spec).expect("a spec");
+        self.owner.metadata.generation = self.owner.metadata.generation.map(|generation| generation + 1);
+    }
+
+    /// Asks for another checkpoint.
+    pub fn want(&mut self, checkpoint: char) {
+        self.edit(json!({"model": file(checkpoint)}));
+    }
+
+    pub fn status(&self) -> ModelDeploymentStatus {
+        self.owner.status.clone().unwrap_or_default()
+    }
+
+    pub fn phase(&self) -> DeploymentPhase {
+        self.status().phase.expect("a phase")
+    }
+
+    /// The checkpoint behind the Service.
+    pub fn live(&self) -> Option<char> {
+        let live = self.observe().live()?;
+        self.revisions.get(&live).map(checkpoint)
+    }
+
+    /// The revision of a checkpoint.
+    pub fn revision(&self, of: char) -> &RevisionSeen {
+        self.revisions.values().find(|revision| checkpoint(revision) == of).expect("a revision")
+    }
+
+    pub fn revision_mut(&mut self, of: char) -> &mut RevisionSeen {
+        self.revisions.values_mut().find(|revision| checkpoint(revision) == of).expect("a revision")
+    }
+
+    /// Why the checkpoint was rejected.
+    pub fn rejection(&self, of: char) -> Option<String> {
+        let digest = of.to_string().repeat(64);
+        let entry = self.status().revisions.into_iter().find(|entry| entry.sha256.as_str() == digest)?;
+        entry.rejection.map(|rejection| rejection.reason)
+    }
+
+    pub fn observe(&self) -> Observed {
+        let promotes = self.owner.status.as_ref().is_some_and(|status| status.promotion.is_some());
+        Observed {
+            owner: Arc::new(self.owner.clone()),
+            status: self.status(),
+            run: self.run.clone(),
+            missing_claim: self.missing_claim.clone(),
+            missing_images: self.missing_images.clone(),
+            revisions: self.revisions.clone(),
+            tests: self.tests.clone(),
+            service: self.service.clone(),
+            preview: self.preview.clone(),
+            autoscaler: self.autoscaler.clone(),
+            budgets: self.budgets.clone(),
+            endpoints: if promotes { self.endpoints.clone() } else { BTreeSet::new() },
+        }
+    }
+
+    /// What the planner says now, and the writes that it takes.
+    pub fn plan(&self) -> (Plan, Vec<Write>) {
+        let seen = self.observe();
+        match validate(&self.owner) {
+            Ok(spec) => {
+                let plan = plan(&seen, &spec, self.now);
+                let writes = plan.desired.iter().flat_map(|it| writes(&seen, &spec, it, &settings())).collect();
+                (plan, writes)
+            }
+            Err(problem) => (refuse(&seen, &problem, self.now), Vec::new()),
+        }
+    }
+
+    /// One reconcile. A process that is killed after `survives` writes records nothing.
+    pub fn reconcile(&mut self, survives: usize) -> bool {
+        let (plan, writes) = self.plan();
+        let is_killed = survives < writes.len();
+        let changes = !writes.is_empty() || self.owner.status.as_ref() != Some(&plan.status);
+        for write in writes.into_iter().take(survives) {
+            self.write(write);
+        }
+        if !is_killed {
+            // The way through the API server: whole seconds.
+            let status = serde_json::to_value(&plan.status).expect("json");
+            self.owner.status = Some(serde_json::from_value(status).expect("a status"));
+            self.events.extend(plan.events.iter().map(|event| event.reason));
+        }
+        changes
+    }
+
+    /// One step of everything but the operator.
+    pub fn turn(&mut self) {
+        self.now += SignedDuration::from_secs(1);
+        let broken = self.broken.clone();
+        for revision in self.revisions.values_mut() {
+            let model = checkpoint(revision);
+            for pod in &mut revision.pods {
+                pod.ready = !broken.contains(&model);
+                pod.trouble = (!pod.ready).then(|| Trouble {
+                    reason: "LoadFailed",
+                    message: "the checkpoint cannot be loaded".to_owned(),
+                    fatal: true,
+                });
+            }
+            revision.pods.truncate(usize::try_from(revision.replicas).unwrap_or_default());
+            while revision.pods.len() < usize::try_from(revision.replicas).unwrap_or_default() {
+                self.counter += 1;
+                let (uid, address) = (format!("pod-{}", self.counter), format!("10.0.0.{}", self.counter));
+                let (address, image_id) = (Some(address), Some("server@sha256:1".to_owned()));
+                revision.pods.push(PodSeen { uid, address, ready: false, image_id, trouble: None });
+            }
+        }
+        for i in 0..self.tests.len() {
+            if self.tests[i].report.is_none() {
+                self.finish(i);
+            }
+        }
+        if self.endpoints_follow {
+            let live = self.observe().live();
+            let pods = live.and_then(|live| self.revisions.get(&live)).map(|revision| &revision.pods);
+            self.endpoints = pods.into_iter().flatten().map(|pod| pod.uid.clone()).collect();
+        }
+    }
+
+    fn finish(&mut self, test: usize) {
+        let TestSeen { revision, pods, .. } = self.tests[test].clone();
+        let Some(revision) = self.revisions.get(&revision) else {
+            return;
+        };
+        let model = checkpoint(revision);
+        let all_there = pods.iter().all(|uid| revision.pods.iter().any(|pod| pod.uid == *uid && pod.ready));
+        let verdict = if !all_there || self.unclear.contains(&model) {
+            Verdict::Inconclusive
+        } else if self.wrong.contains(&model) {
+            Verdict::Failed
+        } else {
+            self.answered.extend(pods);
+            Verdict::Passed
+        };
+        let message = format!("checkpoint {model}");
+        let report = SmokeReport { verdict, passed: 1, failed: 0, p95_milliseconds: Some(3.0), message };
+        self.tests[test].report = Some(report);
+    }
+
+    /// Lets time pass until the phase is reached.
+    pub fn until(&mut self, phase: DeploymentPhase) {
+        for _ in 0..400 {
+            self.reconcile(usize::MAX);
+            if self.phase() == phase {
+                return;
+            }
+            self.turn();
+        }
+        panic!("{phase:?} was not reached; the status is {:#?}", self.status());
+    }
+
+    /// Lets time pass until nothing happens and the operator does not mean to look again at a certain time.
+    pub fn rest(&mut self) {
+        let mut quiet = 0;
+        for _ in 0..2000 {
+            quiet = if self.reconcile(usize::MAX) { 0 } else { quiet + 1 };
+            // Three turns finish what the world has under way.
+            if quiet > 3 {
+                match self.plan().0.wake {
+                    Wake::At(time) => self.now = self.now.max(time),
+                    Wake::OnChange | Wake::Never => return,
+                }
+            }
+            self.turn();
+        }
+        panic!("no rest was found; the status is {:#?}", self.status());
+    }
+
+    fn write(&mut self, write: Write) {
+        match write {
+            Write::CreateDeployment(deployment) => {
+                let name = RevisionName::parse(&deployment.labels()[label::REVISION]).expect("a revision");
+                self.counter += 1;
+                let revision = RevisionSeen {
+                    uid: format!("deployment-{}", self.counter),
+                    replicas: deployment.spec.as_ref().and_then(|spec| spec.replicas).expect("replicas"),
+                    gate: deployment.annotations().get(annotation::GATE).cloned(),
+                    model: serde_json::from_str(&deployment.annotations()[annotation::MODEL]).ok(),
+                    created: self.now,
+                    pods: Vec::new(),
+                    refused: None,
+                };
+                assert!(self.revisions.insert(name, revision).is_none(), "a Deployment is created once");
+            }
+            Write::NoteGate { revision, gate } => {
+                self.revisions.get_mut(&revision).expect("a revision").gate = Some(gate);
+            }
+            Write::Scale { revision, replicas } => {
+                assert!(
+                    replicas > 0
+                        || self.observe().live().as_ref() != Some(&revision)
+                        || self.owner.spec.replicas == Some(0),
+                    "what serves is never scaled away"
+                );
+                let revision = self.revisions.get_mut(&revision).expect("a revision");
+                assert_ne!(revision.replicas, replicas, "nothing is written that is so already");
+                revision.replicas = replicas;
+            }
+            Write::Service(wanted, existing) => {
+                if wanted.name_any() == "cats" {
+                    assert!(existing.is_none() || self.service == existing.map(|it| *it), "what was observed");
+                    self.moves_to(&wanted);
+                    self.service = Some(*wanted);
+                } else {
+                    self.preview = Some(*wanted);
+                }
+            }
+            Write::MoveService(wanted, _) => {
+                if wanted.name_any() == "cats" {
+                    self.moves_to(&wanted);
+                    self.service = Some(*wanted);
+                } else {
+                    self.preview = Some(*wanted);
+                }
+            }
+            Write::Budget(budget, _) => {
+                self.budgets.retain(|other| other.name_any() != budget.name_any());
+                self.budgets.push(*budget);
+            }
+            Write::Autoscaler(autoscaler, _) => {
+                let target = autoscaler.spec.as_ref().map(|spec| spec.scale_target_ref.name.clone()).expect("a target");
+                let target = RevisionName::parse(target.rsplit('-').next().expect("a name")).expect("a revision");
+                assert!(self.served.contains(&target), "the autoscaler never targets an ungated revision");
+                self.autoscaler = Some(*autoscaler);
+            }
+            Write::StartTest(config, job) => {
+                assert_eq!(config.name_any(), job.name_any());
+                self.counter += 1;
+                self.tests.push(TestSeen {
+                    uid: format!("job-{}", self.counter),
+                    revision: RevisionName::parse(&job.labels()[label::REVISION]).expect("a revision"),
+                    number: job.name_any().rsplit('-').next().expect("a number").parse().expect("a number"),
+                    key: job.annotations()[annotation::ROLLOUT].clone(),
+                    pods: job.annotations()[annotation::PODS].split(',').map(str::to_owned).collect(),
+                    report: None,
+                });
+            }
+            Write::DropTest { uid, .. } => self.tests.retain(|test| test.uid != uid),
+            Write::DropBudget(budget) => self.budgets.retain(|other| other.name_any() != budget.name_any()),
+            Write::DropAutoscaler(_) => self.autoscaler = None,
+            Write::DropDeployment { revision, .. } => {
+                assert_ne!(self.observe().live().as_ref(), Some(&revision), "what serves is never deleted");
+                self.revisions.remove(&revision);
+            }
+        }
+    }
+
+    /// The law of the gate: the Service leads to what served before, or to pods that have all given right answers, and
+    /// to no fewer of them than served before.
+    fn moves_to(&mut self, service: &Service) {
+        let before = self.observe().live();
+        let selector = service.spec.as_ref().and_then(|spec| spec.selector.clone()).expect("a selector");
+        let Some(to) = RevisionName::parse(&selector[label::REVISION]) else {
+            // Where somebody set it to is no loss.
+            let stable = self.status().stable_revision;
+            let serves = before.is_some_and(|before| stable.as_deref() == Some(before.as_str()));
+            assert!(!serves, "the Service is never emptied");
+            return;
+        };
+        if !self.served.contains(&to) {
+            let revision = &self.revisions[&to];
+            let ready: Vec<_> = revision.pods.iter().filter(|pod| pod.ready).collect();
+            assert!(ready.iter().all(|pod| self.answered.contains(&pod.uid)), "an unasked pod gets traffic");
+            let served = before.as_ref().and_then(|before| self.revisions.get(before)).map_or(1, |it| it.replicas);
+            assert!(i32::try_from(ready.len()).expect("few") >= served, "the new revision has fewer pods");
+            assert!(!self.wrong.contains(&checkpoint(revision)), "wrong answers get traffic");
+        }
+        if before.as_ref() != Some(&to) {
+            self.served.insert(to);
+        }
+    }
+}
+
+/// The first digit of a revision's digest.
+pub fn checkpoint(revision: &RevisionSeen) -> char {
+    let digit = revision.model.as_ref().and_then(|model| model.sha256.as_str().chars().next());
+    digit.expect("a checkpoint")
+}
+
+/// The spec of a checkpoint.
+pub fn file(checkpoint: char) -> Value {
+    let sha256 = checkpoint.to_string().repeat(64);
+    let path = format!("models/{sha256}.pth");
+    serde_json::to_value(ModelFile { claim_name: "models".to_owned(), path, sha256: sha256.parse().expect("a digest") })
+        .expect("json")
+}
+
+fn merge(into: &mut Value, from: Value) {
+    match (into, from) {
+        (Value::Object(into), Value::Object(from)) => {
+            for (key, value) in from {
+                if value.is_null() {
+                    into.remove(&key);
+                } else {
+                    merge(into.entry(key).or_insert(Value::Null), value);
+                }
+            }
+        }
+        (into, from) => *into = from,
+    }
+}
