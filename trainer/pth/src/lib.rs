@@ -19,6 +19,8 @@
 mod limits;
 mod pickle;
 mod read;
+#[cfg(test)]
+mod tests;
 mod value;
 mod write;
 mod zip;
