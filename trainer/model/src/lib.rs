@@ -10,7 +10,8 @@
 //! let image = preprocess::decode(&std::fs::read("cat.jpg")?, &preprocess::ImageLimits::default())?;
 //! let image = preprocess::resize_bilinear(&image, 128, 128)?;
 //! let batch = preprocess::normalise(&preprocess::batch_u8(&[image])?, &Preprocessing::imagenet(128))?;
-//! let loss = network.forward(&batch, Mode::Train { seed: 0, step: 0 })?.f_cross_entropy_for_logits(&tch::Tensor::from_slice(&[0_i64]))?;
+//! let logits = network.forward(&batch, Mode::Train { seed: 0, step: 0 })?;
+//! let loss = logits.cross_entropy_for_logits(&tch::Tensor::from_slice(&[0_i64]));
 //! loss.f_backward()?;
 //! for (name, parameter) in network.named_parameters() {
 //!     println!("{name}: {:?}", parameter.grad().size());

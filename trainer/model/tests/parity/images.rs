@@ -51,7 +51,9 @@ fn resizing_is_pillows_to_the_bit() {
         jobs.push(Value::Tuple(vec![pixels(&image), i64::from(to.0).into(), i64::from(to.1).into()]));
     };
     for from in sources {
-        targets.into_iter().for_each(|to| add(from, to));
+        for to in targets {
+            add(from, to);
+        }
     }
     // Which pass comes first depends on all four numbers.
     for i in 1..200_u32 {
