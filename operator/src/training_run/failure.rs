@@ -70,14 +70,15 @@ fn failure(pod: Option<&Pod>, terminated: Option<&ContainerStateTerminated>) -> 
             _ => Failure {
                 class: FailureClass::from_exit_code(state.exit_code),
                 message: format!(
-                    "the container ended with exit code {}{}; see `kubectl logs`",
+                    "the container ended with exit code {}{}; see `kubectl logs {}`",
                     state.exit_code,
                     state
                         .reason
                         .as_deref()
                         .filter(|reason| *reason != "Error")
                         .map(|r| format!(" ({r})"))
-                        .unwrap_or_default()
+                        .unwrap_or_default(),
+                    pod.and_then(|pod| pod.metadata.name.as_deref()).unwrap_or("POD")
                 ),
             },
         },
