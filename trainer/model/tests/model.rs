@@ -76,9 +76,8 @@ fn the_state_dict_has_the_references_names_in_its_order() {
 
 #[test]
 fn a_seed_gives_one_network_and_another_seed_another() {
-    let state = |seed| {
-        Network::new(Architecture::Improved, 3, seed).map(|n| n.state().expect("a state")).expect("a network")
-    };
+    let state =
+        |seed| Network::new(Architecture::Improved, 3, seed).map(|n| n.state().expect("a state")).expect("a network");
     assert_eq!(state(4), state(4));
     assert_ne!(state(4), state(5));
 }
