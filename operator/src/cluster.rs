@@ -24,7 +24,7 @@ pub enum ClusterError {
         what: String,
     },
     /// The API server refused.
-    #[error("{what}: {source}")]
+    #[error("{what}: {}", answer(source))]
     Api {
         /// What was asked.
         what: String,
@@ -43,6 +43,14 @@ pub enum ClusterError {
         /// Kind of the resource that wanted to own it.
         owner_kind: String,
     },
+}
+
+/// The API server's own sentence, without the fields that repeat it.
+fn answer(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => other.to_string(),
+    }
 }
 
 impl ClusterError {

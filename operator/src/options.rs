@@ -21,8 +21,9 @@ pub struct Options {
     /// Namespace of the leader election Lease.
     #[arg(long, env = "ANNEAL_LEASE_NAMESPACE", default_value = "default")]
     pub lease_namespace: String,
-    /// Name of this replica in the Lease and in Events.
-    #[arg(long, env = "ANNEAL_IDENTITY", default_value = "anneal-operator")]
+    /// Name of this replica in the Lease and in Events; the host's name and the process's number where it is absent. Two
+    /// replicas of one name would both lead.
+    #[arg(long, env = "ANNEAL_IDENTITY", default_value_t = unique_name())]
     pub identity: String,
     /// Address of /metrics, /healthz and /readyz.
     #[arg(long, env = "ANNEAL_HEALTH_ADDRESS", default_value = "0.0.0.0:8080")]
@@ -30,4 +31,10 @@ pub struct Options {
     /// Reconciles of one kind that run side by side.
     #[arg(long, env = "ANNEAL_CONCURRENCY", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub concurrency: u16,
+}
+
+fn unique_name() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = host.trim();
+    format!("{}-{}", if host.is_empty() { "anneal-operator" } else { host }, std::process::id())
 }

@@ -29,7 +29,8 @@ pub struct Progress {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub images_per_second: Option<f64>,
     /// When the run will be done if it goes on at this rate.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    // `default` says to the schema, which sees only a date, that the field may be absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "date_time")]
     pub estimated_completion_time: Option<Timestamp>,
     /// When the trainer last moved.

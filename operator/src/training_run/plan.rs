@@ -198,14 +198,16 @@ fn going_on(seen: &Observed, mut status: TrainingRunStatus, newest: &AttemptJob,
         let state = State::working(RunPhase::Preparing, "JobCreated", format!("attempt {number}: waiting for the pod"));
         return finish(seen, status, state, None, Wake::OnChange, now);
     };
-    if running(pod) {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    if let Some("Running" | "Succeeded" | "Failed") = phase {
         if let Some(progress) = &seen.progress {
             status.progress = Some(ProgressStatus::from(progress.clone()));
         }
         let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_default();
         let state = State::working(RunPhase::Running, "Training", format!("attempt {number} runs on node {node}"));
         let mut plan = finish(seen, status, state, None, Wake::OnChange, now);
-        plan.follow = target(pod);
+        // A pod that has ended answers no more; the Job follows within seconds.
+        plan.follow = target(pod).filter(|_| phase == Some("Running"));
         return plan;
     }
     let state = match obstacle(pod) {
@@ -213,10 +215,6 @@ fn going_on(seen: &Observed, mut status: TrainingRunStatus, newest: &AttemptJob,
         None => State::working(RunPhase::Preparing, "PodStarting", format!("attempt {number}: the pod starts")),
     };
     finish(seen, status, state, None, Wake::OnChange, now)
-}
-
-fn running(pod: &Pod) -> bool {
-    pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running")
 }
 
 fn target(pod: &Pod) -> Option<Target> {

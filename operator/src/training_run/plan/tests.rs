@@ -199,6 +199,12 @@ fn a_running_attempt_is_followed_and_makes_no_second_job() {
 }
 
 #[test]
+fn a_run_whose_pod_has_ended_before_its_job_does_not_fall_back() {
+    let plan = run().job(1).pod("Succeeded", ContainerState::default()).plan(5);
+    assert_eq!((plan.status.phase, plan.follow), (Some(RunPhase::Running), None));
+}
+
+#[test]
 fn a_plan_that_was_recorded_is_the_same_again() {
     for case in [run().without_claim(), run().job(1).running(), run().job(1).ended(1, "Error", None)] {
         let recorded = case.recorded(101);
@@ -277,8 +283,10 @@ fn a_passed_deadline_is_not_retried() {
 
 #[test]
 fn an_image_that_cannot_be_pulled_is_named_while_waiting() {
-    let waiting = ContainerStateWaiting { reason: Some("ImagePullBackOff".into()), message: Some("no such image".into()) };
-    let plan = run().job(1).pod("Pending", ContainerState { waiting: Some(waiting), ..ContainerState::default() }).plan(5);
+    let waiting =
+        ContainerStateWaiting { reason: Some("ImagePullBackOff".into()), message: Some("no such image".into()) };
+    let plan =
+        run().job(1).pod("Pending", ContainerState { waiting: Some(waiting), ..ContainerState::default() }).plan(5);
     assert_eq!((plan.status.phase, reason(&plan).as_str()), (Some(RunPhase::Preparing), "ImagePull"));
 }
 
