@@ -92,7 +92,7 @@ impl Context {
             };
             let published = tokio::time::timeout(Duration::from_secs(10), self.recorder.publish(&event, about)).await;
             match published {
-                Ok(Ok(_)) => {}
+                Ok(Ok(())) => {}
                 Ok(Err(problem)) => warn!(%problem, reason = transition.reason, "an Event could not be published"),
                 Err(_) => warn!(reason = transition.reason, "an Event could not be published in time"),
             }

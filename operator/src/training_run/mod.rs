@@ -18,7 +18,7 @@ use k8s_openapi::api::{
     core::v1::{PersistentVolumeClaim, Pod},
 };
 use kube::{
-    Resource, ResourceExt,
+    ResourceExt,
     runtime::{
         controller::{Action, Config, Controller},
         reflector::{ObjectRef, Store},
@@ -99,18 +99,16 @@ fn runs_of_claim(runs: &Store<TrainingRun>, claim: &PersistentVolumeClaim) -> Ve
 /// # Errors
 /// When the API server does not do as asked; what the user can mend is in the run's conditions instead.
 pub async fn reconcile(run: Arc<TrainingRun>, context: Arc<Context>) -> Result<Action, Error> {
-    let reference = ObjectRef::from(run.as_ref());
-    if run.meta().deletion_timestamp.is_some() {
+    let Some(seen) = observe::observe(&context, &run).await? else {
         // Everything that a run makes is collected with it; the claims are the user's and stay.
-        context.progress.forget(&reference);
+        context.progress.forget(&ObjectRef::from(run.as_ref()));
         return Ok(Action::await_change());
-    }
-    let seen = observe::observe(&context, run).await?;
+    };
     let now = Timestamp::now();
     let plan = match validate::validate(&seen.run) {
         Ok(valid) => plan::plan(&seen, &valid, &context.settings, now),
         Err(problem) => plan::refuse(&seen, &problem, now),
     };
-    let wake = apply::apply(&context, &seen, plan, now).await?;
+    let wake = Box::pin(apply::apply(&context, &seen, plan, now)).await?;
     Ok(wake.action(now))
 }

@@ -54,30 +54,37 @@ pub struct AttemptJob {
     pub pod: Option<Pod>,
 }
 
-/// Looks at everything that belongs to a run.
+/// Looks at everything that belongs to a run. The run itself is read again: the watch may lag behind the status that was
+/// just written, and a run that looks unfinished although it has ended would start once more. `None` where it is gone
+/// or on its way out.
 ///
 /// # Errors
 /// When the API server does not answer.
-pub async fn observe(context: &Context, run: Arc<TrainingRun>) -> Result<Observed, ClusterError> {
-    let namespace = run.namespace().unwrap_or_default();
+pub async fn observe(context: &Context, known: &TrainingRun) -> Result<Option<Observed>, ClusterError> {
+    let namespace = known.namespace().unwrap_or_default();
     let client = &context.client;
+    let run: Option<TrainingRun> = cluster::get(client, &namespace, &known.name_any()).await?;
+    let Some(run) = run.filter(|run| run.uid() == known.uid() && run.metadata.deletion_timestamp.is_none()) else {
+        return Ok(None);
+    };
     let labels = format!("{}={}", label::RUN, run.name_any());
     let dataset_claim = match run.spec.dataset.uri.parse() {
         Ok(DatasetUri::Pvc { claim, .. }) => Some(claim),
         _ => None,
     };
-    let (jobs, pods, output) = tokio::try_join!(
+    let (jobs, output) = tokio::try_join!(
         cluster::list::<Job>(client, &namespace, &labels),
-        cluster::list::<Pod>(client, &namespace, &labels),
         claim(context, &namespace, &run.spec.output.claim_name),
     )?;
+    // After the Jobs: the pod of a Job that is over has its last words by then.
+    let pods = cluster::list::<Pod>(client, &namespace, &labels).await?;
     let dataset = match &dataset_claim {
         Some(name) => Some(claim(context, &namespace, name).await?),
         None => None,
     };
-    let progress = context.progress.latest(&ObjectRef::from(run.as_ref()));
+    let progress = context.progress.latest(&ObjectRef::from(&run));
     let jobs = by_attempt(&run.uid().unwrap_or_default(), jobs, &pods);
-    Ok(Observed { run, output, dataset, jobs, progress })
+    Ok(Some(Observed { run: Arc::new(run), output, dataset, jobs, progress }))
 }
 
 async fn claim(context: &Context, namespace: &str, name: &str) -> Result<Claim, ClusterError> {

@@ -75,21 +75,17 @@ pub fn plan(seen: &Observed, run: &ValidRun, settings: &Settings, now: Timestamp
         }
     }
     record_attempts(&mut status, &seen.jobs, now);
-    match seen.jobs.last() {
-        Some(newest) => {
-            status.attempt = Some(newest.number);
-            status.start_time =
-                status.start_time.or_else(|| seen.jobs.first().and_then(|a| a.job.metadata.creation_timestamp.clone()));
-            match ending(newest) {
-                None => going_on(seen, status, newest, now),
-                Some(Ending::Succeeded(result)) => succeeded(seen, status, newest, result.map(|boxed| *boxed), now),
-                Some(Ending::Failed { failure, .. }) => failed(seen, run, settings, status, newest, &failure, now),
-            }
-        }
-        None => {
-            let attempt = status.attempts.last().map_or(1, |attempt| attempt.number + 1);
-            start(seen, run, settings, status, attempt, now)
-        }
+    let Some(newest) = seen.jobs.last() else {
+        let attempt = status.attempts.last().map_or(1, |attempt| attempt.number + 1);
+        return start(seen, run, settings, status, attempt, now);
+    };
+    status.attempt = Some(newest.number);
+    let first = || seen.jobs.first().and_then(|attempt| attempt.job.metadata.creation_timestamp.clone());
+    status.start_time = status.start_time.or_else(first);
+    match ending(newest) {
+        None => going_on(seen, status, newest, now),
+        Some(Ending::Succeeded(result)) => succeeded(seen, status, newest, result.map(|boxed| *boxed), now),
+        Some(Ending::Failed { failure, .. }) => failed(seen, run, settings, status, newest, &failure, now),
     }
 }
 

@@ -20,17 +20,13 @@ pub fn condition(kind: &str, status: bool, reason: &str, message: &str, generati
 
 /// Puts `new` into `conditions`, sorted by type. The transition time moves to `now` only when the status changed.
 pub fn set_condition(conditions: &mut Vec<Condition>, mut new: Condition, now: Timestamp) {
-    match conditions.iter_mut().find(|old| old.type_ == new.type_) {
-        Some(old) => {
-            new.last_transition_time =
-                if old.status == new.status { old.last_transition_time.clone() } else { Time(now) };
-            *old = new;
-        }
-        None => {
-            new.last_transition_time = Time(now);
-            conditions.push(new);
-            conditions.sort_by(|a, b| a.type_.cmp(&b.type_));
-        }
+    if let Some(old) = conditions.iter_mut().find(|old| old.type_ == new.type_) {
+        new.last_transition_time = if old.status == new.status { old.last_transition_time.clone() } else { Time(now) };
+        *old = new;
+    } else {
+        new.last_transition_time = Time(now);
+        conditions.push(new);
+        conditions.sort_by(|a, b| a.type_.cmp(&b.type_));
     }
 }
 
