@@ -86,9 +86,9 @@ impl<'a> Evidence<'a> {
         (self.reports(Verdict::Inconclusive).count(), self.reports(Verdict::Inconclusive).next_back())
     }
 
-    /// Whether a test is under way.
-    pub fn is_running(&self) -> bool {
-        self.tests.iter().any(|test| test.report.is_none())
+    /// The test that is under way.
+    pub fn running(&self) -> Option<&'a TestSeen> {
+        self.tests.iter().find(|test| test.report.is_none()).copied()
     }
 
     /// The newest report.

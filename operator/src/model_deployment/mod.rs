@@ -11,42 +11,21 @@ pub mod revision;
 pub mod smoke;
 mod status;
 pub mod validate;
+mod watches;
 
 #[cfg(test)]
 mod tests;
 
-use std::{
-    hash::{DefaultHasher, Hash, Hasher},
-    sync::Arc,
-};
+use std::sync::Arc;
 
-use anneal_api::{
-    names::label,
-    resources::{ModelDeployment, ModelDeploymentStatus, TrainingRun},
-};
-use futures::StreamExt;
+use anneal_api::resources::{ModelDeployment, ModelDeploymentStatus};
 use jiff::Timestamp;
-use k8s_openapi::api::{
-    apps::v1::Deployment,
-    autoscaling::v2::HorizontalPodAutoscaler,
-    batch::v1::Job,
-    core::v1::{PersistentVolumeClaim, Pod, Service},
-    policy::v1::PodDisruptionBudget,
-};
-use kube::{
-    Resource, ResourceExt,
-    runtime::{
-        PredicateConfig, WatchStreamExt,
-        controller::{Action, Config, Controller},
-        reflector::{ObjectRef, Store},
-        watcher,
-    },
-};
+use kube::{Resource, runtime::controller::Action};
 
 use crate::{
     cluster::{self, ClusterError},
     context::{Context, Transition},
-    controller::{RESYNC, api, back_off, drive, observed, watch},
+    controller::{RESYNC, back_off, drive, observed},
 };
 
 /// The kind in metrics and logs.
@@ -63,81 +42,12 @@ pub enum Error {
 /// Runs the controller until the process ends.
 pub async fn run(context: Arc<Context>, namespace: Option<&str>, concurrency: u16) {
     drive(
-        controller(&context, namespace, concurrency),
+        watches::controller(&context, namespace, concurrency),
         |deployment, context| observed(KIND, deployment.clone(), context.clone(), reconcile(deployment, context)),
         |deployment, problem: &Error, context| back_off(KIND, deployment.as_ref(), problem, &context),
         context.clone(),
     )
     .await;
-}
-
-fn controller(context: &Context, namespace: Option<&str>, concurrency: u16) -> Controller<ModelDeployment> {
-    let controller = Controller::new(api::<ModelDeployment>(context, namespace), watch())
-        .with_config(Config::default().concurrency(concurrency));
-    let (of_runs, of_claims) = (controller.store(), controller.store());
-    let own = || watch().labels(label::DEPLOYMENT);
-    // Progress is none of a rollout's business; only a change of phase is.
-    let runs = watcher(api::<TrainingRun>(context, namespace), watch())
-        .default_backoff()
-        .touched_objects()
-        .predicate_filter(|run: &TrainingRun| Some(phase_of_run(run)), PredicateConfig::default())
-        .boxed();
-    controller
-        .owns(api::<Deployment>(context, namespace), own())
-        .owns(api::<Service>(context, namespace), own())
-        .owns(api::<Job>(context, namespace), own())
-        .owns(api::<HorizontalPodAutoscaler>(context, namespace), own())
-        .owns(api::<PodDisruptionBudget>(context, namespace), own())
-        .watches(api::<Pod>(context, namespace), own(), |pod: Pod| deployment_of_pod(&pod))
-        .watches(api::<PersistentVolumeClaim>(context, namespace), watch(), move |claim| {
-            deployments_of_claim(&of_claims, &claim)
-        })
-        .watches_stream(runs, move |run| deployments_of_run(&of_runs, &run))
-}
-
-fn phase_of_run(run: &TrainingRun) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    run.status.as_ref().and_then(|status| status.phase).hash(&mut hasher);
-    hasher.finish()
-}
-
-fn deployment_of_pod(pod: &Pod) -> Option<ObjectRef<ModelDeployment>> {
-    let deployment = pod.labels().get(label::DEPLOYMENT)?;
-    Some(ObjectRef::new(deployment).within(&pod.namespace()?))
-}
-
-fn deployments_of_run(all: &Store<ModelDeployment>, run: &TrainingRun) -> Vec<ObjectRef<ModelDeployment>> {
-    let name = run.name_any();
-    let refers = |deployment: &ModelDeployment| {
-        deployment.spec.model.training_run_ref.as_ref().is_some_and(|reference| reference.name == name)
-    };
-    select(all, run.metadata.namespace.as_deref(), refers)
-}
-
-/// The deployments that a claim may set going.
-fn deployments_of_claim(
-    all: &Store<ModelDeployment>,
-    claim: &PersistentVolumeClaim,
-) -> Vec<ObjectRef<ModelDeployment>> {
-    let name = claim.name_any();
-    let waits = |deployment: &ModelDeployment| {
-        let conditions = deployment.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-        deployment.spec.model.claim_name.as_ref() == Some(&name)
-            || conditions.iter().any(|condition| condition.reason == "ClaimNotFound")
-    };
-    select(all, claim.metadata.namespace.as_deref(), waits)
-}
-
-fn select(
-    all: &Store<ModelDeployment>,
-    namespace: Option<&str>,
-    matches: impl Fn(&ModelDeployment) -> bool,
-) -> Vec<ObjectRef<ModelDeployment>> {
-    all.state()
-        .into_iter()
-        .filter(|deployment| deployment.metadata.namespace.as_deref() == namespace && matches(deployment))
-        .map(|deployment| ObjectRef::from(deployment.as_ref()))
-        .collect()
 }
 
 /// Brings one deployment one step further.

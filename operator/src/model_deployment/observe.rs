@@ -23,7 +23,7 @@ use kube::ResourceExt;
 
 use super::{
     objects::{annotation, preview_name},
-    pods::{self, PodSeen},
+    pods::{self, PodSeen, Trouble},
     revision::{ModelFile, Remembered, RevisionName, entry_of_run},
 };
 use crate::{
@@ -95,6 +95,8 @@ pub struct TestSeen {
     pub pods: BTreeSet<String>,
     /// How it ended.
     pub report: Option<SmokeReport>,
+    /// Why its pod does not start.
+    pub trouble: Option<Trouble>,
 }
 
 impl Observed {
@@ -285,6 +287,7 @@ fn test(job: &Job, pods: &[Pod]) -> Option<TestSeen> {
         key: note(annotation::ROLLOUT)?.clone(),
         pods: note(annotation::PODS)?.split(',').map(str::to_owned).collect(),
         report: pod.and_then(pods::report).or_else(|| ended.map(|_| inconclusive())),
+        trouble: pod.and_then(pods::seen).and_then(|pod| pod.trouble),
         uid,
     })
 }

@@ -278,8 +278,10 @@ fn advance(
 }
 
 fn ask(seen: &Observed, evidence: &Evidence, pods: Vec<String>) -> Step {
-    if evidence.is_running() {
-        return Step::Smoke { start: Vec::new(), waiting: None };
+    if let Some(test) = evidence.running() {
+        let trouble = test.trouble.as_ref();
+        let waiting = trouble.map(|it| Waiting::soon(it.reason, format!("the smoke test's pod: {}", it.message)));
+        return Step::Smoke { start: Vec::new(), waiting };
     }
     if seen.missing_images.is_empty() {
         return Step::Smoke { start: pods, waiting: None };
@@ -316,7 +318,7 @@ fn too_inaccurate(spec: &ValidDeployment, revision: &Revision) -> Option<Refusal
 fn inconclusive(spec: &ValidDeployment, evidence: &Evidence) -> Option<Refusal> {
     let (count, last) = evidence.inconclusive();
     let retries = usize::try_from(spec.gate.smoke.retries).unwrap_or_default();
-    let report = last.filter(|_| count > retries && !evidence.is_running())?;
+    let report = last.filter(|_| count > retries && evidence.running().is_none())?;
     let message = format!("{count} smoke tests came to no verdict; the last one: {}", report.message);
     Some(Refusal { reason: "SmokeInconclusive", message })
 }

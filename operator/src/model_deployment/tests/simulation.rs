@@ -337,6 +337,7 @@ impl World {
                     key: job.annotations()[annotation::ROLLOUT].clone(),
                     pods: job.annotations()[annotation::PODS].split(',').map(str::to_owned).collect(),
                     report: None,
+                    trouble: None,
                 });
             }
             Write::DropTest { uid, .. } => self.tests.retain(|test| test.uid != uid),

@@ -56,6 +56,17 @@ fn a_missing_picture_is_named_and_awaited() {
     world.until(Stable);
 }
 
+#[test]
+fn a_smoke_test_that_finds_no_node_says_so() {
+    let mut world = World::new(brief());
+    world.until(SmokeTesting);
+    let message = "no node takes the pod".to_owned();
+    world.tests[0].trouble = Some(Trouble { reason: "Unschedulable", message, fatal: false });
+    world.reconcile(usize::MAX);
+    assert!(world.events.contains(&"Unschedulable"));
+    assert_eq!(world.phase(), SmokeTesting);
+}
+
 fn of_run(world: &mut World, phase: &str, accuracy: f64) {
     let result = json!({
         "checkpoint": "models/a.pth", "sha256": "a".repeat(64), "bytes": 1, "classes": ["cat", "dog"], "seed": 0, "epochs": 1,
