@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use super::{
     gate::{self, Evidence, Gated, rollout_key},
     objects::Destination,
-    observe::{Observed, TestSeen},
+    observe::{Observed, RevisionSeen, TestSeen},
     plan::{Step, held, needed, started},
     revision::{Revision, RevisionName},
     smoke::SmokeTest,
@@ -207,18 +207,20 @@ fn outdated(
     wanted: Option<&Revision>,
     used: &BTreeSet<RevisionName>,
 ) -> Vec<RevisionName> {
-    let last_use = |name: &RevisionName| {
+    // One that has served is worth more than one that was cancelled: somebody may want it back.
+    let worth = |name: &RevisionName, revision: &RevisionSeen| {
         let entry = gate::entry(&seen.status, name);
-        entry.map(|entry| entry.promoted_time.as_ref().unwrap_or(&entry.start_time).0)
+        let promoted = entry.and_then(|entry| entry.promoted_time.as_ref()).map(|time| time.0);
+        (promoted, entry.map_or(revision.created, |entry| entry.start_time.0))
     };
     let mut former: Vec<_> = seen
         .revisions
         .iter()
         // The wanted one stays although it was rejected: its Deployment remembers by which gate.
         .filter(|(name, _)| !used.contains(name) && wanted.is_none_or(|wanted| wanted.name != **name))
-        .map(|(name, revision)| (last_use(name).unwrap_or(revision.created), name, revision.replicas))
+        .map(|(name, revision)| (worth(name, revision), name, revision.replicas))
         .collect();
-    former.sort_by_key(|(time, name, _)| Reverse((*time, (*name).clone())));
+    former.sort_by_key(|(worth, ..)| Reverse(*worth));
     former
         .into_iter()
         .skip(spec.history)

@@ -210,6 +210,16 @@ fn former_revisions_go_beyond_the_limit() {
     assert_eq!(left.len(), 2);
     assert!(left.contains(&'c') && left.contains(&'d'), "{left:?}");
     assert!(world.tests.len() <= 3, "their tests go with them");
+    world.wrong.insert('e');
+    world.want('e');
+    world.rest();
+    world.want('f');
+    world.rest();
+    let left: Vec<_> = world.revisions.values().map(checkpoint).collect();
+    assert!(
+        left.len() == 2 && left.contains(&'d') && left.contains(&'f'),
+        "what served outlives what never did: {left:?}"
+    );
 }
 
 #[test]
