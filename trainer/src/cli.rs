@@ -15,6 +15,7 @@ use anneal_api::{
     names::{env as names, path::TERMINATION_LOG},
     termination::{RunResult, TerminationMessage},
 };
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use clap::{Args, Parser, Subcommand};
 use serde_json::json;
 use tracing::{error, info};
@@ -135,6 +136,9 @@ struct SynthesizeArgs {
     /// Write one picture to standard output instead.
     #[arg(long, conflicts_with = "output")]
     stdout: bool,
+    /// Write that picture as text, for `kubectl logs`: the log of a pod takes a line's end for one byte.
+    #[arg(long, requires = "stdout")]
+    base64: bool,
 }
 
 /// Runs the command line of this process.
@@ -272,6 +276,7 @@ fn classify(args: PredictArgs) -> Result<(), Error> {
 fn draw(args: &SynthesizeArgs) -> Result<(), Error> {
     let set = Synthetic { images: args.images, size: args.size, seed: args.seed };
     match &args.output {
+        None if args.base64 => print(&format!("{}\n", BASE64_STANDARD.encode(synthesize::first_of(set, &args.class)?))),
         None => synthesize::to_stream(set, &args.class, &mut stdout().lock()),
         Some(dir) => {
             let count = synthesize::to_folder(set, dir)?;

@@ -43,14 +43,22 @@ pub fn to_folder(set: Synthetic, dir: &Path) -> Result<usize, Error> {
     Ok(arrangement.len())
 }
 
-/// Writes the first picture of a class to a stream, as PNG.
+/// The first picture of a class, as PNG.
+///
+/// # Errors
+/// When there is no such class.
+pub fn first_of(set: Synthetic, class: &str) -> Result<Vec<u8>, Error> {
+    let index = (0..).zip(synthetic::CLASSES).find(|(_, name)| *name == class).map(|(index, _)| index);
+    png(set, index.ok_or_else(|| Error::Internal(format!("there is no class {class:?}; write cat or dog")))?)
+}
+
+/// Writes [`first_of`] a class to a stream.
 ///
 /// # Errors
 /// When there is no such class, or the stream is closed.
 pub fn to_stream(set: Synthetic, class: &str, stream: &mut impl Write) -> Result<(), Error> {
-    let index = (0..).zip(synthetic::CLASSES).find(|(_, name)| *name == class).map(|(index, _)| index);
-    let index = index.ok_or_else(|| Error::Internal(format!("there is no class {class:?}; write cat or dog")))?;
-    stream.write_all(&png(set, index)?).and_then(|()| stream.flush()).map_err(Error::writing("standard output"))
+    let picture = first_of(set, class)?;
+    stream.write_all(&picture).and_then(|()| stream.flush()).map_err(Error::writing("standard output"))
 }
 
 fn write_picture(picture: &Labelled, split: &Path) -> Result<(), Error> {

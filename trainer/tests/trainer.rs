@@ -11,6 +11,7 @@ use anneal_api::{
     termination::{RunResult, TerminationMessage},
 };
 use anneal_model::{Checkpoint, sha256_file};
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use process::{Run, import, prints, trainer};
 
 /// Three epochs of 32-pixel pictures: seconds, and enough to tell cats from dogs.
@@ -50,8 +51,11 @@ fn a_run_learns_the_synthetic_set_and_publishes_what_it_learned() {
 
     // The published file is all that the other commands need.
     let picture = run.path("dog.png");
-    let drawn = trainer(["synthesize", "--stdout", "--class", "dog", "--size", "32", "--seed", "9"]).output();
-    fs::write(&picture, drawn.expect("a picture").stdout).expect("a file");
+    let draw = ["synthesize", "--stdout", "--class", "dog", "--size", "32", "--seed", "9"];
+    let drawn = trainer(draw).output().expect("a picture").stdout;
+    let in_a_log = prints(&[&draw[..], &["--base64"]].concat());
+    assert_eq!(BASE64_STANDARD.decode(in_a_log.trim_end()).as_ref(), Ok(&drawn));
+    fs::write(&picture, drawn).expect("a file");
     let predicted = prints(&["predict", "--json", "--checkpoint", text(&published), text(&picture)]);
     assert!(predicted.contains(r#""prediction":"dog""#), "{predicted}");
     let data = "synthetic://?images=200&size=32&seed=4";
