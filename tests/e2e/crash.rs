@@ -4,7 +4,7 @@ use anneal_api::{
     names::label,
     resources::{DeploymentPhase, ModelDeployment, RunPhase, TrainingRun},
 };
-use anneal_tests::{Context as _, Result, ensure, in_namespace, manifest};
+use anneal_tests::{Context as _, Outcome, ensure, in_namespace, manifest};
 use k8s_openapi::api::{apps::v1::Deployment, batch::v1::Job};
 use serde_json::json;
 
@@ -13,7 +13,7 @@ use crate::scenario::{
 };
 
 #[tokio::test]
-async fn a_run_outlives_the_operator_and_no_second_job_is_made() -> Result<()> {
+async fn a_run_outlives_the_operator_and_no_second_job_is_made() -> Outcome {
     in_namespace(async |ns| {
         let operator = &ns.cluster.operator;
         let jobs = ns.record::<Job>(GENERATED).await?;
@@ -44,7 +44,7 @@ async fn a_run_outlives_the_operator_and_no_second_job_is_made() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_rollout_outlives_the_operator_and_nothing_is_made_twice() -> Result<()> {
+async fn a_rollout_outlives_the_operator_and_nothing_is_made_twice() -> Outcome {
     in_namespace(async |ns| {
         let operator = &ns.cluster.operator;
         trained(ns, "first", json!({})).await?;

@@ -1,7 +1,7 @@
 //! What is left when a resource is deleted.
 
 use anneal_api::resources::ModelDeployment;
-use anneal_tests::{Namespace, Object, Result, ensure, in_namespace, manifest};
+use anneal_tests::{Namespace, Object, Outcome, Result, ensure, in_namespace, manifest};
 use k8s_openapi::api::{
     apps::v1::{Deployment, ReplicaSet},
     autoscaling::v2::HorizontalPodAutoscaler,
@@ -24,7 +24,7 @@ async fn exists<K: Object>(ns: &Namespace) -> Result<()> {
 }
 
 #[tokio::test]
-async fn deleting_a_run_and_a_deployment_leaves_only_the_claim() -> Result<()> {
+async fn deleting_a_run_and_a_deployment_leaves_only_the_claim() -> Outcome {
     in_namespace(async |ns| {
         trained(ns, "cats", json!({})).await?;
         let spec = json!({
@@ -57,7 +57,7 @@ async fn deleting_a_run_and_a_deployment_leaves_only_the_claim() -> Result<()> {
 }
 
 #[tokio::test]
-async fn deleting_a_run_while_it_trains_ends_its_pod() -> Result<()> {
+async fn deleting_a_run_while_it_trains_ends_its_pod() -> Outcome {
     in_namespace(async |ns| {
         ns.apply(&manifest::claim("models")).await?;
         let spec = json!({"hyperparameters": {"epochs": 1000}});

@@ -1,14 +1,14 @@
 //! The way that everything is made for: train, deploy, predict.
 
 use anneal_api::resources::{ModelDeployment, RunPhase, TrainingRun};
-use anneal_tests::{Context as _, Result, ensure, in_namespace, manifest};
+use anneal_tests::{Context as _, Outcome, ensure, in_namespace, manifest};
 use k8s_openapi::api::{autoscaling::v2::HorizontalPodAutoscaler, core::v1::Pod, policy::v1::PodDisruptionBudget};
 use serde_json::json;
 
 use crate::scenario::{GENERATED, PATIENCE, all_have_requests_and_limits, phase, stable_revision, until_stable};
 
 #[tokio::test]
-async fn a_run_trains_and_its_model_answers_through_its_service() -> Result<()> {
+async fn a_run_trains_and_its_model_answers_through_its_service() -> Outcome {
     in_namespace(async |ns| {
         let pods = ns.record::<Pod>(GENERATED).await?;
 
@@ -44,7 +44,7 @@ async fn a_run_trains_and_its_model_answers_through_its_service() -> Result<()> 
         }
 
         // Its model is deployed, once the pods have recognised a cat.
-        ns.apply(&manifest::files("smoke", [("cat.png", ns.draw("cat").await?)])?).await?;
+        ns.apply(&manifest::file("smoke", "cat.png", &ns.draw("cat").await?)).await?;
         let mut deployment = ns.watch::<ModelDeployment>("cats");
         let spec = json!({
             "model": {"trainingRunRef": {"name": "cats"}},

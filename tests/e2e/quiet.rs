@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use anneal_api::resources::{ModelDeployment, TrainingRun};
-use anneal_tests::{Audit, Namespace, Object, Result, Write, bail, ensure, in_namespace, manifest};
+use anneal_tests::{Audit, Namespace, Object, Outcome, Result, Write, bail, ensure, in_namespace, manifest};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::{
     apps::v1::Deployment,
@@ -66,7 +66,7 @@ async fn settle(ns: &Namespace, audit: &Audit) -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_settled_namespace_stays_as_it_is_and_the_operator_writes_nothing() -> Result<()> {
+async fn a_settled_namespace_stays_as_it_is_and_the_operator_writes_nothing() -> Outcome {
     in_namespace(async |ns| {
         let run = manifest::training_run("cats", json!({}));
         trained(ns, "cats", json!({})).await?;

@@ -4,7 +4,7 @@ use anneal_api::{
     names::label,
     resources::{DeploymentPhase, ModelDeployment},
 };
-use anneal_tests::{Context as _, Namespace, Result, ensure, in_namespace, manifest};
+use anneal_tests::{Context as _, Namespace, Outcome, Result, ensure, in_namespace, manifest};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde_json::{Value, json};
 
@@ -23,7 +23,7 @@ async fn ready_endpoints(ns: &Namespace, service: &str) -> Result<usize> {
 }
 
 #[tokio::test]
-async fn a_checkpoint_with_another_digest_never_gets_traffic() -> Result<()> {
+async fn a_checkpoint_with_another_digest_never_gets_traffic() -> Outcome {
     in_namespace(async |ns| {
         let result = trained(ns, "cats", json!({})).await?;
         let wrong = "0".repeat(64);
@@ -63,14 +63,14 @@ fn deployment(run: &str, expected: &str) -> Value {
 }
 
 #[tokio::test]
-async fn an_update_that_fails_its_gate_leaves_what_serves_untouched_and_a_good_one_is_promoted() -> Result<()> {
+async fn an_update_that_fails_its_gate_leaves_what_serves_untouched_and_a_good_one_is_promoted() -> Outcome {
     in_namespace(async |ns| {
         let (first, second) = (
             trained(ns, "first", manifest::well_trained(1)).await?,
             trained(ns, "second", manifest::well_trained(2)).await?,
         );
         ensure!(first.sha256 != second.sha256, "two seeds gave one checkpoint");
-        ns.apply(&manifest::files("smoke", [("cat.png", ns.draw("cat").await?)])?).await?;
+        ns.apply(&manifest::file("smoke", "cat.png", &ns.draw("cat").await?)).await?;
         let mut cats = ns.watch::<ModelDeployment>("cats");
         ns.apply(&deployment("first", "cat")).await?;
         let stable = until_stable(&mut cats).await?;

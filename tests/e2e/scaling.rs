@@ -1,7 +1,7 @@
 //! The number of pods follows the load.
 
 use anneal_api::resources::ModelDeployment;
-use anneal_tests::{Context as _, Result, in_namespace, manifest};
+use anneal_tests::{Context as _, Outcome, in_namespace, manifest};
 use k8s_openapi::api::apps::v1::Deployment;
 use serde_json::json;
 
@@ -11,7 +11,7 @@ use crate::scenario::{PATIENCE, stable_revision, trained, until_stable};
 const SHRINKING: u64 = 420;
 
 #[tokio::test]
-async fn a_loaded_deployment_grows_and_shrinks_again() -> Result<()> {
+async fn a_loaded_deployment_grows_and_shrinks_again() -> Outcome {
     in_namespace(async |ns| {
         trained(ns, "cats", json!({})).await?;
         let spec = json!({
@@ -34,7 +34,7 @@ async fn a_loaded_deployment_grows_and_shrinks_again() -> Result<()> {
             .until("it has grown, and the new pods are ready", PATIENCE, |it| replicas(it).0 > 1 && replicas(it).1 > 1)
             .await?;
         let said = ns.output("load").await?;
-        eprintln!("{}", String::from_utf8_lossy(&said));
+        eprintln!("{said}");
         deployment.until("it has shrunk to one replica", SHRINKING, |it| replicas(it) == (1, 1)).await?;
         Ok(())
     })

@@ -4,14 +4,14 @@ use anneal_api::{
     failure::FailureClass,
     resources::{RunPhase, TrainingRun, TrainingRunStatus},
 };
-use anneal_tests::{Context as _, Namespace, Result, ensure, in_namespace, manifest};
+use anneal_tests::{Context as _, Namespace, Outcome, Result, ensure, in_namespace, manifest};
 use k8s_openapi::api::batch::v1::Job;
 use serde_json::json;
 
 use crate::scenario::{GENERATED, PATIENCE, phase, until_succeeded};
 
 #[tokio::test]
-async fn a_run_waits_for_its_claim_and_goes_on_by_itself() -> Result<()> {
+async fn a_run_waits_for_its_claim_and_goes_on_by_itself() -> Outcome {
     in_namespace(async |ns| {
         let mut run = ns.watch::<TrainingRun>("cats");
         ns.apply(&manifest::training_run("cats", json!({}))).await?;
@@ -43,7 +43,7 @@ fn failed_because(status: &TrainingRunStatus) -> &str {
 }
 
 #[tokio::test]
-async fn a_failing_image_is_tried_as_often_as_asked_and_every_attempt_is_kept() -> Result<()> {
+async fn a_failing_image_is_tried_as_often_as_asked_and_every_attempt_is_kept() -> Outcome {
     in_namespace(async |ns| {
         ns.apply(&manifest::claim("models")).await?;
         // Any image will do: this one exits with 1, and says nothing that Anneal understands.
@@ -77,7 +77,7 @@ async fn a_failing_image_is_tried_as_often_as_asked_and_every_attempt_is_kept() 
 }
 
 #[tokio::test]
-async fn a_configuration_that_cannot_work_is_not_tried_again() -> Result<()> {
+async fn a_configuration_that_cannot_work_is_not_tried_again() -> Outcome {
     in_namespace(async |ns| {
         ns.apply(&manifest::claim("models")).await?;
         let spec = json!({"podTemplate": {"args": ["train", "--config", "/etc/anneal/missing.yaml"]}, "maxRetries": 3});

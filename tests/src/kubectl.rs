@@ -12,8 +12,8 @@ pub struct Said {
     pub command: String,
     /// Whether it exited with 0.
     pub success: bool,
-    /// Standard output, byte for byte.
-    pub out: Vec<u8>,
+    /// Standard output.
+    pub out: String,
     /// Standard error.
     pub err: String,
 }
@@ -27,7 +27,7 @@ impl Said {
         if self.success {
             return Ok(self);
         }
-        bail!("`{}` failed:\n{}{}", self.command, self.text(), self.err)
+        bail!("`{}` failed:\n{}{}", self.command, self.out, self.err)
     }
 
     /// What it wrote to standard error where it failed.
@@ -36,14 +36,9 @@ impl Said {
     /// Where it succeeded.
     pub fn refusal(self) -> Result<String> {
         if self.success {
-            bail!("`{}` succeeded:\n{}", self.command, self.text());
+            bail!("`{}` succeeded:\n{}", self.command, self.out);
         }
         Ok(self.err)
-    }
-
-    /// Standard output as text.
-    pub fn text(&self) -> String {
-        String::from_utf8_lossy(&self.out).into_owned()
     }
 }
 
@@ -66,10 +61,9 @@ pub async fn run(args: &[&str], input: Option<&str>) -> Result<Said> {
         let _ = stdin.write_all(input.as_bytes()).await;
     }
     let output = child.wait_with_output().await.with_context(|| format!("`{command}` was lost"))?;
-    Ok(Said {
-        command,
-        success: output.status.success(),
-        out: output.stdout,
-        err: String::from_utf8_lossy(&output.stderr).into_owned(),
-    })
+    Ok(Said { command, success: output.status.success(), out: text(output.stdout), err: text(output.stderr) })
+}
+
+fn text(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes).unwrap_or_else(|not_text| String::from_utf8_lossy(not_text.as_bytes()).into_owned())
 }

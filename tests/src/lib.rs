@@ -20,7 +20,7 @@ pub use audit::{Audit, Write};
 pub use cluster::Cluster;
 pub use history::History;
 pub use kubectl::Said;
-pub use namespace::{Namespace, in_namespace};
+pub use namespace::{Failure, Namespace, Outcome, in_namespace};
 pub use operator::Operator;
 pub use table::Table;
 pub use watch::{Object, Watch};

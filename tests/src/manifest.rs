@@ -53,21 +53,9 @@ pub fn model_deployment(name: &str, spec: Value) -> Value {
     json!({"apiVersion": "anneal.dev/v1alpha1", "kind": "ModelDeployment", "metadata": {"name": name}, "spec": all})
 }
 
-/// A `ConfigMap` with files.
-///
-/// # Errors
-/// When the content cannot be written as JSON, which does not happen.
-pub fn files<'a>(
-    name: &str,
-    content: impl IntoIterator<Item = (&'a str, Vec<u8>)>,
-) -> Result<Value, serde_json::Error> {
-    use k8s_openapi::{ByteString, api::core::v1::ConfigMap, apimachinery::pkg::apis::meta::v1::ObjectMeta};
-    let binary_data = content.into_iter().map(|(file, bytes)| (file.to_owned(), ByteString(bytes))).collect();
-    serde_json::to_value(ConfigMap {
-        metadata: ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() },
-        binary_data: Some(binary_data),
-        ..ConfigMap::default()
-    })
+/// A `ConfigMap` with one file, given in Base64.
+pub fn file(name: &str, file: &str, base64: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "binaryData": {file: base64}})
 }
 
 /// A smoke case about a file of a `ConfigMap`.

@@ -2,6 +2,7 @@
 
 use std::{
     any::Any,
+    fmt,
     panic::AssertUnwindSafe,
     time::{Duration, Instant},
 };
@@ -34,7 +35,23 @@ pub struct Namespace {
 ///
 /// # Errors
 /// What the test gives, and panics as errors.
-pub async fn in_namespace(test: impl AsyncFnOnce(&Namespace) -> Result<()>) -> Result<()> {
+pub async fn in_namespace(test: impl AsyncFnOnce(&Namespace) -> Result<()>) -> Outcome {
+    supervised(test).await.map_err(|problem| Failure(format!("{problem:#}")))
+}
+
+/// How a test ended.
+pub type Outcome = Result<(), Failure>;
+
+/// Why a test failed, in sentences. A backtrace of the test's own code would say less than the cluster does.
+pub struct Failure(String);
+
+impl fmt::Debug for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+async fn supervised(test: impl AsyncFnOnce(&Namespace) -> Result<()>) -> Result<()> {
     let namespace = Namespace::create(Cluster::connect().await?).await?;
     let mut terminate = signal(SignalKind::terminate())?;
     let outcome = tokio::select! {
@@ -45,7 +62,7 @@ pub async fn in_namespace(test: impl AsyncFnOnce(&Namespace) -> Result<()>) -> R
         _ = terminate.recv() => Err(anyhow!("the test was told to stop: its time is up")),
     };
     if let Err(problem) = &outcome {
-        eprintln!("\nFAILED: {problem:?}");
+        eprintln!("\nFAILED: {problem:#}");
         report(&namespace).await;
     }
     namespace.delete().await?;
@@ -100,7 +117,7 @@ impl Namespace {
     /// # Errors
     /// When kubectl fails.
     pub async fn table(&self, kind: &str) -> Result<Table> {
-        let text = self.kubectl(&["get", kind]).await?.ok()?.text();
+        let text = self.kubectl(&["get", kind]).await?.ok()?.out;
         eprintln!("$ kubectl get {kind}\n{text}");
         Ok(Table::parse(&text))
     }
@@ -114,12 +131,13 @@ impl Namespace {
         kubectl::run(&args, Some(&manifest.to_string())).await?.ok().map(|_| ())
     }
 
-    /// Says what the API server has against a manifest; nothing is created or changed.
+    /// Says what the API server has against a manifest that `kubectl VERB` sends (`apply`, `replace`); nothing is
+    /// created or changed.
     ///
     /// # Errors
     /// When it has nothing against it.
-    pub async fn refusal(&self, manifest: &Value) -> Result<String> {
-        let args = ["--namespace", &self.name, "apply", "--dry-run=server", "--filename", "-"];
+    pub async fn refusal(&self, verb: &str, manifest: &Value) -> Result<String> {
+        let args = ["--namespace", &self.name, verb, "--dry-run=server", "--filename", "-"];
         kubectl::run(&args, Some(&manifest.to_string())).await?.refusal()
     }
 

@@ -11,11 +11,11 @@ use crate::Namespace;
 const FILES: &str = "/files";
 
 impl Namespace {
-    /// Runs a pod to its end, and returns what it printed, byte for byte.
+    /// Runs a pod to its end, and returns what it printed.
     ///
     /// # Errors
     /// When it does not end in time, or not well; then with its log.
-    pub async fn run(&self, name: &str, image: &str, args: &[&str], files: Option<&str>) -> Result<Vec<u8>> {
+    pub async fn run(&self, name: &str, image: &str, args: &[&str], files: Option<&str>) -> Result<String> {
         self.start(name, image, args, files).await?;
         self.output(name).await
     }
@@ -62,24 +62,23 @@ impl Namespace {
     ///
     /// # Errors
     /// As [`Self::run`].
-    pub async fn output(&self, name: &str) -> Result<Vec<u8>> {
+    pub async fn output(&self, name: &str) -> Result<String> {
         let over = |pod: &Pod| matches!(phase(pod), Some("Succeeded" | "Failed"));
         let pod = self.watch::<Pod>(name).until("it is over", 180, over).await?;
         let log = self.kubectl(&["logs", name]).await?.ok()?;
-        ensure!(phase(&pod) == Some("Succeeded"), "pod {name} failed:\n{}", log.text());
+        ensure!(phase(&pod) == Some("Succeeded"), "pod {name} failed:\n{}", log.out);
         Ok(log.out)
     }
 
-    /// A picture of the class, as the trainer draws it for its synthetic datasets.
+    /// A picture of the class, as the trainer draws it for its synthetic datasets: a PNG file, in Base64.
     ///
     /// # Errors
     /// As [`Self::run`].
-    pub async fn draw(&self, class: &str) -> Result<Vec<u8>> {
-        let args = ["synthesize", "--stdout", "--class", class, "--size", "32", "--seed", "7"];
+    pub async fn draw(&self, class: &str) -> Result<String> {
+        let args = ["synthesize", "--stdout", "--base64", "--class", class, "--size", "32", "--seed", "7"];
         let image = self.cluster.operator.trainer_image.clone();
-        let picture = self.run(&format!("draw-{class}"), &image, &args, None).await?;
-        ensure!(picture.starts_with(b"\x89PNG\r\n\x1a\n"), "the drawing of a {class} is no PNG file any more");
-        Ok(picture)
+        let text = self.run(&format!("draw-{class}"), &image, &args, None).await?;
+        Ok(text.trim().to_owned())
     }
 
     /// What `anneal-server predict` prints about a file of the `ConfigMap`, asked from a pod through the Service of the
@@ -91,8 +90,7 @@ impl Namespace {
         let url = format!("http://{deployment}.{}.svc/predict", self.name);
         let file = format!("{FILES}/{file}");
         let image = self.cluster.operator.server_image.clone();
-        let printed = self.run(pod, &image, &["predict", "--url", &url, &file], Some(files)).await?;
-        Ok(String::from_utf8_lossy(&printed).into_owned())
+        self.run(pod, &image, &["predict", "--url", &url, &file], Some(files)).await
     }
 }
 

@@ -21,7 +21,7 @@ pub async fn report(namespace: &Namespace) {
         if let Ok(said) = kubectl::run(&previous, None).await
             && said.success
         {
-            eprintln!("\n$ {}\n{}", said.command, said.text());
+            eprintln!("\n$ {}\n{}", said.command, said.out);
         }
     }
     operator(namespace).await;
@@ -29,7 +29,7 @@ pub async fn report(namespace: &Namespace) {
 
 async fn show(args: &[&str]) {
     match kubectl::run(args, None).await {
-        Ok(said) => eprintln!("\n$ {}\n{}{}", said.command, said.text(), said.err),
+        Ok(said) => eprintln!("\n$ {}\n{}{}", said.command, said.out, said.err),
         Err(problem) => eprintln!("\n{problem:#}"),
     }
 }
@@ -48,5 +48,5 @@ async fn operator(namespace: &Namespace) {
         about_us || anyone
     };
     eprintln!("\n$ {} (what it says about {})", said.command, namespace.name);
-    said.text().lines().filter(matters).for_each(|line| eprintln!("{line}"));
+    said.out.lines().filter(matters).for_each(|line| eprintln!("{line}"));
 }
