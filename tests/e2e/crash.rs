@@ -5,6 +5,7 @@ use anneal_api::{
     resources::{DeploymentPhase, ModelDeployment, RunPhase, TrainingRun},
 };
 use anneal_tests::{Context as _, Outcome, ensure, in_namespace, manifest};
+use jiff::Timestamp;
 use k8s_openapi::api::{apps::v1::Deployment, batch::v1::Job};
 use serde_json::json;
 
@@ -23,13 +24,14 @@ async fn a_run_outlives_the_operator_and_no_second_job_is_made() -> Outcome {
 
         // Between the Job and the status that tells of it, or right after.
         ns.until_all::<Job>(GENERATED, "the Job is there", PATIENCE, |jobs| !jobs.is_empty()).await?;
-        let killed = operator.kill_leader().await?;
-        operator.until_led_by_another(&killed).await?;
+        let crash = Timestamp::now();
+        operator.crash().await?;
+        operator.until_led_again(crash).await?;
         let over =
             |run: &TrainingRun| phase(run) == Some(RunPhase::Running) || phase(run).is_some_and(RunPhase::is_terminal);
         let seen = run.until("the run is Running", PATIENCE, over).await?;
         if phase(&seen) == Some(RunPhase::Running) {
-            operator.kill_leader().await?;
+            operator.delete_leader().await?;
         }
 
         let result = until_succeeded(&mut run).await?;
@@ -62,15 +64,16 @@ async fn a_rollout_outlives_the_operator_and_nothing_is_made_twice() -> Outcome 
         let is_under_way =
             |it: &ModelDeployment| it.status.as_ref().is_some_and(|status| status.candidate_revision.is_some());
         cats.until("the rollout is under way", PATIENCE, is_under_way).await?;
-        let killed = operator.kill_leader().await?;
-        operator.until_led_by_another(&killed).await?;
+        let crash = Timestamp::now();
+        operator.crash().await?;
+        operator.until_led_again(crash).await?;
         // Whatever comes next, unless all is done.
         let asks = |it: &ModelDeployment| {
             let moved = stable_revision(it).is_some_and(|stable| stable != old);
             moved || matches!(rollout(it), Some(DeploymentPhase::SmokeTesting | DeploymentPhase::Promoting))
         };
         cats.until("the candidate is asked, or promoted", PATIENCE, asks).await?;
-        operator.kill_leader().await?;
+        operator.delete_leader().await?;
 
         let moved = |it: &ModelDeployment| {
             stable_revision(it).is_some_and(|stable| stable != old) && rollout(it) == Some(DeploymentPhase::Stable)

@@ -1,12 +1,17 @@
 //! The operator in the cluster: what it was installed with, which of its pods leads, and how it is killed.
 
+use std::fs;
+
 use anneal_api::names::label;
 use anyhow::{Context, Result, ensure};
+use jiff::Timestamp;
 use k8s_openapi::api::{apps::v1::Deployment, coordination::v1::Lease, core::v1::Pod};
 use kube::{
     Api, Client, ResourceExt as _,
     api::{DeleteParams, ListParams},
 };
+
+use tokio::process::Command;
 
 use crate::watch::Watch;
 
@@ -57,30 +62,75 @@ impl Operator {
         Watch::new(Api::namespaced(self.client.clone(), &self.namespace), LEASE)
     }
 
-    /// Kills the pod that leads, as a power cut would, and returns its name.
-    ///
-    /// # Errors
-    /// When no pod leads.
-    pub async fn kill_leader(&self) -> Result<String> {
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
+    async fn leader(&self) -> Result<Pod> {
         let held = self.lease().until("a pod of the operator leads", 60, |lease| holder(lease).is_some()).await?;
-        let leader = holder(&held).unwrap_or_default();
-        let now = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
-        pods.delete(&leader, &now).await.with_context(|| format!("pod {leader}, which leads, cannot be killed"))?;
-        eprintln!("          killed the operator's pod {leader}");
-        Ok(leader)
+        let name = holder(&held).unwrap_or_default();
+        self.pods().get(&name).await.with_context(|| format!("pod {name}, which leads, cannot be read"))
     }
 
-    /// Waits until another pod than the killed one leads.
+    fn pods(&self) -> Api<Pod> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    /// Kills the process that leads with SIGKILL, so that it can neither finish a write nor give the Lease back; its
+    /// container starts again. Where the node is another machine, its pod is deleted at once instead.
+    ///
+    /// # Errors
+    /// When no pod leads, or the process cannot be killed.
+    pub async fn crash(&self) -> Result<()> {
+        let leader = self.leader().await?;
+        let processes = processes_of(&leader)?;
+        if processes.is_empty() {
+            return self.delete(&leader).await;
+        }
+        eprintln!("          kill -9 of the process in the operator's pod {}", leader.name_any());
+        let killed = Command::new("kill").arg("-9").args(&processes).status().await.context("kill cannot be run")?;
+        ensure!(killed.success(), "the processes {processes:?} could not be killed");
+        Ok(())
+    }
+
+    /// Deletes the pod that leads, without grace.
+    ///
+    /// # Errors
+    /// When no pod leads, or it cannot be deleted.
+    pub async fn delete_leader(&self) -> Result<()> {
+        self.delete(&self.leader().await?).await
+    }
+
+    async fn delete(&self, pod: &Pod) -> Result<()> {
+        let name = pod.name_any();
+        let now = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
+        self.pods().delete(&name, &now).await.with_context(|| format!("pod {name} cannot be deleted"))?;
+        eprintln!("          deleted the operator's pod {name}");
+        Ok(())
+    }
+
+    /// Waits until a process of the operator has taken or renewed the Lease after that time.
     ///
     /// # Errors
     /// When none does within a minute.
-    pub async fn until_led_by_another(&self, killed: &str) -> Result<()> {
-        let led = |lease: &Lease| holder(lease).is_some_and(|holder| holder != killed);
-        let lease = self.lease().until("another pod of the operator leads", 60, led).await?;
-        ensure!(holder(&lease).is_some(), "the Lease {LEASE} has no holder");
-        Ok(())
+    pub async fn until_led_again(&self, since: Timestamp) -> Result<()> {
+        let renewed = |lease: &Lease| lease.spec.as_ref().and_then(|spec| spec.renew_time.as_ref()).map(|time| time.0);
+        let led = |lease: &Lease| holder(lease).is_some() && renewed(lease).is_some_and(|at| at > since);
+        self.lease().until("the operator leads again", 60, led).await.map(|_| ())
     }
+}
+
+/// Processes on this machine that run in a pod's containers.
+fn processes_of(pod: &Pod) -> Result<Vec<String>> {
+    let statuses = pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
+    let ids: Vec<&str> =
+        statuses.filter_map(|status| status.container_id.as_deref()?.rsplit_once("//")).map(|(_, id)| id).collect();
+    let mut processes = Vec::new();
+    for entry in fs::read_dir("/proc").context("/proc cannot be read")? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        // A process may end while it is looked at.
+        let Ok(groups) = fs::read_to_string(format!("/proc/{name}/cgroup")) else { continue };
+        if name.parse::<u32>().is_ok() && ids.iter().any(|id| groups.contains(id)) {
+            processes.push(name);
+        }
+    }
+    Ok(processes)
 }
 
 fn holder(lease: &Lease) -> Option<String> {
