@@ -42,14 +42,12 @@ pub enum Write {
         /// The new number.
         replicas: i32,
     },
-    /// Applies the Service or the preview, without a change of where the Service leads.
-    Service(Box<Service>, Option<Box<Service>>),
-    /// Moves the Service: fails where it changed since it was observed.
-    MoveService(Box<Service>, Value),
-    /// Applies a disruption budget.
-    Budget(Box<PodDisruptionBudget>, Option<Box<PodDisruptionBudget>>),
-    /// Applies the autoscaler.
-    Autoscaler(Box<HorizontalPodAutoscaler>, Option<Box<HorizontalPodAutoscaler>>),
+    /// Creates or changes the Service or the preview.
+    Service(Change<Service>),
+    /// Creates or changes a disruption budget.
+    Budget(Change<PodDisruptionBudget>),
+    /// Creates or changes the autoscaler.
+    Autoscaler(Change<HorizontalPodAutoscaler>),
     /// Starts a smoke test.
     StartTest(Box<ConfigMap>, Box<Job>),
     /// Deletes a smoke test.
@@ -72,6 +70,48 @@ pub enum Write {
     },
 }
 
+/// An object as it should be, and what there is of it.
+#[derive(Clone, Debug)]
+pub struct Change<K> {
+    /// As it should be.
+    pub wanted: Box<K>,
+    /// What turns the existing one into that; absent where there is none.
+    pub patch: Option<Value>,
+}
+
+impl<K: Object> Change<K> {
+    /// The change that an object needs, if any.
+    fn of(wanted: K, existing: Option<&K>) -> Option<Self> {
+        let patch = match existing {
+            Some(existing) => Some(patch(&wanted, existing)?),
+            None => None,
+        };
+        Some(Self { wanted: Box::new(wanted), patch })
+    }
+}
+
+/// A merge patch that fails where the object changed since it was observed. Server-side apply is of no use here: a port
+/// or a selector's key that another manager owns too would stay.
+fn patch<K: Object>(wanted: &K, existing: &K) -> Option<Value> {
+    let spec = |object: &K| serde_json::to_value(object).ok().and_then(|mut all| all.get_mut("spec").map(Value::take));
+    let (mut patch, old) = (json!({"metadata": {"labels": wanted.labels()}, "spec": spec(wanted)}), spec(existing));
+    // A key that somebody added to a selector would let no pod match.
+    let stray: Vec<String> = match (patch.pointer("/spec/selector"), old.as_ref().and_then(|old| old.get("selector"))) {
+        (Some(Value::Object(new)), Some(Value::Object(old))) => {
+            old.keys().filter(|key| !new.contains_key(*key)).cloned().collect()
+        }
+        _ => Vec::new(),
+    };
+    if stray.is_empty() && says_the_same(&patch, existing) {
+        return None;
+    }
+    for key in stray {
+        patch["spec"]["selector"][key] = Value::Null;
+    }
+    patch["metadata"]["resourceVersion"] = json!(existing.resource_version());
+    Some(patch)
+}
+
 /// The writes that are needed, in their order: what adds comes first, then the switch, then what takes away.
 pub fn writes(seen: &Observed, spec: &ValidDeployment, desired: &Desired, settings: &Settings) -> Vec<Write> {
     let owner = seen.owner.as_ref();
@@ -86,9 +126,7 @@ pub fn writes(seen: &Observed, spec: &ValidDeployment, desired: &Desired, settin
     for name in &desired.budgets {
         let budget = objects::budget(owner, name);
         let existing = seen.budgets.iter().find(|existing| existing.name_any() == budget.name_any()).cloned();
-        if !existing.as_ref().is_some_and(|existing| says_the_same(&budget, existing)) {
-            writes.push(Write::Budget(Box::new(budget), existing.map(Box::new)));
-        }
+        writes.extend(Change::of(budget, existing.as_ref()).map(Write::Budget));
     }
     let (less, more): (Vec<_>, Vec<_>) =
         desired.replicas.iter().cloned().partition(|(name, replicas)| {
@@ -98,8 +136,9 @@ pub fn writes(seen: &Observed, spec: &ValidDeployment, desired: &Desired, settin
     writes.extend(more.into_iter().map(scale));
     // The autoscaler stops shrinking before the Service moves, and follows after it has moved.
     writes.extend(autoscaler(seen, desired));
-    writes.extend(service(&objects::service(owner, spec, &desired.traffic), seen.service.as_ref()));
-    writes.extend(service(&preview, seen.preview.as_ref()));
+    let service = objects::service(owner, spec, &desired.traffic);
+    writes.extend(Change::of(service, seen.service.as_ref()).map(Write::Service));
+    writes.extend(Change::of(preview, seen.preview.as_ref()).map(Write::Service));
     writes.extend(desired.test.iter().map(|test| {
         Write::StartTest(Box::new(smoke::config(owner, spec, test)), Box::new(smoke::job(owner, spec, test, settings)))
     }));
@@ -114,29 +153,7 @@ fn autoscaler(seen: &Observed, desired: &Desired) -> Option<Write> {
         return existing.map(|existing| Write::DropAutoscaler(Box::new(existing.clone())));
     };
     let wanted = objects::autoscaler(&seen.owner, &wanted.bounds, &wanted.target, wanted.hold);
-    let differs = !existing.is_some_and(|existing| says_the_same(&wanted, existing));
-    differs.then(|| Write::Autoscaler(Box::new(wanted), existing.cloned().map(Box::new)))
-}
-
-/// The write that a Service needs. A selector is set as a whole: a key that somebody added would let no pod match.
-fn service(wanted: &Service, existing: Option<&Service>) -> Option<Write> {
-    let selector = |service: &Service| service.spec.as_ref().and_then(|spec| spec.selector.clone()).unwrap_or_default();
-    let Some(existing) = existing else {
-        return Some(Write::Service(Box::new(wanted.clone()), None));
-    };
-    let (new, old) = (selector(wanted), selector(existing));
-    if new != old {
-        let removed = old.keys().filter(|key| !new.contains_key(*key)).map(|key| (key.clone(), Value::Null));
-        let kept = new.iter().map(|(key, value)| (key.clone(), Value::String(value.clone())));
-        let selector: serde_json::Map<_, _> = removed.chain(kept).collect();
-        let patch = json!({
-            "metadata": {"resourceVersion": existing.resource_version()},
-            "spec": {"selector": selector},
-        });
-        return Some(Write::MoveService(Box::new(wanted.clone()), patch));
-    }
-    let differs = !says_the_same(wanted, existing);
-    differs.then(|| Write::Service(Box::new(wanted.clone()), Some(Box::new(existing.clone()))))
+    Change::of(wanted, existing).map(Write::Autoscaler)
 }
 
 fn removals(seen: &Observed, spec: &ValidDeployment, desired: &Desired) -> Vec<Write> {
@@ -174,18 +191,9 @@ pub async fn carry_out(context: &Context, spec: &ValidDeployment, writes: Vec<Wr
             Write::Scale { revision, replicas } => {
                 cluster::scale::<Deployment>(client, namespace, &of_revision(&revision), replicas).await?;
             }
-            Write::Service(wanted, existing) => {
-                apply(context, namespace, *wanted, existing).await?;
-            }
-            Write::MoveService(wanted, patch) => {
-                cluster::merge::<Service>(client, namespace, &wanted.name_any(), &patch).await?;
-            }
-            Write::Budget(wanted, existing) => {
-                apply(context, namespace, *wanted, existing).await?;
-            }
-            Write::Autoscaler(wanted, existing) => {
-                apply(context, namespace, *wanted, existing).await?;
-            }
+            Write::Service(change) => put(context, namespace, change).await?,
+            Write::Budget(change) => put(context, namespace, change).await?,
+            Write::Autoscaler(change) => put(context, namespace, change).await?,
             Write::StartTest(config, job) => {
                 // One that an interrupted reconcile left may ask other pods.
                 let existing: Option<ConfigMap> = cluster::get(client, namespace, &config.name_any()).await?;
@@ -210,16 +218,53 @@ pub async fn carry_out(context: &Context, spec: &ValidDeployment, writes: Vec<Wr
     Ok(())
 }
 
-/// Applies an object. One that was not there when it was looked for is created, so that another's is never taken.
-async fn apply<K: Object>(
-    context: &Context,
-    namespace: &str,
-    wanted: K,
-    existing: Option<Box<K>>,
-) -> Result<(), ClusterError> {
-    match existing {
-        Some(existing) => cluster::apply(&context.client, namespace, &wanted, Some(existing.as_ref())).await,
-        None => cluster::create(&context.client, namespace, &wanted).await,
+/// Creates or changes an object. One that was not there when it was looked for is created and never taken over.
+async fn put<K: Object>(context: &Context, namespace: &str, change: Change<K>) -> Result<(), ClusterError> {
+    let wanted = change.wanted.as_ref();
+    match change.patch {
+        Some(patch) => cluster::merge::<K>(&context.client, namespace, &wanted.name_any(), &patch).await,
+        None => cluster::create(&context.client, namespace, wanted).await,
     }
     .map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn service(spec: &Value) -> Service {
+        let metadata = json!({"name": "cats", "resourceVersion": "7", "labels": {"a": "b"}});
+        serde_json::from_value(json!({"metadata": metadata, "spec": spec})).expect("a Service")
+    }
+
+    #[test]
+    fn what_the_api_server_adds_is_no_reason_to_write() {
+        let wanted = service(&json!({"ports": [{"port": 80}], "selector": {"app": "cats"}, "type": "ClusterIP"}));
+        let existing = service(&json!({
+            "clusterIP": "10.0.0.1", "ports": [{"port": 80, "protocol": "TCP"}], "selector": {"app": "cats"},
+            "sessionAffinity": "None", "type": "ClusterIP",
+        }));
+        assert_eq!(patch(&wanted, &existing), None);
+    }
+
+    #[test]
+    fn nothing_is_left_of_what_is_not_wanted() {
+        let wanted = service(&json!({"ports": [{"port": 8080}], "selector": {"app": "cats"}}));
+        let existing = service(&json!({"ports": [{"port": 80}], "selector": {"app": "cats", "stray": "key"}}));
+        let patch = patch(&wanted, &existing).expect("a patch");
+        assert_eq!(patch["metadata"]["resourceVersion"], "7", "only of what was observed");
+        assert_eq!(patch["spec"], json!({"ports": [{"port": 8080}], "selector": {"app": "cats", "stray": null}}));
+    }
+
+    #[test]
+    fn what_the_api_server_leaves_out_is_not_asked_for() {
+        // A field that is false by default is never sent back, and would be written again and again.
+        let owner = crate::model_deployment::tests::fixtures::deployment(&json!({
+            "model": {"trainingRunRef": {"name": "run"}}
+        }));
+        let spec = crate::model_deployment::validate::validate(&owner).expect("valid");
+        let service = objects::service(&owner, &spec, &objects::Destination::none());
+        let json = serde_json::to_value(service).expect("json").to_string();
+        assert!(!json.contains("false"), "{json}");
+    }
 }

@@ -243,7 +243,6 @@ fn plain_service(
             type_: Some("ClusterIP".to_owned()),
             ports: Some(vec![port(80)]),
             selector: Some(selector),
-            publish_not_ready_addresses: Some(false),
             ..ServiceSpec::default()
         }),
         status: None,

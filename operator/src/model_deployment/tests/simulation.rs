@@ -300,32 +300,22 @@ impl World {
                 assert_ne!(revision.replicas, replicas, "nothing is written that is so already");
                 revision.replicas = replicas;
             }
-            Write::Service(wanted, existing) => {
-                if wanted.name_any() == "cats" {
-                    assert!(existing.is_none() || self.service == existing.map(|it| *it), "what was observed");
-                    self.moves_to(&wanted);
-                    self.service = Some(*wanted);
-                } else {
-                    self.preview = Some(*wanted);
-                }
+            Write::Service(change) if change.wanted.name_any() == "cats" => {
+                assert_eq!(change.patch.is_some(), self.service.is_some());
+                self.moves_to(&change.wanted);
+                self.service = Some(*change.wanted);
             }
-            Write::MoveService(wanted, _) => {
-                if wanted.name_any() == "cats" {
-                    self.moves_to(&wanted);
-                    self.service = Some(*wanted);
-                } else {
-                    self.preview = Some(*wanted);
-                }
+            Write::Service(change) => self.preview = Some(*change.wanted),
+            Write::Budget(change) => {
+                self.budgets.retain(|other| other.name_any() != change.wanted.name_any());
+                self.budgets.push(*change.wanted);
             }
-            Write::Budget(budget, _) => {
-                self.budgets.retain(|other| other.name_any() != budget.name_any());
-                self.budgets.push(*budget);
-            }
-            Write::Autoscaler(autoscaler, _) => {
-                let target = autoscaler.spec.as_ref().map(|spec| spec.scale_target_ref.name.clone()).expect("a target");
-                let target = RevisionName::parse(target.rsplit('-').next().expect("a name")).expect("a revision");
-                assert!(self.served.contains(&target), "the autoscaler never targets an ungated revision");
-                self.autoscaler = Some(*autoscaler);
+            Write::Autoscaler(change) => {
+                let spec = change.wanted.spec.as_ref().expect("a spec");
+                let target = spec.scale_target_ref.name.rsplit('-').next().and_then(RevisionName::parse);
+                let served = target.is_some_and(|target| self.served.contains(&target));
+                assert!(served, "the autoscaler never targets an ungated revision");
+                self.autoscaler = Some(*change.wanted);
             }
             Write::StartTest(config, job) => {
                 assert_eq!(config.name_any(), job.name_any());
