@@ -112,5 +112,5 @@ async fn a_settled_namespace_stays_as_it_is_and_the_operator_writes_nothing() ->
 }
 
 fn lines(writes: &[Write]) -> String {
-    writes.iter().map(|write| format!("{write}\n")).collect()
+    writes.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }

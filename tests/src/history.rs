@@ -28,15 +28,15 @@ impl<K: Object> History<K> {
     /// When the watch ends before it began.
     pub async fn begin(api: Api<K>, labels: &str) -> Result<Self> {
         let seen: Arc<Mutex<BTreeMap<String, K>>> = Arc::default();
-        let (began, begun) = oneshot::channel();
+        let (tell, began) = oneshot::channel();
         let (record, config) = (seen.clone(), watcher::Config::default().labels(labels));
         let task = tokio::spawn(async move {
-            let (mut began, mut events) = (Some(began), watcher(api, config).boxed());
+            let (mut tell, mut events) = (Some(tell), watcher(api, config).boxed());
             while let Some(event) = events.next().await {
                 match event {
                     Ok(Event::InitDone) => {
                         // Nobody waits any more: the test has ended.
-                        began.take().map(|began| began.send(()));
+                        let _ = tell.take().map(|tell| tell.send(()));
                     }
                     Ok(Event::Apply(object) | Event::InitApply(object) | Event::Delete(object)) => {
                         let uid = object.uid().unwrap_or_default();
@@ -47,7 +47,7 @@ impl<K: Object> History<K> {
                 }
             }
         });
-        begun.await.context("the watch ended before it began")?;
+        began.await.context("the watch ended before it began")?;
         Ok(Self { seen, task })
     }
 

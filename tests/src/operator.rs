@@ -16,7 +16,7 @@ use tokio::process::Command;
 use crate::watch::Watch;
 
 /// Name of the Lease that the leading pod holds.
-const LEASE: &str = "anneal-operator";
+const LEASE: &str = "anneal";
 
 /// The operator as the chart installed it.
 #[derive(Clone)]
