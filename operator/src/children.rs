@@ -54,6 +54,11 @@ pub fn labels(component: &str, owner_label: &str, owner_name: &str) -> BTreeMap<
         .collect()
 }
 
+/// A label or annotation of the user's that only the operator may set: with it, a pod could join another's Service.
+pub fn reserved_key(user: &PodTemplate) -> Option<&String> {
+    user.labels.keys().chain(user.annotations.keys()).find(|key| key.starts_with(label::PREFIX))
+}
+
 /// A plain environment variable.
 pub fn env(name: &str, value: impl Into<String>) -> EnvVar {
     EnvVar { name: name.to_owned(), value: Some(value.into()), value_from: None }

@@ -31,6 +31,14 @@ pub enum ClusterError {
         /// Its answer.
         source: Box<kube::Error>,
     },
+    /// An object of that name is left of a resource that was deleted, and is being removed.
+    #[error("{kind} {name} of a deleted namesake is still being removed; it goes on by itself")]
+    Leaving {
+        /// Kind of the object.
+        kind: String,
+        /// Name of the object.
+        name: String,
+    },
     /// An object of that name exists and belongs to somebody else.
     #[error(
         "{kind} {name} already exists and does not belong to this {owner_kind}; delete or rename it, or rename the {owner_kind}"
@@ -59,6 +67,7 @@ impl ClusterError {
         match self {
             Self::Timeout { .. } => "ApiServerTimeout",
             Self::Api { .. } => "ApiServerRefused",
+            Self::Leaving { .. } => "NamesakeLeaving",
             Self::Foreign { .. } => "NameTaken",
         }
     }
@@ -68,7 +77,7 @@ impl ClusterError {
         match self {
             Self::Foreign { .. } => true,
             Self::Api { .. } => self.says(Status::is_forbidden) || self.says(Status::is_invalid),
-            Self::Timeout { .. } => false,
+            Self::Timeout { .. } | Self::Leaving { .. } => false,
         }
     }
 
@@ -133,7 +142,7 @@ pub async fn create<K: Object>(client: &Client, namespace: &str, object: &K) -> 
             let existing: Option<K> = get(client, namespace, &name).await?;
             match existing {
                 Some(existing) if same_controller(&existing, object) => Ok(existing),
-                Some(_) => Err(foreign(object)),
+                Some(existing) => Err(not_ours(&existing, object)),
                 // Deleted between the two calls: the next reconcile creates it.
                 None => Err(problem),
             }
@@ -152,8 +161,8 @@ pub async fn apply<K: Object>(
     object: &K,
     existing: Option<&K>,
 ) -> Result<K, ClusterError> {
-    if existing.is_some_and(|existing| !same_controller(existing, object)) {
-        return Err(foreign(object));
+    if let Some(existing) = existing.filter(|existing| !same_controller(*existing, object)) {
+        return Err(not_ours(existing, object));
     }
     let name = object.name_any();
     let params = PatchParams::apply(OPERATOR).force();
@@ -239,9 +248,16 @@ fn same_controller<K: Resource>(a: &K, b: &K) -> bool {
     controller(a).is_some() && controller(a) == controller(b)
 }
 
-fn foreign<K: Object>(object: &K) -> ClusterError {
-    let owner_kind = object.owner_references().first().map_or_else(|| "resource".to_owned(), |o| o.kind.clone());
-    ClusterError::Foreign { kind: K::kind(&()).into_owned(), name: object.name_any(), owner_kind }
+/// Why `existing` cannot take the place of `wanted`.
+fn not_ours<K: Object>(existing: &K, wanted: &K) -> ClusterError {
+    let owner = |object: &K| object.owner_references().iter().find(|owner| owner.controller == Some(true)).cloned();
+    let (former, wanted_owner) = (owner(existing), owner(wanted));
+    let (kind, name) = (K::kind(&()).into_owned(), wanted.name_any());
+    let is_of_namesake = former.zip(wanted_owner.clone()).is_some_and(|(a, b)| a.kind == b.kind && a.name == b.name);
+    if is_of_namesake || existing.meta().deletion_timestamp.is_some() {
+        return ClusterError::Leaving { kind, name };
+    }
+    ClusterError::Foreign { kind, name, owner_kind: wanted_owner.map_or_else(|| "resource".to_owned(), |o| o.kind) }
 }
 
 /// Whether everything that `desired` says is so in `observed`, so that applying it would change nothing.

@@ -1,12 +1,20 @@
 //! What every reconcile is given.
 
-use std::{collections::HashMap, sync::Mutex, time::Duration};
+use std::{
+    collections::HashMap,
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::Mutex,
+    time::Duration,
+};
 
-use anneal_api::names::OPERATOR;
+use anneal_api::{names::OPERATOR, resources::TrainingRun};
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::{
-    Client,
-    runtime::events::{Event, EventType, Recorder, Reporter},
+    Client, Resource,
+    runtime::{
+        events::{Event, EventType, Recorder, Reporter},
+        reflector::ObjectRef,
+    },
 };
 use tracing::warn;
 
@@ -71,6 +79,18 @@ impl Transition {
     }
 }
 
+/// The key under which the failures of an object are counted.
+pub fn failure_key(kind: &str, namespace: &str, name: &str) -> String {
+    format!("{kind}/{namespace}/{name}")
+}
+
+fn short_hash(text: &str) -> u32 {
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    // The lower half is as good as any.
+    u32::try_from(hasher.finish() & u64::from(u32::MAX)).unwrap_or_default()
+}
+
 impl Context {
     /// A context over a client.
     pub fn new(client: Client, settings: Settings, metrics: Metrics, instance: String) -> Self {
@@ -87,7 +107,9 @@ impl Context {
                 reason: transition.reason.to_owned(),
                 // The API server refuses a note of more than 1 kB.
                 note: Some(anneal_api::termination::cut(&transition.note, 1000)),
-                action: "Reconcile".to_owned(),
+                // The recorder counts Events of one reason and action as one, and shows the first note for all: the
+                // second attempt would speak with the first one's words.
+                action: format!("Reconcile-{:08x}", short_hash(&transition.note)),
                 secondary: None,
             };
             let published = tokio::time::timeout(Duration::from_secs(10), self.recorder.publish(&event, about)).await;
@@ -99,11 +121,11 @@ impl Context {
         }
     }
 
-    /// How long to wait before the next try of `key`, which just failed: 1 s, doubled with each failure, at most 5 min.
+    /// How long to wait before the next try of `key`, which just failed: 1 s, doubled with each failure, at most 256 s.
     pub fn failed(&self, key: &str) -> Duration {
         let mut failures = self.failures.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let count = failures.entry(key.to_owned()).or_default();
-        let wait = Duration::from_secs(1 << (*count).min(8)).min(Duration::from_mins(5));
+        let wait = Duration::from_secs(1 << (*count).min(8));
         *count += 1;
         wait
     }
@@ -111,5 +133,13 @@ impl Context {
     /// Forgets the failures of `key`, which just succeeded.
     pub fn succeeded(&self, key: &str) {
         self.failures.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(key);
+    }
+
+    /// Forgets everything about an object that is gone.
+    pub fn forget(&self, kind: &str, namespace: &str, name: &str) {
+        self.succeeded(&failure_key(&kind.to_lowercase(), namespace, name));
+        if kind == TrainingRun::kind(&()) {
+            self.progress.forget(&ObjectRef::new(name).within(namespace));
+        }
     }
 }

@@ -15,7 +15,10 @@ use kube::{
 use serde::de::DeserializeOwned;
 use tracing::{Instrument, debug, error, info_span, warn};
 
-use crate::{cluster::Object, context::Context};
+use crate::{
+    cluster::Object,
+    context::{Context, failure_key},
+};
 
 /// Longest sleep of an object that nothing wakes: a watch event that got lost is made up for by then.
 pub const RESYNC: Duration = Duration::from_mins(5);
@@ -106,19 +109,22 @@ pub fn back_off<K: Object, E: std::fmt::Display>(
 }
 
 fn key<K: Object>(kind: &str, object: &K) -> String {
-    format!("{kind}/{}/{}", object.namespace().unwrap_or_default(), object.name_any())
+    failure_key(kind, &object.namespace().unwrap_or_default(), &object.name_any())
 }
 
 /// What a controller's stream says; nothing of it may go unseen, or a missing right would be silent.
-pub fn log<K, E>(result: Result<(ObjectRef<K>, Action), controller::Error<E, watcher::Error>>)
+fn log<K, E>(context: &Context, result: Result<(ObjectRef<K>, Action), controller::Error<E, watcher::Error>>)
 where
     K: Resource<DynamicType = ()> + Debug,
     E: std::error::Error + 'static,
 {
     match result {
         Ok((object, action)) => debug!(%object, ?action, "reconciled"),
-        // Deleted in the meantime: nothing is left to do.
-        Err(controller::Error::ObjectNotFound(object)) => debug!(%object, "gone"),
+        // Deleted: its reconcile is never called again, so that what is known of it is forgotten here.
+        Err(controller::Error::ObjectNotFound(object)) => {
+            debug!(%object, "gone");
+            context.forget(&object.dyntype.kind, object.namespace.as_deref().unwrap_or_default(), &object.name);
+        }
         // Logged with its object by the error policy.
         Err(controller::Error::ReconcilerFailed(..)) => {}
         Err(problem) => error!(%problem, "a watch of the controller failed; it is started again"),
@@ -137,5 +143,6 @@ pub async fn drive<K, E, F, Fut>(
     F: Fn(Arc<K>, Arc<Context>) -> Fut + Send + 'static,
     Fut: Future<Output = Result<Action, E>> + Send + 'static,
 {
-    controller.run(reconcile, policy, context).for_each(|result| async move { log(result) }).await;
+    let shared = context.clone();
+    controller.run(reconcile, policy, context).for_each(|result| async { log(&shared, result) }).await;
 }

@@ -7,7 +7,7 @@ use warp::{Filter, http::StatusCode};
 
 use crate::metrics::Metrics;
 
-/// Serves until `shutdown`. Ready is what `ready` says: the caches are filled, or this replica waits for the lease.
+/// Serves until `shutdown`. Ready is what `ready` says: this replica leads or waits for the Lease.
 ///
 /// # Errors
 /// When the address cannot be bound.

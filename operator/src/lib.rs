@@ -8,6 +8,7 @@ pub mod cluster;
 pub mod context;
 pub mod controller;
 pub mod health;
+pub mod lease;
 pub mod metrics;
 pub mod model_deployment;
 pub mod options;

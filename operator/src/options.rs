@@ -18,6 +18,9 @@ pub struct Options {
     /// Only namespace to watch; all of them where it is absent.
     #[arg(long, env = "ANNEAL_WATCH_NAMESPACE")]
     pub watch_namespace: Option<String>,
+    /// Name of the leader election Lease: one for each installation.
+    #[arg(long, env = "ANNEAL_LEASE_NAME", default_value = "anneal-operator")]
+    pub lease_name: String,
     /// Namespace of the leader election Lease.
     #[arg(long, env = "ANNEAL_LEASE_NAMESPACE", default_value = "default")]
     pub lease_namespace: String,

@@ -31,6 +31,8 @@ use crate::{
 const INTERVAL: Duration = Duration::from_secs(10);
 /// How often to look who is due.
 const TICK: Duration = Duration::from_secs(2);
+/// Longest pause after reads that failed.
+const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 /// Longest time that one read may take.
 const TIMEOUT: Duration = Duration::from_secs(3);
 /// Reads that run side by side.
@@ -52,6 +54,8 @@ struct Entry {
     target: Target,
     latest: Option<Progress>,
     due: Instant,
+    /// Reads that failed in a row.
+    failures: u32,
 }
 
 /// What is known about the progress of every running run.
@@ -67,7 +71,7 @@ impl Board {
     pub fn follow(&self, run: ObjectRef<TrainingRun>, target: Target) {
         let mut entries = self.entries();
         if entries.get(&run).is_none_or(|entry| entry.target != target) {
-            entries.insert(run, Entry { target, latest: None, due: Instant::now() });
+            entries.insert(run, Entry { target, latest: None, due: Instant::now(), failures: 0 });
         }
     }
 
@@ -94,10 +98,13 @@ impl Board {
         let mut entries = self.entries();
         let Some(entry) = entries.get_mut(run).filter(|entry| entry.target == *target) else { return false };
         let Some(progress) = read else {
-            // The pod may not listen yet: look again with the next tick.
+            // The pod may not listen yet; an image that never does must not be asked for ever at this rate.
+            entry.due = now + (TICK * 2_u32.pow(entry.failures.min(5))).min(LONGEST_PAUSE);
+            entry.failures += 1;
             return false;
         };
         entry.due = now + INTERVAL;
+        entry.failures = 0;
         let news = entry.latest.as_ref() != Some(&progress);
         entry.latest = Some(progress);
         news
@@ -197,6 +204,17 @@ mod tests {
         assert!(board.due(now + INTERVAL / 2).is_empty());
         assert_eq!(board.due(now + INTERVAL).len(), 1);
         assert!(!board.record(&run, &target("cats-1-a"), Some(progress(1)), now), "the same again is no news");
+    }
+
+    #[test]
+    fn a_silent_pod_is_asked_less_and_less() {
+        let (board, run, now) = (Board::default(), ObjectRef::new("cats").within("ml"), Instant::now());
+        board.follow(run.clone(), target("cats-1-a"));
+        for _ in 0..10 {
+            board.record(&run, &target("cats-1-a"), None, now);
+        }
+        assert!(board.due(now + LONGEST_PAUSE / 2).is_empty());
+        assert_eq!(board.due(now + LONGEST_PAUSE).len(), 1);
     }
 
     #[test]

@@ -29,6 +29,7 @@ pub struct Operator {
     pub trainer_image: String,
     /// The image of inference pods, which has the clients, too.
     pub server_image: String,
+    lease: String,
     client: Client,
 }
 
@@ -53,13 +54,14 @@ impl Operator {
             user: format!("system:serviceaccount:{namespace}:{account}"),
             trainer_image: variable("ANNEAL_TRAINER_IMAGE")?,
             server_image: variable("ANNEAL_SERVER_IMAGE")?,
+            lease: variable("ANNEAL_LEASE_NAME").unwrap_or_else(|_| LEASE.to_owned()),
             namespace,
             client: client.clone(),
         })
     }
 
     fn lease(&self) -> Watch<Lease> {
-        Watch::new(Api::namespaced(self.client.clone(), &self.namespace), LEASE)
+        Watch::new(Api::namespaced(self.client.clone(), &self.namespace), &self.lease)
     }
 
     async fn leader(&self) -> Result<Pod> {

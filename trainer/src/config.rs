@@ -117,8 +117,25 @@ impl RunConfig {
 pub fn read(path: &PathBuf, overrides: Overrides) -> Result<RunConfig, ConfigError> {
     let text = fs::read_to_string(path).map_err(|source| ConfigError::Unreadable { path: path.clone(), source })?;
     let malformed = |problem: &dyn Display| ConfigError::Malformed { path: path.clone(), problem: problem.to_string() };
-    let config: TrainerConfig = serde_yaml::from_str(&text).map_err(|error| malformed(&error))?;
+    let mut unknown = Vec::new();
+    let reader = serde_yaml::Deserializer::from_str(&text);
+    let config: TrainerConfig = serde_ignored::deserialize(reader, |field| unknown.push(field.to_string()))
+        .map_err(|error| malformed(&error))?;
+    if let Some(field) = unknown.first() {
+        return Err(malformed(&format!("unknown field `{field}`, expected one of {}", siblings(&config, field))));
+    }
     check(config, overrides)
+}
+
+/// The fields that stand where `field` (a path with dots) stands.
+fn siblings(config: &TrainerConfig, field: &str) -> String {
+    let mut place = serde_json::to_value(config).unwrap_or_default();
+    let parents = field.rsplit_once('.').map_or("", |(parents, _)| parents);
+    for parent in parents.split('.').filter(|parent| !parent.is_empty()) {
+        place = place.get_mut(parent).map(serde_json::Value::take).unwrap_or_default();
+    }
+    let names = place.as_object().into_iter().flat_map(|fields| fields.keys());
+    names.map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
 }
 
 fn check(config: TrainerConfig, overrides: Overrides) -> Result<RunConfig, ConfigError> {

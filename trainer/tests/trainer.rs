@@ -156,7 +156,11 @@ fn every_failure_has_its_class_exit_code_and_words() {
         (with_data(&pictures.path("nowhere")), FailureClass::DataMissing, "does not exist"),
         (with_data(&one_class), FailureClass::DataCorrupt, "one class only"),
         (with_data(&damaged), FailureClass::DataCorrupt, "more than 5 %"),
-        (SMALL.replace("epochs", "epoch"), FailureClass::BadConfig, "unknown field `epoch`, expected one of `epochs`"),
+        (
+            SMALL.replace("epochs", "epoch"),
+            FailureClass::BadConfig,
+            "unknown field `hyperparameters.epoch`, expected one of `augmentation`, `batchSize`, `epochs`",
+        ),
         (SMALL.replace("epochs: 3", "epochs: 0"), FailureClass::BadConfig, "must be between 1 and 10000"),
         (
             SMALL.replace("epochs: 3", "epochs: 3, learningRate: 100, weightDecay: 1, optimizer: SGD"),

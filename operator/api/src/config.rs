@@ -6,9 +6,10 @@ use crate::{dataset::Dataset, hyperparameters::Hyperparameters, model::ModelSpec
 
 /// What `anneal-trainer train --config` reads, as YAML.
 ///
-/// `dataset.uri` is `file://` or `synthetic://` here: the operator mounts a claim and writes where.
+/// Unknown fields are for the reader of the file to refuse: the same types are part of the custom resources, where an
+/// operator must go on reading what a newer version wrote. `dataset.uri` is `file://` or `synthetic://` here: the operator mounts a claim and writes where.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct TrainerConfig {
     /// Name of the run, for logs and reports.
     #[serde(default = "default_name")]
@@ -32,7 +33,7 @@ fn default_name() -> String {
 
 /// Where a run writes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+#[serde(rename_all = "camelCase", default)]
 pub struct OutputDirs {
     /// Directory of this run: `checkpoints/` and `reports/` go below it.
     pub dir: String,

@@ -5,13 +5,9 @@ use std::{fmt, str::FromStr};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Pattern that the API server holds `dataset.uri` against.
-pub const URI_PATTERN: &str =
-    r"^(pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/.*)?|file:///.*|synthetic://(\?[A-Za-z]+=[0-9]+(&[A-Za-z]+=[0-9]+)*)?)$";
-
 /// The dataset that a run trains on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Dataset {
     /// `pvc://CLAIM/PATH` (a folder or tar on a claim), `file:///PATH` (inside the image) or
     /// `synthetic://?images=600&size=64` (made by the trainer).

@@ -41,8 +41,6 @@ pub enum FailureClass {
     ImagePull,
     /// No node takes the pod.
     Unschedulable,
-    /// A volume or claim is missing.
-    VolumeMissing,
     /// A deadline of the run has passed.
     Deadline,
 }
@@ -68,7 +66,6 @@ impl FailureClass {
             | Self::NodeLost
             | Self::ImagePull
             | Self::Unschedulable
-            | Self::VolumeMissing
             | Self::Deadline => 1,
         }
     }
@@ -126,7 +123,6 @@ impl FailureClass {
             Self::NodeLost => "NodeLost",
             Self::ImagePull => "ImagePull",
             Self::Unschedulable => "Unschedulable",
-            Self::VolumeMissing => "VolumeMissing",
             Self::Deadline => "Deadline",
         }
     }

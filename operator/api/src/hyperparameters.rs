@@ -39,7 +39,7 @@ pub enum Precision {
 
 /// Random changes of a training image. The defaults are the reference's; zero switches one off.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[serde(rename_all = "camelCase", default)]
 pub struct Augmentation {
     /// Probability of a horizontal flip.
     #[schemars(range(min = 0.0, max = 1.0))]
@@ -84,7 +84,7 @@ impl Default for Augmentation {
 
 /// How a run trains.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[serde(rename_all = "camelCase", default)]
 pub struct Hyperparameters {
     /// Passes over the training set.
     #[schemars(range(min = 1, max = 10_000))]

@@ -26,7 +26,7 @@ impl Architecture {
 
 /// The network: its architecture and the side of its square input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct ModelSpec {
     /// Architecture: `improved` (residual, any input size) or `simple` (input size 224).
     #[serde(default)]

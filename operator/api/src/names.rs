@@ -57,8 +57,12 @@ pub mod path {
 
 /// Labels of generated objects.
 pub mod label {
+    /// What every label and annotation of Anneal's begins with; users may not set such keys.
+    pub const PREFIX: &str = "anneal.dev/";
     /// Name of the owning `TrainingRun`.
     pub const RUN: &str = "anneal.dev/training-run";
+    /// UID of the owning `TrainingRun`: a recreated namesake is another run.
+    pub const RUN_UID: &str = "anneal.dev/training-run-uid";
     /// Number of the attempt.
     pub const ATTEMPT: &str = "anneal.dev/attempt";
     /// Name of the owning `ModelDeployment`.

@@ -37,7 +37,7 @@ pub struct RunResult {
     /// Size of the published checkpoint in bytes.
     pub bytes: i64,
     /// Classes in the order of the model's outputs.
-    #[schemars(length(max = 1000), inner(length(max = 63)))]
+    #[schemars(length(max = 1000), inner(length(max = 255)))]
     pub classes: Vec<String>,
     /// Metrics of the published checkpoint on the test set, or on the validation set where there is no test set.
     pub metrics: Metrics,

@@ -152,6 +152,12 @@ pub fn wanted(
             let model = ModelFile { claim_name, path: result.checkpoint.clone(), sha256: result.sha256.clone() };
             Ok(Revision::new(model, Some(name.clone()), Some(result.metrics), &spec.pods))
         }
+        (Some(RunPhase::Succeeded), None) => Err(Waiting::stalled(
+            "TrainingRunWithoutResult",
+            format!(
+                "TrainingRun {name} has succeeded, but its image reported no published model; name the file by claimName, path and sha256"
+            ),
+        )),
         (Some(RunPhase::Failed), _) => Err(Waiting::stalled(
             "TrainingRunFailed",
             format!("TrainingRun {name} failed and published nothing; `kubectl describe trainingrun {name}` says why"),

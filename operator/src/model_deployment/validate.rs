@@ -6,6 +6,7 @@ use kube::ResourceExt;
 use serde_json::json;
 
 use super::revision::{ModelFile, short_hash};
+use crate::children::reserved_key;
 
 /// Longest name; the names of Deployments, Services and Jobs are made from it.
 const MAX_NAME: usize = 40;
@@ -112,6 +113,9 @@ pub enum SpecError {
     /// Two cases of one name could not be told apart in the report.
     #[error("spec.gate.smokeTest.cases has two cases named {0:?}; give each its own name")]
     Case(String),
+    /// A user's label or annotation would speak for the operator.
+    #[error("podTemplate sets {0}: labels and annotations under anneal.dev/ are the operator's; remove it")]
+    ReservedKey(String),
 }
 
 impl SpecError {
@@ -130,6 +134,9 @@ pub fn validate(deployment: &ModelDeployment) -> Result<ValidDeployment, SpecErr
     let name = deployment.name_any();
     if name.len() > MAX_NAME {
         return Err(SpecError::Name(name));
+    }
+    if let Some(reserved) = reserved_key(&spec.pod_template) {
+        return Err(SpecError::ReservedKey(reserved.clone()));
     }
     let model = model(&spec.model)?;
     if spec.gate.min_accuracy.is_some() && matches!(model, Model::File(_)) {

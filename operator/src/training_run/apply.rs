@@ -52,7 +52,10 @@ async fn create(context: &Context, namespace: &str, start: &Start) -> Result<(),
 fn refused(seen: &Observed, plan: &mut Plan, problem: &ClusterError, now: Timestamp) {
     let former = seen.run.status.clone().unwrap_or_default();
     let state = State::waiting(RunPhase::Pending, problem.reason(), problem.to_string());
-    plan.status = state.write_into(former.clone(), seen.run.metadata.generation, now);
+    let mut status = std::mem::take(&mut plan.status);
+    // Its Job does not exist: the number is still to be used.
+    status.attempt = status.attempts.last().map(|attempt| attempt.number);
+    plan.status = state.write_into(status, seen.run.metadata.generation, now);
     plan.events = transitions(&former, &plan.status);
     plan.wake = Wake::OnChange.or_at(now.checked_add(std::time::Duration::from_secs(15)).unwrap_or(now));
 }

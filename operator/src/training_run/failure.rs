@@ -30,11 +30,19 @@ pub fn ending(attempt: &AttemptJob) -> Option<Ending> {
     };
     let terminated = attempt.pod.as_ref().and_then(terminated);
     if is("Complete").is_some() {
-        let result = match terminated.and_then(message) {
-            Some(TerminationMessage::Result(result)) => Some(Box::new(result)),
-            _ => None,
-        };
-        return Some(Ending::Succeeded(result));
+        return Some(match (&attempt.pod, terminated.and_then(message)) {
+            (_, Some(TerminationMessage::Result(result))) => Ending::Succeeded(Some(Box::new(result))),
+            (Some(_), _) => Ending::Succeeded(None),
+            // The next attempt finds the last checkpoint and publishes again, which costs a minute; a run without its
+            // result could never be deployed.
+            (None, _) => Ending::Failed {
+                failure: Failure {
+                    class: FailureClass::NodeLost,
+                    message: "the Job is complete, but its pod is gone, and with it the result".to_owned(),
+                },
+                exit_code: None,
+            },
+        });
     }
     let failed = is("Failed")?;
     let exit_code = terminated.map(|state| state.exit_code);

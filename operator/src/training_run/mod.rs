@@ -68,7 +68,7 @@ fn controller(
         .with_config(Config::default().concurrency(concurrency));
     let runs = controller.store();
     controller
-        .owns(api::<Job>(context, namespace), watch())
+        .owns(api::<Job>(context, namespace), watch().labels(label::RUN))
         .watches(api::<Pod>(context, namespace), watch().labels(label::RUN), |pod: Pod| run_of_pod(&pod))
         .watches(api::<PersistentVolumeClaim>(context, namespace), watch(), move |claim| runs_of_claim(&runs, &claim))
         .reconcile_on(woken)

@@ -72,6 +72,7 @@ pub fn config_map(owner: &TrainingRun, run: &ValidRun) -> Result<ConfigMap, serd
 pub fn job(owner: &TrainingRun, run: &ValidRun, attempt: i32, settings: &Settings) -> Job {
     let mut own = run_labels(run);
     own.insert(label::ATTEMPT.to_owned(), attempt.to_string());
+    own.insert(label::RUN_UID.to_owned(), owner.metadata.uid.clone().unwrap_or_default());
     let resume = if attempt > 1 { format!("{}/checkpoints", output_dir(run)) } else { String::new() };
     let mut volumes = vec![
         claim_volume("output", &run.spec.output.claim_name, path::OUTPUT, false),

@@ -26,6 +26,8 @@ pub struct Observed {
     pub dataset: Option<Claim>,
     /// The run's own Jobs, by attempt.
     pub jobs: Vec<AttemptJob>,
+    /// The run's pods that have not ended: each of them may still write.
+    pub writers: Vec<String>,
     /// The newest that the training pod said.
     pub progress: Option<Progress>,
 }
@@ -83,8 +85,10 @@ pub async fn observe(context: &Context, known: &TrainingRun) -> Result<Option<Ob
         None => None,
     };
     let progress = context.progress.latest(&ObjectRef::from(&run));
-    let jobs = by_attempt(&run.uid().unwrap_or_default(), jobs, &pods);
-    Ok(Some(Observed { run: Arc::new(run), output, dataset, jobs, progress }))
+    let uid = run.uid().unwrap_or_default();
+    let writers = writers(&uid, &pods);
+    let jobs = by_attempt(&uid, jobs, &pods);
+    Ok(Some(Observed { run: Arc::new(run), output, dataset, jobs, writers, progress }))
 }
 
 async fn claim(context: &Context, namespace: &str, name: &str) -> Result<Claim, ClusterError> {
@@ -97,6 +101,19 @@ async fn claim(context: &Context, namespace: &str, name: &str) -> Result<Claim, 
         }
         Some(_) => Claim::Present,
     })
+}
+
+/// The pods of the run with this UID that have not ended, also those whose Job is gone: a pod outlives its deleted Job
+/// by its grace period, and writes a checkpoint in it.
+fn writers(uid: &str, pods: &[Pod]) -> Vec<String> {
+    let ended = |pod: &Pod| {
+        let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+        matches!(phase, Some("Succeeded" | "Failed"))
+    };
+    pods.iter()
+        .filter(|pod| pod.labels().get(label::RUN_UID).map(String::as_str) == Some(uid) && !ended(pod))
+        .map(ResourceExt::name_any)
+        .collect()
 }
 
 /// The Jobs that the run with this UID controls, in the order of their attempts, each with its newest pod.

@@ -4,9 +4,9 @@
 use std::time::Duration;
 
 use anneal_api::{
-    failure::Failure,
+    failure::FailureClass,
     resources::{Attempt, MAX_ATTEMPTS, ProgressStatus, RunPhase, TrainingRunStatus},
-    termination::RunResult,
+    termination::{RunResult, cut},
 };
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -32,6 +32,8 @@ use crate::{
 
 /// First pause before a retry; it doubles with each attempt.
 const FIRST_PAUSE: Duration = Duration::from_secs(10);
+/// Longest message of an attempt that the schema takes, in bytes.
+const MAX_MESSAGE: usize = 2048;
 /// Longest pause before a retry.
 const LONGEST_PAUSE: Duration = Duration::from_mins(5);
 
@@ -75,17 +77,19 @@ pub fn plan(seen: &Observed, run: &ValidRun, settings: &Settings, now: Timestamp
         }
     }
     record_attempts(&mut status, &seen.jobs, now);
-    let Some(newest) = seen.jobs.last() else {
-        let attempt = status.attempts.last().map_or(1, |attempt| attempt.number + 1);
-        return start(seen, run, settings, status, attempt, now);
-    };
-    status.attempt = Some(newest.number);
     let first = || seen.jobs.first().and_then(|attempt| attempt.job.metadata.creation_timestamp.clone());
     status.start_time = status.start_time.or_else(first);
-    match ending(newest) {
-        None => going_on(seen, status, newest, now),
-        Some(Ending::Succeeded(result)) => succeeded(seen, status, newest, result.map(|boxed| *boxed), now),
-        Some(Ending::Failed { failure, .. }) => failed(seen, run, settings, status, newest, &failure, now),
+    if let Some(newest) = seen.jobs.last().filter(|newest| status.attempt.is_none_or(|known| newest.number >= known)) {
+        status.attempt = Some(newest.number);
+        match ending(newest) {
+            None => return going_on(seen, status, newest, now),
+            Some(Ending::Succeeded(result)) => return succeeded(seen, status, newest, result.map(|boxed| *boxed), now),
+            Some(Ending::Failed { .. }) => {}
+        }
+    }
+    match status.attempts.last().cloned() {
+        None => start(seen, run, settings, status, 1, now),
+        Some(last) => failed(seen, run, settings, status, &last, now),
     }
 }
 
@@ -106,12 +110,11 @@ fn keep(seen: &Observed, mut status: TrainingRunStatus) -> Plan {
     Plan { create: None, status, events: Vec::new(), follow: None, wake: Wake::Never }
 }
 
-/// Puts every attempt that ended into the status, once.
+/// Puts every attempt that ended into the status, once, in the order of their numbers.
 fn record_attempts(status: &mut TrainingRunStatus, jobs: &[AttemptJob], now: Timestamp) {
-    for attempt in jobs {
-        if status.attempts.iter().any(|recorded| recorded.number == attempt.number) {
-            continue;
-        }
+    let recorded = status.attempts.last().map_or(0, |attempt| attempt.number);
+    // Old ones are trimmed below, while their Jobs stay: what is behind the newest record was recorded before.
+    for attempt in jobs.iter().filter(|attempt| attempt.number > recorded) {
         let Some(end) = ending(attempt) else { continue };
         let (class, exit_code, message) = match end {
             Ending::Succeeded(_) => (None, Some(0), String::new()),
@@ -124,7 +127,21 @@ fn record_attempts(status: &mut TrainingRunStatus, jobs: &[AttemptJob], now: Tim
             class,
             exit_code,
             node: attempt.pod.as_ref().and_then(|pod| pod.spec.as_ref()).and_then(|spec| spec.node_name.clone()),
-            message,
+            // Another image may write what it likes; the schema takes this much.
+            message: cut(&message, MAX_MESSAGE),
+        });
+    }
+    let newest = jobs.last().map_or(0, |attempt| attempt.number);
+    let recorded = status.attempts.last().map_or(0, |attempt| attempt.number);
+    if let Some(lost) = status.attempt.filter(|known| *known > newest && *known > recorded) {
+        status.attempts.push(Attempt {
+            number: lost,
+            start_time: None,
+            end_time: Time(now),
+            class: Some(FailureClass::Interrupted),
+            exit_code: None,
+            node: None,
+            message: "its Job was deleted before it ended".to_owned(),
         });
     }
     let surplus = status.attempts.len().saturating_sub(MAX_ATTEMPTS);
@@ -146,6 +163,12 @@ fn start(
     attempt: i32,
     now: Timestamp,
 ) -> Plan {
+    if !seen.writers.is_empty() {
+        let pods = seen.writers.join(", ");
+        let text = format!("attempt {attempt} waits until pod {pods} has stopped: only one pod may write at a time");
+        let state = State::working(RunPhase::Retrying, "PodStopping", text);
+        return finish(seen, status, state, None, Wake::OnChange, now);
+    }
     let claims = [("output", Some(&seen.output)), ("dataset", seen.dataset.as_ref())];
     for (role, claim) in claims {
         if let Some(state) = claim.and_then(|claim| waiting_for(role, claim)) {
@@ -207,7 +230,14 @@ fn going_on(seen: &Observed, mut status: TrainingRunStatus, newest: &AttemptJob,
         return plan;
     }
     let state = match obstacle(pod) {
-        Some((class, message)) => State::waiting(RunPhase::Preparing, class.as_str(), message),
+        Some((class, message)) => State::waiting(
+            RunPhase::Preparing,
+            class.as_str(),
+            format!(
+                "attempt {number}: {message}. After a change of podTemplate, `kubectl delete job {}` starts the next attempt with it",
+                newest.job.metadata.name.as_deref().unwrap_or("JOB")
+            ),
+        ),
         None => State::working(RunPhase::Preparing, "PodStarting", format!("attempt {number}: the pod starts")),
     };
     finish(seen, status, state, None, Wake::OnChange, now)
@@ -249,18 +279,17 @@ fn succeeded(
     finish(seen, status, State::complete(message), None, Wake::Never, now)
 }
 
+/// What follows the failure of the newest attempt.
 fn failed(
     seen: &Observed,
     run: &ValidRun,
     settings: &Settings,
     mut status: TrainingRunStatus,
-    newest: &AttemptJob,
-    failure: &Failure,
+    last: &Attempt,
     now: Timestamp,
 ) -> Plan {
-    let number = newest.number;
-    let end = ended_at(newest).unwrap_or(now);
-    let (class, message) = (failure.class, &failure.message);
+    let (number, end, message) = (last.number, last.end_time.0, &last.message);
+    let class = last.class.unwrap_or(FailureClass::AppError);
     if class.is_permanent() || number > run.spec.max_retries {
         let rest = if class.is_permanent() {
             "; the same would happen again, so it is not retried"

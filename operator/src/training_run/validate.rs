@@ -6,6 +6,8 @@ use anneal_api::{
 };
 use kube::ResourceExt;
 
+use crate::children::reserved_key;
+
 /// A run whose specification makes sense. Only [`validate`] makes one.
 #[derive(Clone, Debug)]
 pub struct ValidRun {
@@ -28,6 +30,9 @@ pub enum SpecError {
     /// A user's variable hides one of the contract's.
     #[error("podTemplate.env sets {0}: names that start with ANNEAL_ are set by the operator; remove it")]
     ReservedVariable(String),
+    /// A user's label or annotation would speak for the operator.
+    #[error("podTemplate sets {0}: labels and annotations under anneal.dev/ are the operator's; remove it")]
+    ReservedKey(String),
 }
 
 impl SpecError {
@@ -36,6 +41,7 @@ impl SpecError {
         match self {
             Self::Dataset(_) => "InvalidDataset",
             Self::ReservedVariable(_) => "ReservedVariable",
+            Self::ReservedKey(_) => "ReservedKey",
         }
     }
 }
@@ -48,6 +54,9 @@ pub fn validate(run: &TrainingRun) -> Result<ValidRun, SpecError> {
     let spec = run.spec.clone();
     if let Some(reserved) = spec.pod_template.env.iter().find(|variable| variable.name.starts_with("ANNEAL_")) {
         return Err(SpecError::ReservedVariable(reserved.name.clone()));
+    }
+    if let Some(reserved) = reserved_key(&spec.pod_template) {
+        return Err(SpecError::ReservedKey(reserved.clone()));
     }
     Ok(ValidRun {
         name: run.name_any(),

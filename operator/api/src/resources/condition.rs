@@ -35,7 +35,7 @@ pub fn conditions_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "array",
         "maxItems": 16,
-        "description": "What is true of the object, by type; kstatus reads Ready, Progressing and Failed.",
+        "description": "What is true of the object, by type; kstatus reads Ready and Stalled.",
         "x-kubernetes-list-type": "map",
         "x-kubernetes-list-map-keys": ["type"],
         "items": {

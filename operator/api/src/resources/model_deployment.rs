@@ -86,7 +86,7 @@ pub struct ModelSource {
     pub training_run_ref: Option<LocalReference>,
     /// `PersistentVolumeClaim` that holds the checkpoint.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
     pub claim_name: Option<String>,
     /// Path of the checkpoint, relative to the claim's root.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -155,7 +155,7 @@ pub struct SmokeTestCase {
     pub image: ImageSource,
     /// Class that the model must predict; any class passes where it is absent.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 255))]
     pub expected_class: Option<String>,
     /// Least probability of the expected (or else the predicted) class, 0 to 1.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -323,7 +323,7 @@ pub struct ModelDeploymentStatus {
     /// The generation of the spec that this status is about.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Conditions: Ready, Progressing, Available, Degraded.
+    /// Conditions: Ready, Progressing, Stalled, Available, Degraded.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "conditions_schema")]
     pub conditions: Vec<Condition>,

@@ -63,7 +63,7 @@ pub struct TrainingRunSpec {
     #[serde(default = "default_max_retries")]
     #[schemars(range(min = 0, max = 100))]
     pub max_retries: i32,
-    /// Seconds that one attempt may take before it counts as failed.
+    /// Seconds that one attempt may take, the wait for its pod included. An attempt that takes longer ends the run.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 31_536_000))]
     pub active_deadline_seconds: Option<i64>,
@@ -82,7 +82,7 @@ pub struct Output {
     pub claim_name: String,
 }
 
-/// Where a run stands. Derived from what was observed, never from the former status.
+/// Where a run stands. Derived from what was observed; only the end is remembered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum RunPhase {
     /// Something that the run needs is not there yet.
@@ -128,7 +128,7 @@ pub struct TrainingRunStatus {
     /// The generation of the spec that this status is about.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Conditions: Ready, Progressing, Complete, Failed.
+    /// Conditions: Ready, Progressing, Stalled, Complete, Failed.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "conditions_schema")]
     pub conditions: Vec<Condition>,

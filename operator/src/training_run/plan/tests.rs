@@ -48,7 +48,16 @@ fn run() -> Case {
     run.metadata.namespace = Some("ml".into());
     run.metadata.uid = Some("0123456789".into());
     run.metadata.generation = Some(1);
-    Case { seen: Observed { run: Arc::new(run), output: Claim::Present, dataset: None, jobs: vec![], progress: None } }
+    Case {
+        seen: Observed {
+            run: Arc::new(run),
+            output: Claim::Present,
+            dataset: None,
+            jobs: vec![],
+            writers: vec![],
+            progress: None,
+        },
+    }
 }
 
 fn result() -> RunResult {
@@ -310,6 +319,59 @@ fn a_pod_that_no_node_takes_is_named_while_waiting() {
 fn the_pause_doubles_up_to_five_minutes() {
     let seconds: Vec<u64> = (1..=7).map(|attempt| pause(attempt).as_secs()).collect();
     assert_eq!(seconds, [10, 20, 40, 80, 160, 300, 300]);
+}
+
+#[test]
+fn more_attempts_than_are_kept_are_recorded_once() {
+    let mut case = run().max_retries(100);
+    for number in 1..=25 {
+        case = case.job(number).ended(1, "Error", None);
+    }
+    let recorded = case.recorded(101);
+    let again = recorded.plan(102);
+    assert_eq!(Some(&again.status), recorded.seen.run.status.as_ref());
+    let numbers: Vec<i32> = again.status.attempts.iter().map(|attempt| attempt.number).collect();
+    assert_eq!(numbers, (6..=25).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_deleted_job_counts_as_an_attempt_and_its_successor_waits_for_the_pod() {
+    let mut case = run().job(1).running().recorded(5).without_jobs();
+    case.seen.writers = vec!["cats-1-x".into()];
+    let lost = case.clone().recorded(20);
+    assert_eq!(lost.plan(20).status.attempts[0].class, Some(FailureClass::Interrupted));
+    let waiting = lost.plan(40);
+    assert_eq!((job_of(&waiting), reason(&waiting).as_str()), (None, "PodStopping"));
+    let mut stopped = lost;
+    stopped.seen.writers.clear();
+    assert_eq!(job_of(&stopped.plan(40)), Some("cats-2"));
+}
+
+#[test]
+fn a_complete_job_whose_pod_is_gone_publishes_again() {
+    let complete = run().job(1).job_is("Complete", None, 100);
+    assert_eq!(job_of(&complete.plan(110)), Some("cats-2"));
+}
+
+#[test]
+fn a_message_of_another_image_is_cut_to_what_the_schema_takes() {
+    let mut case = run().max_retries(0).job(1).ended(1, "Error", None);
+    let long = format!(r#"{{"failure": {{"class": "AppError", "message": "{}"}}}}"#, "x".repeat(4000));
+    let state =
+        case.newest().pod.as_mut().and_then(|pod| pod.status.as_mut()).and_then(|s| s.container_statuses.as_mut());
+    if let Some(terminated) = state.and_then(|all| all[0].state.as_mut()).and_then(|state| state.terminated.as_mut()) {
+        terminated.message = Some(long);
+    }
+    assert!(case.plan(101).status.attempts[0].message.len() <= MAX_MESSAGE);
+}
+
+#[test]
+fn labels_that_would_join_a_service_are_refused() {
+    let case = run().edit(|run| {
+        run.spec.pod_template.labels.insert("anneal.dev/model-deployment".into(), "cats".into());
+    });
+    let problem = validate(&case.seen.run).expect_err("refused");
+    assert!(problem.to_string().contains("anneal.dev/model-deployment"), "{problem}");
 }
 
 /// What may happen to a run between two looks at it.
