@@ -1,5 +1,5 @@
-//! What a user may say about the pods that are made for a resource: an allow-list, so that a run can never reach
-//! further than a pod of its author could.
+//! What a user may say about the pods that are made for a resource: an allow-list, without host paths, privileges or
+//! ports.
 
 use std::collections::BTreeMap;
 
