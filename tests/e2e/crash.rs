@@ -20,7 +20,10 @@ async fn a_run_outlives_the_operator_and_no_second_job_is_made() -> Outcome {
         let jobs = ns.record::<Job>(GENERATED).await?;
         ns.apply(&manifest::claim("models")).await?;
         let mut run = ns.watch::<TrainingRun>("cats");
-        ns.apply(&manifest::training_run("cats", manifest::well_trained(1))).await?;
+        let mut spec = manifest::well_trained(1);
+        // Longer than the operator is away.
+        spec["hyperparameters"]["epochs"] = 12.into();
+        ns.apply(&manifest::training_run("cats", spec)).await?;
 
         // Between the Job and the status that tells of it, or right after.
         ns.until_all::<Job>(GENERATED, "the Job is there", PATIENCE, |jobs| !jobs.is_empty()).await?;
@@ -35,7 +38,7 @@ async fn a_run_outlives_the_operator_and_no_second_job_is_made() -> Outcome {
         }
 
         let result = until_succeeded(&mut run).await?;
-        ensure!(result.epochs == 3, "{result:?}");
+        ensure!(result.epochs == 12, "{result:?}");
         let done: TrainingRun = ns.get("cats").await?;
         let attempts = done.status.map(|status| status.attempts).unwrap_or_default();
         ensure!(attempts.len() == 1 && attempts[0].class.is_none(), "{attempts:?}");
