@@ -57,6 +57,12 @@ pub enum AskError {
     /// The address is not one.
     #[error("{0:?} is not an address of a server; write http://HOST:PORT/PATH")]
     Address(String),
+    /// Nobody listens at the address.
+    #[error("{url} refused the connection")]
+    Refused {
+        /// The address.
+        url: String,
+    },
     /// The server cannot be reached, or it hung up.
     #[error("{url} gave no answer: {why}")]
     NoAnswer {
@@ -145,7 +151,9 @@ impl Client {
         let request = request.map_err(|error| no_answer(error.to_string()))?;
         let begun = Instant::now();
         let exchange = async {
-            let response = self.pool.request(request).await.map_err(|error| no_answer(with_causes(&error)))?;
+            let response = self.pool.request(request).await.map_err(|error| {
+                if refused(&error) { AskError::Refused { url: url.to_owned() } } else { no_answer(with_causes(&error)) }
+            })?;
             let (head, body) = response.into_parts();
             let body = Limited::new(body, MAX_ANSWER).collect().await.map_err(|error| no_answer(error.to_string()))?;
             let revision = head.headers.get(REVISION_HEADER).and_then(|value| value.to_str().ok()).map(str::to_owned);
@@ -173,6 +181,13 @@ fn form(image: &[u8]) -> Bytes {
     [head.as_bytes(), image, format!("\r\n--{BOUNDARY}--\r\n").as_bytes()].concat().into()
 }
 
+/// Whether the connection was refused, which says that the request was not sent.
+fn refused(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error| error.source())
+        .filter_map(|error| error.downcast_ref::<std::io::Error>())
+        .any(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
+}
+
 /// The error and what caused it: the client's own words say only that sending failed.
 fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -194,6 +209,21 @@ mod tests {
         for wrong in ["cats.demo.svc/predict", "https://cats.demo.svc", "http://", ""] {
             assert_eq!(uri(wrong), Err(AskError::Address(wrong.to_owned())));
         }
+    }
+
+    #[tokio::test]
+    async fn a_refused_connection_is_told_from_an_answer_that_broke_off() {
+        let refused = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}/", refused.local_addr().expect("its address"));
+        drop(refused);
+        let client = Client::new(Duration::from_secs(5));
+        assert_eq!(client.get(&url).await.err(), Some(AskError::Refused { url }));
+
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}/", listener.local_addr().expect("its address"));
+        let hangs_up = tokio::spawn(async move { drop(listener.accept().await) });
+        assert!(matches!(client.get(&url).await, Err(AskError::NoAnswer { .. })));
+        hangs_up.await.expect("it hung up");
     }
 
     #[test]

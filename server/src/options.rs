@@ -101,7 +101,7 @@ pub struct PredictOptions {
     /// Address of the server, such as <http://cats-vs-dogs.demo.svc/predict>; without a path, /predict is meant.
     #[arg(long, value_parser = predict_url)]
     pub url: String,
-    /// Time that an answer may take.
+    /// Time that an answer may take; a refused connection is tried again that long.
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
     pub timeout: Duration,
     /// Image files; `-` is the standard input.
