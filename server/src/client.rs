@@ -58,7 +58,7 @@ pub enum AskError {
     #[error("{0:?} is not an address of a server; write http://HOST:PORT/PATH")]
     Address(String),
     /// Nobody listens at the address.
-    #[error("{url} refused the connection")]
+    #[error("{url} gave no answer: the connection was refused, nobody listens there")]
     Refused {
         /// The address.
         url: String,
