@@ -175,22 +175,10 @@ async fn by_proxy(context: &Context, target: &Target) -> Result<String, String> 
 
 #[cfg(test)]
 mod tests {
-    use jiff::Timestamp;
-
     use super::*;
 
     fn progress(step: i64) -> Progress {
-        Progress {
-            epoch: 0,
-            epochs: 2,
-            step,
-            steps: 100,
-            loss: None,
-            best: None,
-            images_per_second: None,
-            estimated_completion_time: None,
-            last_update_time: Timestamp::UNIX_EPOCH,
-        }
+        Progress { epochs: 2, step, steps: 100, ..Progress::default() }
     }
 
     fn target(pod: &str) -> Target {

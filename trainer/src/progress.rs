@@ -35,17 +35,7 @@ pub struct Tracker {
 
 /// A run that has not begun.
 pub fn not_begun(epochs: i32) -> Shared {
-    Arc::new(Mutex::new(Progress {
-        epoch: 0,
-        epochs,
-        step: 0,
-        steps: 0,
-        loss: None,
-        best: None,
-        images_per_second: None,
-        estimated_completion_time: None,
-        last_update_time: Timestamp::now(),
-    }))
+    Arc::new(Mutex::new(Progress { epochs, last_update_time: Timestamp::now(), ..Progress::default() }))
 }
 
 /// A copy of what is shared.

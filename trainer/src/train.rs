@@ -253,5 +253,9 @@ fn conclude(mut training: Training<'_>, checkpoints: &Checkpoints) -> Result<Run
         dataset: dataset.identity.clone(),
         seed: config.hyperparameters.seed,
         epochs: config.hyperparameters.epochs.max(i32::try_from(training.epoch).unwrap_or(i32::MAX)),
+        config_sha256: None,
+        resumed_from_step: None,
+        exact: None,
+        steps_lost: None,
     })
 }

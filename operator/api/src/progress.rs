@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 pub const MAX_BYTES: usize = 16 * 1024;
 
 /// How far a run is.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Progress {
     /// Epochs that are done.
@@ -19,6 +19,15 @@ pub struct Progress {
     pub step: i64,
     /// Optimiser steps that the run will do, over all epochs.
     pub steps: i64,
+    /// Optimiser step of the newest checkpoint: what a kill at this moment would not lose.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checkpoint_step: Option<i64>,
+    /// Optimiser step that this attempt went on from; absent where it began at the beginning.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resumed_from_step: Option<i64>,
+    /// Optimiser steps that were done more than once, over all attempts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub steps_lost: Option<i64>,
     /// Mean training loss of the newest epoch, or of its steps so far.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub loss: Option<f64>,
@@ -55,20 +64,7 @@ mod tests {
 
     #[test]
     fn percent_is_bounded_whatever_the_pod_says() {
-        let at = |step, steps| {
-            Progress {
-                epoch: 0,
-                epochs: 1,
-                step,
-                steps,
-                loss: None,
-                best: None,
-                images_per_second: None,
-                estimated_completion_time: None,
-                last_update_time: Timestamp::UNIX_EPOCH,
-            }
-            .percent()
-        };
+        let at = |step, steps| Progress { epochs: 1, step, steps, ..Progress::default() }.percent();
         assert_eq!(at(1, 3), 33);
         assert_eq!(at(0, 0), 0);
         assert_eq!(at(-5, 10), 0);

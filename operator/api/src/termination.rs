@@ -47,6 +47,19 @@ pub struct RunResult {
     pub seed: i64,
     /// Epochs that were trained, those of earlier attempts included.
     pub epochs: i32,
+    /// SHA-256 of the configuration file that it was trained with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub config_sha256: Option<Sha256>,
+    /// Optimiser step that the last attempt went on from; absent where one attempt did it all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resumed_from_step: Option<i64>,
+    /// Whether the weights are bit for bit those of a run that was never interrupted; false where an attempt went on
+    /// with another processor, count of threads or libtorch than the one before it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exact: Option<bool>,
+    /// Optimiser steps that were done more than once, over all attempts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub steps_lost: Option<i64>,
 }
 
 /// Classification metrics, macro-averaged over classes, each between 0 and 1.
@@ -84,7 +97,7 @@ pub struct NotOurs(#[from] serde_json::Error);
 impl TerminationMessage {
     /// A failure with its message cut so that the whole stays within [`MAX_BYTES`].
     pub fn failure(class: FailureClass, message: impl Into<String>) -> Self {
-        Self::Failure(Failure { class, message: cut(&message.into(), 2048) })
+        Self::Failure(Failure::new(class, cut(&message.into(), 2048)))
     }
 
     /// The message as JSON of at most [`MAX_BYTES`] bytes.
@@ -98,9 +111,7 @@ impl TerminationMessage {
         }
         let failure = match self {
             // Escapes can triple a message: cut it until it fits.
-            Self::Failure(failure) => {
-                Self::Failure(Failure { class: failure.class, message: cut(&failure.message, 400) })
-            }
+            Self::Failure(failure) => Self::Failure(Failure { message: cut(&failure.message, 400), ..failure.clone() }),
             Self::Smoke(report) => Self::Smoke(report.shortened()),
             Self::Result(result) => Self::Result(RunResult { classes: Vec::new(), ..result.clone() }),
         };

@@ -36,10 +36,10 @@ pub fn ending(attempt: &AttemptJob) -> Option<Ending> {
             // The next attempt finds the last checkpoint and publishes again, which costs a minute; a run without its
             // result could never be deployed.
             (None, _) => Ending::Failed {
-                failure: Failure {
-                    class: FailureClass::NodeLost,
-                    message: "the Job is complete, but its pod is gone, and with it the result".to_owned(),
-                },
+                failure: Failure::new(
+                    FailureClass::NodeLost,
+                    "the Job is complete, but its pod is gone, and with it the result",
+                ),
                 exit_code: None,
             },
         });
@@ -47,10 +47,10 @@ pub fn ending(attempt: &AttemptJob) -> Option<Ending> {
     let failed = is("Failed")?;
     let exit_code = terminated.map(|state| state.exit_code);
     let failure = if failed.reason.as_deref() == Some("DeadlineExceeded") {
-        Failure {
-            class: FailureClass::Deadline,
-            message: "the attempt took longer than spec.activeDeadlineSeconds; raise it, or train less".to_owned(),
-        }
+        Failure::new(
+            FailureClass::ActiveDeadline,
+            "the attempt took longer than spec.activeDeadlineSeconds; raise it, or train less",
+        )
     } else {
         failure(attempt.pod.as_ref(), terminated)
     };
@@ -59,25 +59,27 @@ pub fn ending(attempt: &AttemptJob) -> Option<Ending> {
 
 fn failure(pod: Option<&Pod>, terminated: Option<&ContainerStateTerminated>) -> Failure {
     let reason = pod.and_then(|pod| pod.status.as_ref()).and_then(|status| status.reason.as_deref());
-    if reason == Some("Evicted") || reason == Some("Preempting") {
+    let put_out = match reason {
+        Some("Evicted") => Some((FailureClass::Evicted, "evicted")),
+        Some("Preempting") => Some((FailureClass::Preempted, "preempted")),
+        _ => None,
+    };
+    if let Some((class, how)) = put_out {
         let why = pod.and_then(|pod| pod.status.as_ref()).and_then(|status| status.message.clone());
-        return Failure {
-            class: FailureClass::Evicted,
-            message: format!("the pod was evicted: {}", why.unwrap_or_else(|| "the kubelet gave no reason".to_owned())),
-        };
+        let why = why.unwrap_or_else(|| "the kubelet gave no reason".to_owned());
+        return Failure::new(class, format!("the pod was {how}: {why}"));
     }
     match terminated {
-        Some(state) if state.reason.as_deref() == Some("OOMKilled") => Failure {
-            class: FailureClass::OOMKilled,
-            message: "the container was killed at its memory limit; raise podTemplate.resources.limits.memory, \
-                      or lower batchSize or inputSize"
-                .to_owned(),
-        },
+        Some(state) if state.reason.as_deref() == Some("OOMKilled") => Failure::new(
+            FailureClass::OOMKilled,
+            "the container was killed at its memory limit; raise podTemplate.resources.limits.memory, \
+                      or lower batchSize or inputSize",
+        ),
         Some(state) => match message(state) {
             Some(TerminationMessage::Failure(failure)) => failure,
-            _ => Failure {
-                class: FailureClass::from_exit_code(state.exit_code),
-                message: format!(
+            _ => Failure::new(
+                FailureClass::from_exit_code(state.exit_code),
+                format!(
                     "the container ended with exit code {}{}; see `kubectl logs {}`",
                     state.exit_code,
                     state
@@ -88,12 +90,12 @@ fn failure(pod: Option<&Pod>, terminated: Option<&ContainerStateTerminated>) -> 
                         .unwrap_or_default(),
                     pod.and_then(|pod| pod.metadata.name.as_deref()).unwrap_or("POD")
                 ),
-            },
+            ),
         },
-        None => Failure {
-            class: FailureClass::NodeLost,
-            message: "the pod is gone without a word: it was deleted, or its node went away".to_owned(),
-        },
+        None => Failure::new(
+            FailureClass::NodeLost,
+            "the pod is gone without a word: it was deleted, or its node went away",
+        ),
     }
 }
 

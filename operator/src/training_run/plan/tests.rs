@@ -70,6 +70,10 @@ fn result() -> RunResult {
         dataset: DatasetResult { digest: "sha256:0".into(), images: 600, skipped: 0 },
         seed: 0,
         epochs: 10,
+        config_sha256: None,
+        resumed_from_step: None,
+        exact: None,
+        steps_lost: None,
     }
 }
 
@@ -287,7 +291,7 @@ fn a_kill_at_the_memory_limit_has_its_own_class() {
 #[test]
 fn a_passed_deadline_is_not_retried() {
     let plan = run().job(1).job_is("Failed", Some("DeadlineExceeded"), 100).plan(101);
-    assert_eq!((plan.status.phase, reason(&plan).as_str()), (Some(RunPhase::Failed), "Deadline"));
+    assert_eq!((plan.status.phase, reason(&plan).as_str()), (Some(RunPhase::Failed), "ActiveDeadline"));
 }
 
 #[test]
