@@ -1,10 +1,10 @@
 //! From what should be so to the writes that make it so, and their execution. Where nothing differs, nothing is written.
 
 use k8s_openapi::api::{
-    apps::v1::Deployment,
+    apps::v1::{ControllerRevision, Deployment},
     autoscaling::v2::HorizontalPodAutoscaler,
     batch::v1::Job,
-    core::v1::{ConfigMap, Service},
+    core::v1::{ConfigMap, PodTemplateSpec, Service},
     policy::v1::PodDisruptionBudget,
 };
 use kube::{ResourceExt, api::ObjectMeta};
@@ -14,7 +14,8 @@ use super::{
     desired::Desired,
     objects::{self, annotation, revision_name},
     observe::Observed,
-    revision::RevisionName,
+    record,
+    revision::{Revision, RevisionName},
     smoke::{self, test_name},
     validate::ValidDeployment,
 };
@@ -26,6 +27,8 @@ use crate::{
 /// One write.
 #[derive(Clone, Debug)]
 pub enum Write {
+    /// Writes a revision down.
+    Record(Box<ControllerRevision>),
     /// Creates a revision's Deployment.
     CreateDeployment(Box<Deployment>),
     /// Notes on a revision's Deployment which gate it is put to.
@@ -61,6 +64,13 @@ pub enum Write {
     DropBudget(Box<PodDisruptionBudget>),
     /// Deletes the autoscaler.
     DropAutoscaler(Box<HorizontalPodAutoscaler>),
+    /// Deletes what was written down of a revision.
+    DropRecord {
+        /// The revision.
+        revision: RevisionName,
+        /// UID of the object.
+        uid: String,
+    },
     /// Deletes a revision's Deployment.
     DropDeployment {
         /// The revision.
@@ -117,9 +127,20 @@ pub fn writes(seen: &Observed, spec: &ValidDeployment, desired: &Desired, settin
     let owner = seen.owner.as_ref();
     let mut writes = Vec::new();
     let preview = objects::preview(owner, spec, desired.preview.as_ref());
+    // What is written down comes first: the Deployment is made from it.
+    writes.extend(desired.record.iter().filter_map(|(revision, number)| {
+        let record = record::object(owner, revision, *number, template(seen, spec, revision, settings));
+        Some(Write::Record(Box::new(record.ok()?)))
+    }));
     writes.extend(desired.create.iter().map(|(revision, replicas)| {
-        let deployment = objects::deployment(owner, revision, *replicas, &spec.gate.hash, settings);
-        Write::CreateDeployment(Box::new(deployment))
+        let template = template(seen, spec, revision, settings);
+        Write::CreateDeployment(Box::new(objects::deployment(
+            owner,
+            &revision.name,
+            *replicas,
+            &spec.gate.hash,
+            template,
+        )))
     }));
     let gate = || spec.gate.hash.clone();
     writes.extend(desired.gate.iter().map(|name| Write::NoteGate { revision: name.clone(), gate: gate() }));
@@ -147,6 +168,13 @@ pub fn writes(seen: &Observed, spec: &ValidDeployment, desired: &Desired, settin
     writes
 }
 
+/// The pods of a revision: as they were written down, or else as they run, or else as they are rendered today.
+fn template(seen: &Observed, spec: &ValidDeployment, revision: &Revision, settings: &Settings) -> PodTemplateSpec {
+    let written = seen.records.get(&revision.name).map(|record| &record.template);
+    let running = || seen.revisions.get(&revision.name).map(|revision| &revision.template);
+    written.or_else(running).cloned().unwrap_or_else(|| objects::server_pod(&spec.name, revision, settings))
+}
+
 fn autoscaler(seen: &Observed, desired: &Desired) -> Option<Write> {
     let existing = seen.autoscaler.as_ref();
     let Some(wanted) = &desired.autoscaler else {
@@ -169,7 +197,12 @@ fn removals(seen: &Observed, spec: &ValidDeployment, desired: &Desired) -> Vec<W
         let uid = seen.revisions.get(revision)?.uid.clone();
         Some(Write::DropDeployment { revision: revision.clone(), uid })
     });
-    tests.chain(budgets.map(|budget| Write::DropBudget(Box::new(budget.clone())))).chain(deployments).collect()
+    let records = desired.drop_revisions.iter().filter_map(|revision| {
+        let uid = seen.records.get(revision)?.uid.clone();
+        Some(Write::DropRecord { revision: revision.clone(), uid })
+    });
+    let budgets = budgets.map(|budget| Write::DropBudget(Box::new(budget.clone())));
+    tests.chain(budgets).chain(deployments).chain(records).collect()
 }
 
 /// Makes the writes, one after the other. The first one that fails ends it: the next reconcile starts from what is.
@@ -181,6 +214,9 @@ pub async fn carry_out(context: &Context, spec: &ValidDeployment, writes: Vec<Wr
     let of_revision = |revision: &RevisionName| revision_name(&spec.name, revision);
     for write in writes {
         match write {
+            Write::Record(record) => {
+                cluster::create(client, namespace, record.as_ref()).await?;
+            }
             Write::CreateDeployment(deployment) => {
                 cluster::create(client, namespace, deployment.as_ref()).await?;
             }
@@ -208,6 +244,12 @@ pub async fn carry_out(context: &Context, spec: &ValidDeployment, writes: Vec<Wr
             }
             Write::DropBudget(budget) => cluster::delete(client, namespace, budget.as_ref()).await?,
             Write::DropAutoscaler(autoscaler) => cluster::delete(client, namespace, autoscaler.as_ref()).await?,
+            Write::DropRecord { revision, uid } => {
+                let metadata =
+                    ObjectMeta { name: Some(of_revision(&revision)), uid: Some(uid), ..ObjectMeta::default() };
+                let record = ControllerRevision { metadata, ..ControllerRevision::default() };
+                cluster::delete(client, namespace, &record).await?;
+            }
             Write::DropDeployment { revision, uid } => {
                 let metadata =
                     ObjectMeta { name: Some(of_revision(&revision)), uid: Some(uid), ..ObjectMeta::default() };

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use super::{
     gate::{self, Evidence, Gated, rollout_key},
     objects::Destination,
-    observe::{Observed, RevisionSeen, TestSeen},
+    observe::{Observed, TestSeen},
     plan::{Step, held, needed, started},
     revision::{Revision, RevisionName},
     smoke::SmokeTest,
@@ -18,6 +18,8 @@ use super::{
 /// What should be so in the cluster.
 #[derive(Debug)]
 pub struct Desired {
+    /// A revision that is to be written down, and its number.
+    pub record: Option<(Revision, i64)>,
     /// A revision whose Deployment should exist, and the pods that it starts with.
     pub create: Option<(Revision, i32)>,
     /// The candidate, where its Deployment does not say yet which gate it is put to.
@@ -66,6 +68,7 @@ pub fn desired(
     let used = used(seen, next, candidate, held.as_ref());
     let drop_revisions = outdated(seen, spec, wanted, &used);
     Desired {
+        record: record(seen, wanted, step),
         create: create(seen, spec, wanted, step),
         gate: candidate
             .filter(|candidate| {
@@ -109,6 +112,14 @@ fn used(
         .chain(held.cloned())
         .chain(seen.live())
         .collect()
+}
+
+/// Before its Deployment is made, and again where somebody deleted what was written down.
+fn record(seen: &Observed, wanted: Option<&Revision>, step: &Step) -> Option<(Revision, i64)> {
+    let revision = wanted.filter(|wanted| !seen.records.contains_key(&wanted.name))?;
+    let is_needed = seen.revisions.contains_key(&revision.name) || matches!(step, Step::Load(_) | Step::Settle);
+    let newest = seen.records.values().map(|record| record.number).max().unwrap_or_default();
+    is_needed.then(|| (revision.clone(), newest + 1))
 }
 
 fn create(seen: &Observed, spec: &ValidDeployment, wanted: Option<&Revision>, step: &Step) -> Option<(Revision, i32)> {
@@ -208,23 +219,17 @@ fn outdated(
     used: &BTreeSet<RevisionName>,
 ) -> Vec<RevisionName> {
     // One that has served is worth more than one that was cancelled: somebody may want it back.
-    let worth = |name: &RevisionName, revision: &RevisionSeen| {
+    let worth = |name: &RevisionName| {
         let entry = gate::entry(&seen.status, name);
         let promoted = entry.and_then(|entry| entry.promoted_time.as_ref()).map(|time| time.0);
-        (promoted, entry.map_or(revision.created, |entry| entry.start_time.0))
+        let number = seen.records.get(name).map(|record| record.number);
+        (promoted, entry.map(|entry| entry.start_time.0), number)
     };
-    let mut former: Vec<_> = seen
-        .revisions
-        .iter()
-        // The wanted one stays although it was rejected: its Deployment remembers by which gate.
-        .filter(|(name, _)| !used.contains(name) && wanted.is_none_or(|wanted| wanted.name != **name))
-        .map(|(name, revision)| (worth(name, revision), name, revision.replicas))
-        .collect();
-    former.sort_by_key(|(worth, ..)| Reverse(*worth));
-    former
-        .into_iter()
-        .skip(spec.history)
-        .filter(|(_, _, replicas)| *replicas == 0)
-        .map(|(_, name, _)| name.clone())
-        .collect()
+    let all: BTreeSet<&RevisionName> = seen.revisions.keys().chain(seen.records.keys()).collect();
+    // The wanted one stays although it was rejected: its Deployment remembers by which gate.
+    let is_former = |name: &&RevisionName| !used.contains(*name) && wanted.is_none_or(|wanted| wanted.name != **name);
+    let mut former: Vec<_> = all.into_iter().filter(is_former).map(|name| (worth(name), name)).collect();
+    former.sort_by_key(|(worth, _)| Reverse(*worth));
+    let has_pods = |name: &RevisionName| seen.revisions.get(name).is_some_and(|revision| revision.replicas != 0);
+    former.into_iter().skip(spec.history).filter(|(_, name)| !has_pods(name)).map(|(_, name)| name.clone()).collect()
 }

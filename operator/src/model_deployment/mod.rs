@@ -7,6 +7,7 @@ pub mod objects;
 mod observe;
 mod plan;
 mod pods;
+pub mod record;
 pub mod revision;
 pub mod smoke;
 mod status;

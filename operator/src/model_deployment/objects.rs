@@ -35,10 +35,6 @@ use crate::{
 
 /// Annotations of generated objects.
 pub mod annotation {
-    /// On a Deployment: the checkpoint, as JSON.
-    pub const MODEL: &str = "anneal.dev/model";
-    /// On a Deployment: version of what the revision's name is made from.
-    pub const INPUTS_VERSION: &str = "anneal.dev/revision-inputs-version";
     /// On a Deployment: hash of the gate that the revision was last put to.
     pub const GATE: &str = "anneal.dev/gate";
     /// On a smoke test's Job: the rollout and the gate that it belongs to.
@@ -72,35 +68,31 @@ pub fn selector(deployment: &str, revision: &str) -> BTreeMap<String, String> {
         .collect()
 }
 
-fn labels(component: &str, deployment: &str, revision: Option<&RevisionName>) -> BTreeMap<String, String> {
+/// Labels of an object that belongs to a deployment, and to a revision where one is given.
+pub fn revision_labels(component: &str, deployment: &str, revision: Option<&RevisionName>) -> BTreeMap<String, String> {
     let mut labels = children::labels(component, label::DEPLOYMENT, deployment);
     labels.extend(revision.map(|revision| (label::REVISION.to_owned(), revision.to_string())));
     labels
 }
 
-/// The Deployment of a revision. It is created once and never rendered again: another version of the operator may
-/// render other pods, and must not restart those that serve.
+/// The Deployment of a revision, with the pods that are written down for it. It is never rendered again: another version
+/// of the operator may render other pods, and must not restart those that serve.
 pub fn deployment(
     owner: &ModelDeployment,
-    revision: &Revision,
+    revision: &RevisionName,
     replicas: i32,
     gate: &str,
-    settings: &Settings,
+    template: PodTemplateSpec,
 ) -> Deployment {
     let name = owner.name_any();
     let mut metadata =
-        children::metadata(owner, revision_name(&name, &revision.name), labels("server", &name, Some(&revision.name)));
-    let mut notes = BTreeMap::from([
-        (annotation::INPUTS_VERSION.to_owned(), super::revision::INPUTS_VERSION.to_string()),
-        (annotation::GATE.to_owned(), gate.to_owned()),
-    ]);
-    notes.extend(serde_json::to_string(&revision.model).ok().map(|model| (annotation::MODEL.to_owned(), model)));
-    metadata.annotations = Some(notes);
+        children::metadata(owner, revision_name(&name, revision), revision_labels("server", &name, Some(revision)));
+    metadata.annotations = Some(BTreeMap::from([(annotation::GATE.to_owned(), gate.to_owned())]));
     Deployment {
         metadata,
         spec: Some(DeploymentSpec {
             replicas: Some(replicas),
-            selector: chosen_by(selector(&name, revision.name.as_str())),
+            selector: chosen_by(selector(&name, revision.as_str())),
             strategy: Some(DeploymentStrategy {
                 type_: Some("RollingUpdate".to_owned()),
                 rolling_update: Some(RollingUpdateDeployment {
@@ -109,7 +101,7 @@ pub fn deployment(
                 }),
             }),
             revision_history_limit: Some(0),
-            template: server_pod(&name, revision, settings),
+            template,
             ..DeploymentSpec::default()
         }),
         status: None,
@@ -120,8 +112,9 @@ fn chosen_by(labels: BTreeMap<String, String>) -> LabelSelector {
     LabelSelector { match_labels: Some(labels), match_expressions: None }
 }
 
-fn server_pod(deployment: &str, revision: &Revision, settings: &Settings) -> PodTemplateSpec {
-    let model = &revision.model;
+/// The pods of a revision, as this version of the operator renders them.
+pub fn server_pod(deployment: &str, revision: &Revision, settings: &Settings) -> PodTemplateSpec {
+    let model = &revision.inputs.model;
     let mut pod = children::pod(
         PodPlan {
             container: "server",
@@ -135,7 +128,7 @@ fn server_pod(deployment: &str, revision: &Revision, settings: &Settings) -> Pod
                 children::env(env::REVISION, revision.name.as_str()),
             ],
             resources: SERVER_RESOURCES,
-            labels: labels("server", deployment, Some(&revision.name)),
+            labels: revision_labels("server", deployment, Some(&revision.name)),
             volumes: vec![(
                 Volume {
                     name: "models".to_owned(),
@@ -153,7 +146,7 @@ fn server_pod(deployment: &str, revision: &Revision, settings: &Settings) -> Pod
                 },
             )],
         },
-        &revision.pods,
+        &revision.inputs.pod_template,
     );
     if let Some(spec) = pod.spec.as_mut() {
         // A server goes on for some seconds after it was told to stop, and then ends the requests under way.
@@ -238,7 +231,7 @@ fn plain_service(
     selector: BTreeMap<String, String>,
 ) -> Service {
     Service {
-        metadata: children::metadata(owner, name, labels(component, &owner.name_any(), None)),
+        metadata: children::metadata(owner, name, revision_labels(component, &owner.name_any(), None)),
         spec: Some(ServiceSpec {
             type_: Some("ClusterIP".to_owned()),
             ports: Some(vec![port(80)]),
@@ -262,7 +255,7 @@ fn port(port: i32) -> ServicePort {
 /// The disruption budget of a revision: a drain takes one pod at a time.
 pub fn budget(owner: &ModelDeployment, revision: &RevisionName) -> PodDisruptionBudget {
     let name = owner.name_any();
-    let labels = labels("server", &name, Some(revision));
+    let labels = revision_labels("server", &name, Some(revision));
     PodDisruptionBudget {
         metadata: children::metadata(owner, revision_name(&name, revision), labels),
         spec: Some(PodDisruptionBudgetSpec {
@@ -297,7 +290,7 @@ pub fn autoscaler(
         ..MetricSpec::default()
     };
     HorizontalPodAutoscaler {
-        metadata: children::metadata(owner, name.clone(), labels("autoscaler", &name, None)),
+        metadata: children::metadata(owner, name.clone(), revision_labels("autoscaler", &name, None)),
         spec: Some(HorizontalPodAutoscalerSpec {
             scale_target_ref: CrossVersionObjectReference {
                 api_version: Some("apps/v1".to_owned()),

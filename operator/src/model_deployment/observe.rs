@@ -12,10 +12,10 @@ use anneal_api::{
 };
 use jiff::Timestamp;
 use k8s_openapi::api::{
-    apps::v1::Deployment,
+    apps::v1::{ControllerRevision, Deployment},
     autoscaling::v2::HorizontalPodAutoscaler,
     batch::v1::Job,
-    core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Service},
+    core::v1::{ConfigMap, PersistentVolumeClaim, Pod, PodTemplateSpec, Service},
     discovery::v1::EndpointSlice,
     policy::v1::PodDisruptionBudget,
 };
@@ -24,7 +24,8 @@ use kube::ResourceExt;
 use super::{
     objects::{annotation, preview_name},
     pods::{self, PodSeen, Trouble},
-    revision::{ModelFile, Remembered, RevisionName, entry_of_run},
+    record::{self, Records},
+    revision::RevisionName,
 };
 use crate::{
     children::is_controlled_by,
@@ -45,6 +46,8 @@ pub struct Observed {
     pub missing_claim: Option<String>,
     /// Images of smoke cases that do not exist, as `CONFIGMAP/KEY`.
     pub missing_images: Vec<String>,
+    /// The revisions that are written down.
+    pub records: Records,
     /// The revisions that have a Deployment.
     pub revisions: BTreeMap<RevisionName, RevisionSeen>,
     /// The smoke tests.
@@ -70,11 +73,11 @@ pub struct RevisionSeen {
     pub replicas: i32,
     /// Hash of the gate that the revision was last put to.
     pub gate: Option<String>,
-    /// Its checkpoint.
-    pub model: Option<ModelFile>,
+    /// Its pods, as the Deployment makes them.
+    pub template: PodTemplateSpec,
     /// When the Deployment was created.
     pub created: Timestamp,
-    /// Its pods.
+    /// Its pods, as they are.
     pub pods: Vec<PodSeen>,
     /// Why the API server refuses its pods.
     pub refused: Option<String>,
@@ -106,13 +109,6 @@ impl Observed {
         let own = selector.get(label::DEPLOYMENT) == Some(&self.owner.name_any());
         selector.get(label::REVISION).filter(|_| own).and_then(|name| RevisionName::parse(name))
     }
-
-    /// What is known of the checkpoint of a run that is gone.
-    pub fn remembered(&self, run: &str) -> Option<Remembered> {
-        let entry = entry_of_run(&self.status, run)?;
-        let model = self.revisions.get(&RevisionName::parse(&entry.revision)?)?.model.clone()?;
-        Some(Remembered { model, metrics: entry.metrics })
-    }
 }
 
 /// Looks at everything that belongs to a deployment. The deployment itself is read again, since the watch may lag
@@ -130,11 +126,12 @@ pub async fn observe(context: &Context, known: &ModelDeployment) -> Result<Optio
     let uid = owner.uid().unwrap_or_default();
     let labels = format!("{}={name}", label::DEPLOYMENT);
     let preview = preview_name(&name);
-    let (service, preview, autoscaler, budgets, deployments, jobs, run) = tokio::try_join!(
+    let (service, preview, autoscaler, budgets, records, deployments, jobs, run) = tokio::try_join!(
         own::<Service>(context, &namespace, &name, &uid),
         own::<Service>(context, &namespace, &preview, &uid),
         own::<HorizontalPodAutoscaler>(context, &namespace, &name, &uid),
         cluster::list::<PodDisruptionBudget>(client, &namespace, &labels),
+        cluster::list::<ControllerRevision>(client, &namespace, &labels),
         cluster::list::<Deployment>(client, &namespace, &labels),
         cluster::list::<Job>(client, &namespace, &labels),
         run(context, &owner),
@@ -142,11 +139,14 @@ pub async fn observe(context: &Context, known: &ModelDeployment) -> Result<Optio
     // After the Jobs: the pod of a Job that is over has its last words by then.
     let pods = cluster::list::<Pod>(client, &namespace, &labels).await?;
     let endpoints = endpoints(context, &owner).await?;
-    let (missing_claim, missing_images) = missing(context, &owner, run.as_ref()).await?;
+    let own = |record: &&ControllerRevision| is_controlled_by(*record, &uid);
+    let records: Records = records.iter().filter(own).filter_map(record::read).collect();
+    let (missing_claim, missing_images) = missing(context, &owner, run.as_ref(), &records).await?;
     Ok(Some(Observed {
         run,
         missing_claim,
         missing_images,
+        records,
         revisions: deployments
             .iter()
             .filter(|deployment| is_controlled_by(*deployment, &uid))
@@ -200,6 +200,7 @@ async fn missing(
     context: &Context,
     owner: &ModelDeployment,
     run: Option<&TrainingRun>,
+    records: &Records,
 ) -> Result<(Option<String>, Vec<String>), ClusterError> {
     use DeploymentPhase::{Degraded, Failed, Soaking, Stable};
     let at_rest = owner.status.as_ref().is_some_and(|status| {
@@ -210,7 +211,10 @@ async fn missing(
         return Ok((None, Vec::new()));
     }
     let (client, namespace) = (&context.client, owner.namespace().unwrap_or_default());
-    let claim = owner.spec.model.claim_name.clone().or_else(|| Some(run?.spec.output.claim_name.clone()));
+    let pinned = owner.spec.pinned_revision.as_deref().and_then(RevisionName::parse);
+    let pinned = pinned.and_then(|pinned| Some(records.get(&pinned)?.inputs.model.claim_name.clone()));
+    let named = || owner.spec.model.claim_name.clone().or_else(|| Some(run?.spec.output.claim_name.clone()));
+    let claim = pinned.or_else(named);
     let missing_claim = match claim {
         Some(name) => {
             let found: Option<PersistentVolumeClaim> = cluster::get(client, &namespace, &name).await?;
@@ -256,7 +260,7 @@ fn revision(deployment: &Deployment, pods: &[Pod]) -> Option<(RevisionName, Revi
         uid: deployment.uid().unwrap_or_default(),
         replicas: deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1),
         gate: note(annotation::GATE).cloned(),
-        model: note(annotation::MODEL).and_then(|model| serde_json::from_str(model).ok()),
+        template: deployment.spec.as_ref().map(|spec| spec.template.clone()).unwrap_or_default(),
         created: deployment.creation_timestamp().map_or(Timestamp::UNIX_EPOCH, |time| time.0),
         pods: pods.iter().filter(own).filter_map(pods::seen).collect(),
         refused: failing.map(|condition| condition.message.clone().unwrap_or_default()),

@@ -7,9 +7,9 @@ use super::{
     desired::{Desired, desired},
     gate::{self, Candidate, Evidence, Gated, Lack, rollout_key},
     observe::{Observed, RevisionSeen},
-    revision::{Revision, RevisionName, Waiting, wanted},
+    revision::{Past, Revision, RevisionName, Waiting, wanted},
     status,
-    validate::{Model, SpecError, ValidDeployment},
+    validate::{SpecError, ValidDeployment},
 };
 use crate::{context::Transition, controller::Wake};
 
@@ -106,11 +106,9 @@ impl Step {
 pub fn plan(seen: &Observed, spec: &ValidDeployment, now: Timestamp) -> Plan {
     // The API server keeps whole seconds; what is compared with it must not have more.
     let now = Timestamp::from_second(now.as_second()).unwrap_or(now);
-    let remembered = match &spec.model {
-        Model::Run(run) => seen.remembered(run),
-        Model::File(_) => None,
-    };
-    let wanted = wanted(spec, seen.run.as_ref(), remembered.as_ref());
+    let live = seen.live();
+    let past = Past { records: &seen.records, live: live.as_ref(), restart: None };
+    let wanted = wanted(spec, seen.run.as_ref(), past);
     let step = decide(seen, spec, &wanted, now);
     let wanted = wanted.ok();
     let status = status::next(seen, spec, wanted.as_ref(), &step, now);
@@ -200,7 +198,9 @@ pub fn needed(seen: &Observed, spec: &ValidDeployment) -> i32 {
 fn roll_out(seen: &Observed, spec: &ValidDeployment, revision: &Revision, now: Timestamp) -> Step {
     let entry = gate::entry(&seen.status, &revision.name);
     let rejection = entry.and_then(|entry| entry.rejection.as_ref());
-    if let Some(refusal) = too_inaccurate(spec, revision) {
+    // Whoever asks for a revision that has served by its name knows how accurate it is.
+    let is_known = spec.pinned.is_some() && entry.is_some_and(|entry| entry.promoted_time.is_some());
+    if let Some(refusal) = too_inaccurate(spec, revision).filter(|_| !is_known) {
         let known = rejection.is_some_and(|old| old.reason == refusal.reason && old.message == refusal.message);
         return if known { Step::Rejected } else { Step::Reject(refusal) };
     }

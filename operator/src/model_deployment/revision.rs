@@ -4,18 +4,21 @@ use std::fmt;
 
 use anneal_api::{
     Sha256,
-    resources::{ModelDeploymentStatus, PodTemplate, RevisionStatus, RunPhase, TrainingRun},
+    resources::{PodTemplate, RunPhase, TrainingRun},
     termination::Metrics,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::Digest;
 
-use super::validate::{Model, ValidDeployment};
+use super::{
+    record::{Inputs, Record, Records},
+    validate::{Model, ValidDeployment},
+};
 
-/// Version of what the name is made from. An operator that hashes something else raises it, and keeps the old way for
-/// the revisions that exist, so that its installation starts no rollout.
-pub const INPUTS_VERSION: u32 = 1;
+/// Version of what a new name is made from. Revisions that are written down keep theirs, so that an operator that hashes
+/// something else starts no rollout.
+const INPUTS_VERSION: u32 = 1;
 
 /// Name of a revision: the first eight digits of the hash over its inputs.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -57,22 +60,70 @@ pub struct ModelFile {
 pub struct Revision {
     /// Its name.
     pub name: RevisionName,
-    /// Its checkpoint.
-    pub model: ModelFile,
+    /// What makes its pods.
+    pub inputs: Inputs,
     /// `TrainingRun` that made the checkpoint.
     pub training_run: Option<String>,
     /// Metrics of that run.
     pub metrics: Option<Metrics>,
-    /// What the user says about its pods.
-    pub pods: PodTemplate,
 }
 
-impl Revision {
-    fn new(model: ModelFile, training_run: Option<String>, metrics: Option<Metrics>, pods: &PodTemplate) -> Self {
-        let inputs = json!({"version": INPUTS_VERSION, "model": model, "podTemplate": pods});
-        let name = RevisionName(short_hash(&inputs));
-        Self { name, model, training_run, metrics, pods: pods.clone() }
+/// What is known of the revisions so far.
+#[derive(Clone, Copy, Debug)]
+pub struct Past<'a> {
+    /// Those that are written down.
+    pub records: &'a Records,
+    /// The one that has the traffic.
+    pub live: Option<&'a RevisionName>,
+    /// Asks for new pods of the same inputs; another value than before makes another revision.
+    pub restart: Option<&'a str>,
+}
+
+impl Past<'_> {
+    /// The newest record of a run's checkpoint; the one that has the traffic comes first.
+    fn of_run(&self, run: &str) -> Option<&Record> {
+        let of_run = |record: &&Record| record.training_run.as_deref() == Some(run);
+        let live = self.live.and_then(|live| self.records.get(live)).filter(of_run);
+        live.or_else(|| self.records.values().filter(of_run).max_by_key(|record| record.number))
     }
+
+    /// The revision of these inputs. One that is written down keeps its name, whatever this version of the operator
+    /// would call it, and a restart stays in force for as long as the inputs are wanted.
+    fn revision(
+        &self,
+        model: ModelFile,
+        pods: &PodTemplate,
+        training_run: Option<String>,
+        metrics: Option<Metrics>,
+    ) -> Revision {
+        let mut inputs = Inputs { model, pod_template: pods.clone(), restart: None };
+        let same = |record: &Record| record.inputs.model == inputs.model && record.inputs.pod_template == *pods;
+        let known = self.records.iter().filter(|(_, record)| same(record)).max_by_key(|(_, record)| record.number);
+        let is_current = |record: &Record| self.restart.is_none() || record.inputs.restart.as_deref() == self.restart;
+        if let Some((name, record)) = known.filter(|(_, record)| is_current(record)) {
+            return Revision { name: name.clone(), inputs: record.inputs.clone(), training_run, metrics };
+        }
+        inputs.restart = self.restart.map(str::to_owned);
+        Revision { name: self.free_name(&inputs), inputs, training_run, metrics }
+    }
+
+    /// The name of new inputs: another one where other inputs happen to have the same eight digits.
+    fn free_name(&self, inputs: &Inputs) -> RevisionName {
+        let free = |name: &RevisionName| !self.records.contains_key(name);
+        (0..=u32::MAX).map(|collisions| name(inputs, collisions)).find(free).unwrap_or_else(|| name(inputs, 0))
+    }
+}
+
+/// The name that inputs have by themselves.
+fn name(inputs: &Inputs, collisions: u32) -> RevisionName {
+    let mut all = json!({"version": INPUTS_VERSION, "model": inputs.model, "podTemplate": inputs.pod_template});
+    if let Some(restart) = &inputs.restart {
+        all["restart"] = json!(restart);
+    }
+    if collisions > 0 {
+        all["collisions"] = json!(collisions);
+    }
+    RevisionName(short_hash(&all))
 }
 
 /// The first eight digits of the SHA-256 of a value's JSON, its keys sorted.
@@ -103,41 +154,23 @@ impl Waiting {
     }
 }
 
-/// The model of a revision whose run is gone, as its Deployment and the status remember it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Remembered {
-    /// The checkpoint.
-    pub model: ModelFile,
-    /// Metrics of the run.
-    pub metrics: Option<Metrics>,
-}
-
-/// The newest entry of the status about a run.
-pub fn entry_of_run<'a>(status: &'a ModelDeploymentStatus, run: &str) -> Option<&'a RevisionStatus> {
-    let of_run = |entry: &&RevisionStatus| entry.training_run.as_deref() == Some(run);
-    let live =
-        status.revisions.iter().filter(of_run).find(|entry| status.stable_revision.as_ref() == Some(&entry.revision));
-    live.or_else(|| status.revisions.iter().rfind(of_run))
-}
-
 /// The revision that the spec asks for.
 ///
 /// # Errors
-/// What it waits for, where the spec names a run that has published nothing yet.
-pub fn wanted(
-    spec: &ValidDeployment,
-    run: Option<&TrainingRun>,
-    remembered: Option<&Remembered>,
-) -> Result<Revision, Waiting> {
+/// What it waits for, where the spec names a run that has published nothing yet, or a revision that nobody knows.
+pub fn wanted(spec: &ValidDeployment, run: Option<&TrainingRun>, past: Past<'_>) -> Result<Revision, Waiting> {
+    if let Some(pinned) = &spec.pinned {
+        return pinned_one(pinned, past.records);
+    }
     let name = match &spec.model {
-        Model::File(file) => return Ok(Revision::new(file.clone(), None, None, &spec.pods)),
+        Model::File(file) => return Ok(past.revision(file.clone(), &spec.pods, None, None)),
         Model::Run(name) => name,
     };
     let Some(run) = run else {
         // A run may be collected once it is over. What it published is still on its claim.
-        return match remembered {
-            Some(Remembered { model, metrics }) => {
-                Ok(Revision::new(model.clone(), Some(name.clone()), *metrics, &spec.pods))
+        return match past.of_run(name) {
+            Some(record) => {
+                Ok(past.revision(record.inputs.model.clone(), &spec.pods, Some(name.clone()), record.metrics))
             }
             None => Err(Waiting::soon(
                 "TrainingRunNotFound",
@@ -150,7 +183,7 @@ pub fn wanted(
         (Some(RunPhase::Succeeded), Some(result)) => {
             let claim_name = run.spec.output.claim_name.clone();
             let model = ModelFile { claim_name, path: result.checkpoint.clone(), sha256: result.sha256.clone() };
-            Ok(Revision::new(model, Some(name.clone()), Some(result.metrics), &spec.pods))
+            Ok(past.revision(model, &spec.pods, Some(name.clone()), Some(result.metrics)))
         }
         (Some(RunPhase::Succeeded), None) => Err(Waiting::stalled(
             "TrainingRunWithoutResult",
@@ -172,15 +205,90 @@ pub fn wanted(
     }
 }
 
+/// The revision that `pinnedRevision` names.
+fn pinned_one(name: &RevisionName, records: &Records) -> Result<Revision, Waiting> {
+    let Some(record) = records.get(name) else {
+        let known: Vec<&str> = records.keys().map(RevisionName::as_str).collect();
+        return Err(Waiting::stalled(
+            "RevisionNotFound",
+            format!(
+                "pinnedRevision {name} is not kept; name one of {}, or remove pinnedRevision",
+                if known.is_empty() { "none".to_owned() } else { known.join(", ") }
+            ),
+        ));
+    };
+    let Record { inputs, training_run, metrics, .. } = record.clone();
+    Ok(Revision { name: name.clone(), inputs, training_run, metrics })
+}
+
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::api::core::v1::PodTemplateSpec;
+
     use super::*;
     use crate::model_deployment::tests::fixtures::{digest, valid};
+
+    fn in_past(spec: &ValidDeployment, records: &Records, restart: Option<&str>) -> Revision {
+        wanted(spec, None, Past { records, live: None, restart }).expect("a revision")
+    }
 
     fn name(change: impl FnOnce(&mut ValidDeployment)) -> RevisionName {
         let mut spec = valid("cats");
         change(&mut spec);
-        wanted(&spec, None, None).expect("a revision").name
+        in_past(&spec, &Records::new(), None).name
+    }
+
+    fn record(revision: &Revision, number: i64) -> (RevisionName, Record) {
+        let (inputs, template) = (revision.inputs.clone(), PodTemplateSpec::default());
+        let record = Record { uid: String::new(), number, inputs, training_run: None, metrics: None, template };
+        (revision.name.clone(), record)
+    }
+
+    #[test]
+    fn two_revisions_of_one_hash_get_two_names() {
+        let spec = valid("cats");
+        let first = in_past(&spec, &Records::new(), None);
+        // Other inputs that happen to have the same eight digits.
+        let mut other = first.clone();
+        other.inputs.model.path = "other.pth".to_owned();
+        let records = Records::from([record(&other, 1)]);
+        let second = in_past(&spec, &records, None);
+        assert_ne!(first.name, second.name);
+        assert_eq!(second, in_past(&spec, &Records::from([record(&other, 1), record(&second, 2)]), None));
+    }
+
+    #[test]
+    fn a_revision_keeps_the_name_that_another_version_of_the_operator_gave_it() {
+        let spec = valid("cats");
+        let mut old = in_past(&spec, &Records::new(), None);
+        old.name = RevisionName::parse("0123abcd").expect("a name");
+        assert_eq!(in_past(&spec, &Records::from([record(&old, 1)]), None), old);
+    }
+
+    #[test]
+    fn a_restart_makes_another_revision_and_stays_in_force() {
+        let spec = valid("cats");
+        let first = in_past(&spec, &Records::new(), None);
+        let mut records = Records::from([record(&first, 1)]);
+        let second = in_past(&spec, &records, Some("1"));
+        assert_ne!(first.name, second.name);
+        records.extend([record(&second, 2)]);
+        assert_eq!(in_past(&spec, &records, None), second, "once the request is consumed");
+        assert_eq!(in_past(&spec, &records, Some("1")), second, "the same request again");
+        assert_ne!(in_past(&spec, &records, Some("2")).name, second.name);
+    }
+
+    #[test]
+    fn a_pinned_revision_is_what_was_written_down() {
+        let mut spec = valid("cats");
+        let first = in_past(&spec, &Records::new(), None);
+        let records = Records::from([record(&first, 1)]);
+        spec.pods.image = Some("server:2".to_owned());
+        spec.pinned = Some(first.name.clone());
+        assert_eq!(in_past(&spec, &records, None), first);
+        spec.pinned = RevisionName::parse("0123abcd");
+        let problem = wanted(&spec, None, Past { records: &records, live: None, restart: None }).expect_err("unknown");
+        assert!(problem.stalled && problem.message.contains(first.name.as_str()), "{}", problem.message);
     }
 
     #[test]

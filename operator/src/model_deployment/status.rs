@@ -94,7 +94,7 @@ fn begin(status: &mut ModelDeploymentStatus, old: &ModelDeploymentStatus, revisi
     let former = gate::entry(old, &revision.name);
     let entry = RevisionStatus {
         revision: name.to_owned(),
-        sha256: revision.model.sha256.clone(),
+        sha256: revision.inputs.model.sha256.clone(),
         training_run: revision.training_run.clone(),
         metrics: revision.metrics,
         start_time: Time(started(old, &revision.name, now)),
@@ -280,7 +280,7 @@ pub fn transitions(
         && old.candidate_revision.as_ref() != Some(candidate)
     {
         let source = wanted.training_run.as_ref().map_or_else(String::new, |run| format!(" of TrainingRun {run}"));
-        let note = format!("revision {candidate}: checkpoint {}{source}", wanted.model.sha256.short(12));
+        let note = format!("revision {candidate}: checkpoint {}{source}", wanted.inputs.model.sha256.short(12));
         events.push(Transition::normal("RolloutStarted", note));
     }
     if let Some(report) = new.smoke.as_ref().filter(|report| old.smoke.as_ref() != Some(*report)) {

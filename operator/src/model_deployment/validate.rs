@@ -5,7 +5,7 @@ use jiff::SignedDuration;
 use kube::ResourceExt;
 use serde_json::json;
 
-use super::revision::{ModelFile, short_hash};
+use super::revision::{ModelFile, RevisionName, short_hash};
 use crate::children::reserved_key;
 
 /// Longest name; the names of Deployments, Services and Jobs are made from it.
@@ -28,6 +28,8 @@ pub struct ValidDeployment {
     pub service: ServiceSpec,
     /// What the user says about the pods.
     pub pods: PodTemplate,
+    /// The revision that is to serve, whatever the model says.
+    pub pinned: Option<RevisionName>,
     /// Former revisions that are kept.
     pub history: usize,
     /// Time that a rollout may take.
@@ -110,6 +112,11 @@ pub enum SpecError {
     /// The accuracy of a file is not known.
     #[error("spec.gate.minAccuracy needs spec.model.trainingRunRef: nothing is known about the accuracy of a file")]
     Accuracy,
+    /// No revision can have that name.
+    #[error(
+        "spec.pinnedRevision {0:?} is no revision; status.revisions lists their names, eight hexadecimal digits each"
+    )]
+    Pinned(String),
     /// Two cases of one name could not be told apart in the report.
     #[error("spec.gate.smokeTest.cases has two cases named {0:?}; give each its own name")]
     Case(String),
@@ -155,6 +162,7 @@ pub fn validate(deployment: &ModelDeployment) -> Result<ValidDeployment, SpecErr
         size: size(spec.replicas, spec.autoscaling.as_ref())?,
         service: spec.service.clone(),
         pods: spec.pod_template.clone(),
+        pinned: pinned(spec.pinned_revision.as_deref())?,
         history: usize::try_from(spec.revision_history_limit).unwrap_or_default(),
         deadline: SignedDuration::from_secs(spec.progress_deadline_seconds.max(1).into()),
     })
@@ -172,6 +180,10 @@ fn model(source: &ModelSource) -> Result<Model, SpecError> {
         }
         _ => Err(SpecError::Model),
     }
+}
+
+fn pinned(name: Option<&str>) -> Result<Option<RevisionName>, SpecError> {
+    name.map(|name| RevisionName::parse(name).ok_or_else(|| SpecError::Pinned(name.to_owned()))).transpose()
 }
 
 fn size(replicas: Option<i32>, autoscaling: Option<&Autoscaling>) -> Result<Size, SpecError> {
@@ -218,6 +230,7 @@ mod tests {
         refuses(&serde_json::json!({"model": {"trainingRunRef": {"name": "r"}, "claimName": "c"}}), "either");
         refuses(&serde_json::json!({"model": file, "replicas": 1, "autoscaling": {}}), "remove one");
         refuses(&serde_json::json!({"model": file, "gate": {"minAccuracy": 0.9}}), "trainingRunRef");
+        refuses(&serde_json::json!({"model": file, "pinnedRevision": "first"}), "eight hexadecimal");
         let mut outside = file.clone();
         outside["path"] = "../m.pth".into();
         refuses(&serde_json::json!({"model": outside}), "relative");

@@ -54,6 +54,11 @@ pub struct ModelDeploymentSpec {
     /// What to say about the inference pods.
     #[serde(default)]
     pub pod_template: PodTemplate,
+    /// Name of a former revision that is to serve, whatever `model` and `podTemplate` say: the way back. It is one of
+    /// `status.revisions`; at once while its pods are still held, else through its smoke test again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 8, max = 8), regex(pattern = "^[0-9a-f]{8}$"))]
+    pub pinned_revision: Option<String>,
     /// Former revisions that are kept, beside the live one.
     #[serde(default = "default_history")]
     #[schemars(range(min = 0, max = 20))]

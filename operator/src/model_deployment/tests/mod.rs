@@ -2,6 +2,7 @@
 
 pub mod fixtures;
 mod histories;
+mod past;
 mod rollout;
 mod simulation;
 mod switch;

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anneal_api::{
-    names::label,
+    names::{env, label},
     resources::{DeploymentPhase, ModelDeployment, ModelDeploymentStatus, TrainingRun},
     smoke::{SmokeReport, Verdict},
 };
@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 
 use super::fixtures::{deployment, settings};
 use crate::{
+    context::Settings,
     controller::Wake,
     model_deployment::{
         apply::{Write, writes},
@@ -24,6 +25,7 @@ use crate::{
         observe::{Observed, RevisionSeen, TestSeen},
         plan::{Plan, plan, refuse},
         pods::{PodSeen, Trouble},
+        record::{self, Records},
         revision::{ModelFile, RevisionName},
         validate::validate,
     },
@@ -33,7 +35,10 @@ use crate::{
 pub struct World {
     pub owner: ModelDeployment,
     pub run: Option<TrainingRun>,
+    pub records: Records,
     pub revisions: BTreeMap<RevisionName, RevisionSeen>,
+    /// Version of the operator.
+    pub settings: Settings,
     pub tests: Vec<TestSeen>,
     pub service: Option<Service>,
     pub preview: Option<Service>,
@@ -66,7 +71,9 @@ impl World {
         Self {
             owner: deployment(&all),
             run: None,
+            records: Records::new(),
             revisions: BTreeMap::new(),
+            settings: settings(),
             tests: Vec::new(),
             service: None,
             preview: None,
@@ -109,6 +116,17 @@ impl World {
         self.edit(json!({"model": file(checkpoint)}));
     }
 
+    /// Asks for a revision by its name, or no longer.
+    pub fn pin(&mut self, revision: Option<&str>) {
+        self.edit(json!({"pinnedRevision": revision}));
+    }
+
+    /// Name of the revision of a checkpoint.
+    pub fn name(&self, of: char) -> String {
+        let found = self.revisions.iter().find(|(_, revision)| checkpoint(revision) == of);
+        found.expect("a revision").0.to_string()
+    }
+
     pub fn status(&self) -> ModelDeploymentStatus {
         self.owner.status.clone().unwrap_or_default()
     }
@@ -147,6 +165,7 @@ impl World {
             run: self.run.clone(),
             missing_claim: self.missing_claim.clone(),
             missing_images: self.missing_images.clone(),
+            records: self.records.clone(),
             revisions: self.revisions.clone(),
             tests: self.tests.clone(),
             service: self.service.clone(),
@@ -163,7 +182,7 @@ impl World {
         match validate(&self.owner) {
             Ok(spec) => {
                 let plan = plan(&seen, &spec, self.now);
-                let writes = plan.desired.iter().flat_map(|it| writes(&seen, &spec, it, &settings())).collect();
+                let writes = plan.desired.iter().flat_map(|it| writes(&seen, &spec, it, &self.settings)).collect();
                 (plan, writes)
             }
             Err(problem) => (refuse(&seen, &problem, self.now), Vec::new()),
@@ -272,14 +291,28 @@ impl World {
 
     fn write(&mut self, write: Write) {
         match write {
+            Write::Record(object) => {
+                self.counter += 1;
+                let mut object = *object;
+                object.metadata.uid = Some(format!("record-{}", self.counter));
+                let (name, record) = record::read(&object).expect("a record");
+                assert!(self.records.values().all(|other| other.number < record.number), "records are counted");
+                assert!(self.records.insert(name, record).is_none(), "a revision is written down once");
+            }
+            Write::DropRecord { revision, .. } => {
+                assert_ne!(self.observe().live().as_ref(), Some(&revision), "what serves is never forgotten");
+                self.records.remove(&revision);
+            }
             Write::CreateDeployment(deployment) => {
                 let name = RevisionName::parse(&deployment.labels()[label::REVISION]).expect("a revision");
+                let template = &deployment.spec.as_ref().expect("a spec").template;
+                assert_eq!(&self.records[&name].template, template, "a Deployment is what was written down");
                 self.counter += 1;
                 let revision = RevisionSeen {
                     uid: format!("deployment-{}", self.counter),
                     replicas: deployment.spec.as_ref().and_then(|spec| spec.replicas).expect("replicas"),
                     gate: deployment.annotations().get(annotation::GATE).cloned(),
-                    model: serde_json::from_str(&deployment.annotations()[annotation::MODEL]).ok(),
+                    template: deployment.spec.as_ref().expect("a spec").template.clone(),
                     created: self.now,
                     pods: Vec::new(),
                     refused: None,
@@ -368,8 +401,9 @@ impl World {
 
 /// The first digit of a revision's digest.
 pub fn checkpoint(revision: &RevisionSeen) -> char {
-    let digit = revision.model.as_ref().and_then(|model| model.sha256.as_str().chars().next());
-    digit.expect("a checkpoint")
+    let container = &revision.template.spec.as_ref().expect("a pod").containers[0];
+    let digest = container.env.iter().flatten().find(|variable| variable.name == env::MODEL_SHA256);
+    digest.and_then(|digest| digest.value.as_ref()?.chars().next()).expect("a checkpoint")
 }
 
 /// The spec of a checkpoint.
