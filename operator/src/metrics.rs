@@ -1,5 +1,6 @@
 //! The operator's own metrics, in the style of Kubernetes' Job controller: no label that grows with the objects.
 
+use anneal_api::failure::FailureClass;
 use prometheus::{Encoder, HistogramVec, IntCounterVec, Registry, TextEncoder, histogram_opts, opts};
 
 /// Counters and histograms of the operator.
@@ -68,7 +69,31 @@ impl Metrics {
         for collector in collectors {
             metrics.registry.register(collector)?;
         }
+        metrics.begin_at_zero();
         Ok(metrics)
+    }
+
+    /// Names every series whose labels are known beforehand. A counter that appears with its first event has never
+    /// increased for Prometheus, and no alert would tell of that event.
+    fn begin_at_zero(&self) {
+        for kind in ["trainingrun", "modeldeployment"] {
+            for result in ["success", "error"] {
+                self.reconciles.with_label_values(&[kind, result]);
+            }
+            self.reconcile_seconds.with_label_values(&[kind]);
+        }
+        for result in ["succeeded", "failed"] {
+            self.runs_finished.with_label_values(&[result]);
+        }
+        for class in FailureClass::ALL {
+            self.attempts.with_label_values(&[class.as_str()]);
+        }
+        for result in ["promoted", "rejected"] {
+            self.rollouts.with_label_values(&[result]);
+        }
+        for result in ["success", "error"] {
+            self.progress_reads.with_label_values(&[result]);
+        }
     }
 
     /// Counts one reconcile.
@@ -120,5 +145,18 @@ mod tests {
         let text = String::from_utf8(metrics.text().expect("text")).expect("utf-8");
         assert!(text.contains(r#"anneal_reconciles_total{kind="trainingrun",result="success"} 1"#), "{text}");
         assert!(text.contains(r#"anneal_training_runs_finished_total{result="failed"} 1"#), "{text}");
+    }
+
+    #[test]
+    fn what_never_happened_is_told_as_zero() {
+        let text = String::from_utf8(Metrics::new().expect("unique names").text().expect("text")).expect("utf-8");
+        for line in [
+            r#"anneal_reconciles_total{kind="modeldeployment",result="error"} 0"#,
+            r#"anneal_training_runs_finished_total{result="failed"} 0"#,
+            r#"anneal_training_attempts_failed_total{class="OOMKilled"} 0"#,
+            r#"anneal_rollouts_total{result="rejected"} 0"#,
+        ] {
+            assert!(text.contains(line), "{line} is missing in\n{text}");
+        }
     }
 }
