@@ -1,7 +1,7 @@
 # Thin: each target is a script that can be read and run by itself.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-clean test unit e2e test-cluster lint crds images install cluster cluster-down
+.PHONY: help demo demo-clean test unit e2e test-cluster test-alerts lint crds images install cluster cluster-down
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,7 +24,10 @@ e2e: ## Tests on a real cluster
 test-cluster: ## Prove what the tests' own Kubernetes promises: repair, two instances, two nodes, no trace (5 minutes)
 	@tests/cluster/test
 
-lint: ## Formatting, clippy, generated files, shell scripts, chart
+test-alerts: ## Unit tests of the alerts, with promtool
+	@tests/monitoring/alerts
+
+lint: ## Formatting, clippy, generated files, shell scripts, chart, alerts
 	@scripts/lint
 
 crds: ## Generate crds/ and the chart's copies from the types

@@ -2,21 +2,12 @@
 # What builds and holds container images on this machine: docker, podman or buildah. Sourced by scripts/images and
 # scripts/base-images, which set `engine` to what find_engine prints.
 # shellcheck disable=SC2154 # engine
+# shellcheck source=scripts/environment
+. scripts/environment
 
-say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
-die() { say "$*"; exit 1; }
-
-cache_dir() { echo "${ANNEAL_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/anneal}"; }
-
-install_packages() {
-    if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
-        die "missing: $*; install (Debian: apt-get install $*) and run this again"
-    fi
-    say "installing $*"
-    { apt-get install -y --no-install-recommends "$@" ||
-        { apt-get update && apt-get install -y --no-install-recommends "$@"; }; } >&2 ||
-        die "apt-get could not install $*"
-}
+# The names by which scripts/base-images knows both: a changed word there is another recipe, and makes all images anew.
+cache_dir() { echo "$ANNEAL_CACHE"; }
+install_packages() { packages "$1=$1"; }
 
 # Prints docker, podman or buildah. ANNEAL_ENGINE decides where several are there. A docker client without a daemon or without
 # BuildKit is common and no use; buildah needs neither, so it is what gets installed where nothing is.
@@ -30,7 +21,7 @@ find_engine() {
     elif command -v podman >/dev/null; then
         echo podman
     else
-        install_packages buildah
+        packages buildah=buildah
         echo buildah
     fi
 }

@@ -12,8 +12,17 @@
 {{- end }}
 {{- end }}
 
+{{/* Of what belongs to the whole cluster: two releases of one name in two namespaces are two installations. */}}
+{{- define "anneal.clusterName" -}}
+{{- printf "%s-%s" .Release.Namespace (include "anneal.fullname" .) }}
+{{- end }}
+
 {{- define "anneal.serviceAccountName" -}}
+{{- if .Values.serviceAccount.create }}
 {{- default (include "anneal.fullname" .) .Values.serviceAccount.name }}
+{{- else }}
+{{- required "serviceAccount.name is needed where serviceAccount.create is false" .Values.serviceAccount.name }}
+{{- end }}
 {{- end }}
 
 {{- define "anneal.selectorLabels" -}}
@@ -27,6 +36,23 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{ include "anneal.selectorLabels" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{/* Restricted Pod Security: of a pod, and of its container. */}}
+{{- define "anneal.podSecurityContext" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+seccompProfile: {type: RuntimeDefault}
+{{- end }}
+
+{{- define "anneal.securityContext" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
 {{- end }}
 
 {{/* anneal.image takes (list root image): a digest wins over the tag. */}}
