@@ -1,7 +1,7 @@
 # Thin: each target is a script that can be read and run by itself.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-clean test unit e2e test-cluster test-alerts lint crds images install cluster cluster-down
+.PHONY: help demo demo-clean test unit e2e test-cluster test-chart test-alerts lint crds images install cluster cluster-down
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ e2e: ## Tests on a real cluster
 
 test-cluster: ## Prove what the tests' own Kubernetes promises: repair, two instances, two nodes, no trace (5 minutes)
 	@tests/cluster/test
+
+test-chart: ## The chart's life on a real cluster: install, upgrade, rollback, uninstall (1 minute)
+	@scripts/test chart
 
 test-alerts: ## Unit tests of the alerts, with promtool
 	@tests/monitoring/alerts
