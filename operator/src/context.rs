@@ -7,7 +7,10 @@ use std::{
     time::Duration,
 };
 
-use anneal_api::{names::OPERATOR, resources::TrainingRun};
+use anneal_api::{
+    names::OPERATOR,
+    resources::{ModelDeployment, TrainingRun},
+};
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::{
     Client, Resource,
@@ -18,7 +21,7 @@ use kube::{
 };
 use tracing::warn;
 
-use crate::{metrics::Metrics, progress::Board};
+use crate::{metrics::Metrics, progress::Board, signals};
 
 /// What the person who installs the operator decides.
 #[derive(Clone, Debug)]
@@ -52,6 +55,8 @@ pub struct Context {
     pub metrics: Metrics,
     /// Progress of the running training pods.
     pub progress: Board,
+    /// What the pods count that just got traffic.
+    pub signals: signals::Board,
     recorder: Recorder,
     failures: Mutex<HashMap<String, u32>>,
 }
@@ -96,7 +101,15 @@ impl Context {
     pub fn new(client: Client, settings: Settings, metrics: Metrics, instance: String) -> Self {
         let reporter = Reporter { controller: OPERATOR.to_owned(), instance: Some(instance) };
         let recorder = Recorder::new(client.clone(), reporter);
-        Self { client, settings, metrics, progress: Board::default(), recorder, failures: Mutex::default() }
+        Self {
+            client,
+            settings,
+            metrics,
+            progress: Board::default(),
+            signals: signals::Board::default(),
+            recorder,
+            failures: Mutex::default(),
+        }
     }
 
     /// Publishes Events. One that cannot be published is logged and never stops a reconcile.
@@ -140,6 +153,9 @@ impl Context {
         self.succeeded(&failure_key(&kind.to_lowercase(), namespace, name));
         if kind == TrainingRun::kind(&()) {
             self.progress.forget(&ObjectRef::new(name).within(namespace));
+        }
+        if kind == ModelDeployment::kind(&()) {
+            self.signals.forget(&ObjectRef::new(name).within(namespace));
         }
     }
 }

@@ -12,5 +12,7 @@ pub mod lease;
 pub mod metrics;
 pub mod model_deployment;
 pub mod options;
+pub mod pod_http;
 pub mod progress;
+pub mod signals;
 pub mod training_run;

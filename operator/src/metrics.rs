@@ -49,7 +49,7 @@ impl Metrics {
             )?,
             rollouts: counter(
                 "anneal_rollouts_total",
-                "Rollouts of model deployments that ended, by result (promoted or rejected).",
+                "Rollouts of model deployments that ended, by result (promoted, rejected or rolled_back).",
                 &["result"],
             )?,
             progress_reads: counter(
@@ -113,8 +113,8 @@ impl Metrics {
     }
 
     /// Counts a rollout that ended.
-    pub fn rollout_finished(&self, promoted: bool) {
-        self.rollouts.with_label_values(&[if promoted { "promoted" } else { "rejected" }]).inc();
+    pub fn rollout_finished(&self, result: &str) {
+        self.rollouts.with_label_values(&[result]).inc();
     }
 
     /// Counts a read of a pod's progress.

@@ -13,18 +13,14 @@ use anneal_api::{
     resources::TrainingRun,
 };
 use futures::{StreamExt, channel::mpsc};
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::body::Bytes;
-use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
-    rt::TokioExecutor,
-};
 use kube::runtime::reflector::ObjectRef;
 use tracing::debug;
 
+pub use crate::pod_http::Target;
 use crate::{
-    context::{Context, Reach},
+    context::Context,
     metrics::Metrics,
+    pod_http::{PodClient, Question},
 };
 
 /// How often one pod is read. A status write follows each read that brought news, so this bounds the writes too.
@@ -35,21 +31,11 @@ const TICK: Duration = Duration::from_secs(2);
 const QUICK_TRIES: u32 = 15;
 /// Pause after that many.
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
-/// Longest time that one read may take.
-const TIMEOUT: Duration = Duration::from_secs(3);
 /// Reads that run side by side.
 const CONCURRENCY: usize = 16;
 
-/// A pod to read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Target {
-    /// Namespace of the pod.
-    pub namespace: String,
-    /// Name of the pod.
-    pub pod: String,
-    /// Address of the pod.
-    pub address: String,
-}
+/// What is asked.
+const QUESTION: Question = Question { port: PROGRESS_PORT, path: "/progress", max_bytes: MAX_BYTES };
 
 #[derive(Debug)]
 struct Entry {
@@ -115,7 +101,7 @@ impl Board {
 
 /// Reads for ever, and sends the runs that have news.
 pub async fn read_all(context: Arc<Context>, news: mpsc::UnboundedSender<ObjectRef<TrainingRun>>) {
-    let http: Client<HttpConnector, Empty<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
+    let client = PodClient::default();
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -123,9 +109,9 @@ pub async fn read_all(context: Arc<Context>, news: mpsc::UnboundedSender<ObjectR
         let board = &context.progress;
         futures::stream::iter(board.due(Instant::now()))
             .for_each_concurrent(CONCURRENCY, |(run, target)| {
-                let (context, news, http) = (&context, &news, &http);
+                let (context, news, client) = (&context, &news, &client);
                 async move {
-                    let read = read(context, http, &target, &context.metrics).await;
+                    let read = read(context, client, &target, &context.metrics).await;
                     if board.record(&run, &target, read, Instant::now()) {
                         // The receiver is gone only when the controller ended, and with it the process.
                         let _ = news.unbounded_send(run);
@@ -136,41 +122,11 @@ pub async fn read_all(context: Arc<Context>, news: mpsc::UnboundedSender<ObjectR
     }
 }
 
-async fn read(
-    context: &Context,
-    http: &Client<HttpConnector, Empty<Bytes>>,
-    target: &Target,
-    metrics: &Metrics,
-) -> Option<Progress> {
-    let text = tokio::time::timeout(TIMEOUT, async {
-        match context.settings.reach {
-            Reach::Address => by_address(http, target).await,
-            Reach::Proxy => by_proxy(context, target).await,
-        }
-    })
-    .await
-    .unwrap_or_else(|_| Err("no answer in time".to_owned()));
+async fn read(context: &Context, client: &PodClient, target: &Target, metrics: &Metrics) -> Option<Progress> {
+    let text = client.get(context, target, QUESTION).await;
     let progress = text.and_then(|text| serde_json::from_str(&text).map_err(|problem| problem.to_string()));
     metrics.progress_read(progress.is_ok());
     progress.map_err(|problem| debug!(pod = target.pod, problem, "progress could not be read")).ok()
-}
-
-async fn by_address(http: &Client<HttpConnector, Empty<Bytes>>, target: &Target) -> Result<String, String> {
-    let host = if target.address.contains(':') { format!("[{}]", target.address) } else { target.address.clone() };
-    let uri = format!("http://{host}:{PROGRESS_PORT}/progress").parse().map_err(|problem| format!("{problem}"))?;
-    let answer = http.get(uri).await.map_err(|problem| problem.to_string())?;
-    if !answer.status().is_success() {
-        return Err(format!("status {}", answer.status()));
-    }
-    let body = Limited::new(answer.into_body(), MAX_BYTES).collect().await.map_err(|problem| problem.to_string())?;
-    String::from_utf8(body.to_bytes().to_vec()).map_err(|problem| problem.to_string())
-}
-
-async fn by_proxy(context: &Context, target: &Target) -> Result<String, String> {
-    let path = format!("/api/v1/namespaces/{}/pods/{}:{PROGRESS_PORT}/proxy/progress", target.namespace, target.pod);
-    let request = hyper::Request::get(path).body(Vec::new()).map_err(|problem| problem.to_string())?;
-    let text = context.client.request_text(request).await.map_err(|problem| problem.to_string())?;
-    if text.len() > MAX_BYTES { Err("the answer is too long".to_owned()) } else { Ok(text) }
 }
 
 #[cfg(test)]

@@ -70,6 +70,10 @@ capabilities: {drop: [ALL]}
 - apiGroups: [anneal.dev]
   resources: [trainingruns, modeldeployments]
   verbs: [get, list, watch]
+# Requests by annotation are removed once they are answered.
+- apiGroups: [anneal.dev]
+  resources: [modeldeployments]
+  verbs: [patch]
 - apiGroups: [anneal.dev]
   resources: [trainingruns/status, modeldeployments/status]
   verbs: [update]

@@ -55,6 +55,20 @@ pub mod path {
     pub const TERMINATION_LOG: &str = "/dev/termination-log";
 }
 
+/// Annotations by which people ask something of a `ModelDeployment`'s rollout. The value is the name of the revision that
+/// is meant, or `true`; the operator acts on each once and removes it.
+pub mod request {
+    /// Lets the revision that waits for approval get the traffic.
+    pub const APPROVE: &str = "anneal.dev/approve";
+    /// Ends a rollout; while the former revision is held, it gets the traffic back.
+    pub const ABORT: &str = "anneal.dev/abort";
+    /// Tries a rejected revision again.
+    pub const RETRY: &str = "anneal.dev/retry";
+    /// Makes a new revision of the same inputs, so that every pod is made anew, through the gate. The value tells one
+    /// request from another, as the time does.
+    pub const RESTART: &str = "anneal.dev/restart";
+}
+
 /// Labels of generated objects.
 pub mod label {
     /// What every label and annotation of Anneal's begins with; users may not set such keys.

@@ -1,5 +1,6 @@
 //! From what should be so to the writes that make it so, and their execution. Where nothing differs, nothing is written.
 
+use anneal_api::resources::ModelDeployment;
 use k8s_openapi::api::{
     apps::v1::{ControllerRevision, Deployment},
     autoscaling::v2::HorizontalPodAutoscaler,
@@ -258,6 +259,20 @@ pub async fn carry_out(context: &Context, spec: &ValidDeployment, writes: Vec<Wr
         }
     }
     Ok(())
+}
+
+/// Removes the annotations that have been answered.
+///
+/// # Errors
+/// When the API server does not answer or refuses.
+pub async fn consume(context: &Context, owner: &ModelDeployment, answered: &[&str]) -> Result<(), ClusterError> {
+    if answered.is_empty() {
+        return Ok(());
+    }
+    let none: serde_json::Map<String, Value> = answered.iter().map(|key| ((*key).to_owned(), Value::Null)).collect();
+    let patch = json!({"metadata": {"annotations": none}});
+    let namespace = owner.namespace().unwrap_or_default();
+    cluster::merge::<ModelDeployment>(&context.client, &namespace, &owner.name_any(), &patch).await.map(|_| ())
 }
 
 /// Creates or changes an object. One that was not there when it was looked for is created and never taken over.

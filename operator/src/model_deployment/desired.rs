@@ -63,7 +63,10 @@ pub fn desired(
     now: Timestamp,
 ) -> Desired {
     let live = seen.live();
-    let candidate = wanted.filter(|_| step.has_candidate());
+    let is_kept = |wanted: &&Revision| {
+        *step == Step::Pause && seen.status.candidate_revision.as_deref() == Some(wanted.name.as_str())
+    };
+    let candidate = wanted.filter(|wanted| step.has_candidate() || is_kept(wanted));
     let held = held(seen, spec, now).map(|(held, _)| held);
     let used = used(seen, next, candidate, held.as_ref());
     let drop_revisions = outdated(seen, spec, wanted, &used);
@@ -77,7 +80,7 @@ pub fn desired(
             })
             .map(|candidate| candidate.name.clone()),
         traffic: match step {
-            Step::Switch(to) => Destination::gated(to),
+            Step::Switch(to) | Step::SwitchBack(to) => Destination::gated(to),
             Step::Restore(to) => to.as_ref().map_or_else(Destination::none, Destination::gated),
             _ => Destination::unchanged(live.as_ref()),
         },
@@ -147,10 +150,15 @@ fn replicas(
     {
         let wanted = match step {
             Step::ScaleUp { to, .. } => *to,
-            Step::Announce(_) | Step::Switch(_) => needed(seen, spec),
+            Step::AwaitApproval | Step::Announce(_) | Step::Switch(_) => needed(seen, spec),
+            Step::Pause => 0,
             _ => 1,
         };
         changes.extend((current < wanted).then(|| (candidate.name.clone(), wanted)));
+    }
+    if let Step::GiveUp { to, .. } | Step::SwitchBack(to) = step {
+        let wanted = needed(seen, spec);
+        changes.extend(has(to.name()).filter(|current| *current < wanted).map(|_| (to.name().clone(), wanted)));
     }
     if let Some(live) = seen.live().filter(|_| !step.is_switch())
         && let Some(wanted) = has(&live).and_then(|current| spec.size.correction(current))

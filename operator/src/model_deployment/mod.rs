@@ -8,8 +8,10 @@ mod observe;
 mod plan;
 mod pods;
 pub mod record;
+mod requests;
 pub mod revision;
 pub mod smoke;
+mod soak;
 mod status;
 pub mod validate;
 mod watches;
@@ -19,14 +21,20 @@ mod tests;
 
 use std::sync::Arc;
 
-use anneal_api::resources::{ModelDeployment, ModelDeploymentStatus};
+use anneal_api::resources::{DeploymentPhase, ModelDeployment, ModelDeploymentStatus};
+use futures::channel::mpsc;
 use jiff::Timestamp;
-use kube::{Resource, runtime::controller::Action};
+use kube::{
+    Resource,
+    runtime::{controller::Action, reflector::ObjectRef},
+};
 
 use crate::{
     cluster::{self, ClusterError},
     context::{Context, Transition},
     controller::{RESYNC, back_off, drive, observed},
+    pod_http::Target,
+    signals,
 };
 
 /// The kind in metrics and logs.
@@ -42,13 +50,17 @@ pub enum Error {
 
 /// Runs the controller until the process ends.
 pub async fn run(context: Arc<Context>, namespace: Option<&str>, concurrency: u16) {
-    drive(
-        watches::controller(&context, namespace, concurrency),
-        |deployment, context| observed(KIND, deployment.clone(), context.clone(), reconcile(deployment, context)),
-        |deployment, problem: &Error, context| back_off(KIND, deployment.as_ref(), problem, &context),
-        context.clone(),
-    )
-    .await;
+    let (news, woken) = mpsc::unbounded();
+    let controller = watches::controller(&context, namespace, concurrency).reconcile_on(woken);
+    tokio::join!(
+        drive(
+            controller,
+            |deployment, context| observed(KIND, deployment.clone(), context.clone(), reconcile(deployment, context)),
+            |deployment, problem: &Error, context| back_off(KIND, deployment.as_ref(), problem, &context),
+            context.clone(),
+        ),
+        signals::read_all(context, news),
+    );
 }
 
 /// Brings one deployment one step further.
@@ -71,17 +83,39 @@ pub async fn reconcile(known: Arc<ModelDeployment>, context: Arc<Context>) -> Re
             if let Err(problem) = apply::carry_out(&context, &spec, writes).await {
                 return blocked(&context, &seen.owner, problem, now).await;
             }
+            follow(&context, &seen, &spec, &plan);
             plan
         }
         Err(problem) => plan::refuse(&seen, &problem, now),
     };
     record(&context, &seen.owner, &plan.status, &plan.events).await?;
+    // Last, so that a request which an interrupted reconcile did not see through is seen again.
+    apply::consume(&context, &seen.owner, &plan.answered).await?;
     match plan.step {
-        plan::Step::HandOver(_) => context.metrics.rollout_finished(true),
-        plan::Step::Reject(_) => context.metrics.rollout_finished(false),
+        plan::Step::HandOver(_) if plan.status.phase == Some(DeploymentPhase::Degraded) => {}
+        plan::Step::HandOver(_) => context.metrics.rollout_finished("promoted"),
+        plan::Step::Reject(_) => context.metrics.rollout_finished("rejected"),
+        plan::Step::GiveUp { .. } => context.metrics.rollout_finished("rolled_back"),
         _ => {}
     }
     Ok(plan.wake.action(now))
+}
+
+/// Reads what the pods count that get the traffic, from the announcement of a switch until the soak ends.
+fn follow(context: &Context, seen: &observe::Observed, spec: &validate::ValidDeployment, plan: &plan::Plan) {
+    let key = ObjectRef::from(seen.owner.as_ref());
+    let promotion = plan.status.promotion.as_ref().map(|promotion| promotion.to.as_str());
+    let soaking =
+        || plan.status.stable_revision.as_deref().filter(|_| plan.status.phase == Some(DeploymentPhase::Soaking));
+    let name = promotion.or_else(soaking).and_then(revision::RevisionName::parse);
+    let Some(revision) = name.and_then(|name| seen.revisions.get(&name)) else {
+        return context.signals.forget(&key);
+    };
+    let target = |pod: &pods::PodSeen| {
+        let (pod, uid, address) = (pod.name.clone(), pod.uid.clone(), pod.address.clone()?);
+        Some((uid, Target { namespace: spec.namespace.clone(), pod, address }))
+    };
+    context.signals.follow(key, revision.pods.iter().filter_map(target).collect(), spec.gate.limits);
 }
 
 /// Writes the status where it changed, then tells of it: an Event is never told twice when the status is refused.

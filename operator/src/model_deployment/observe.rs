@@ -19,7 +19,7 @@ use k8s_openapi::api::{
     discovery::v1::EndpointSlice,
     policy::v1::PodDisruptionBudget,
 };
-use kube::ResourceExt;
+use kube::{ResourceExt, runtime::reflector::ObjectRef};
 
 use super::{
     objects::{annotation, preview_name},
@@ -31,6 +31,7 @@ use crate::{
     children::is_controlled_by,
     cluster::{self, ClusterError, Object},
     context::Context,
+    signals::Signals,
 };
 
 /// What the cluster says about one deployment at one instant.
@@ -62,6 +63,8 @@ pub struct Observed {
     pub budgets: Vec<PodDisruptionBudget>,
     /// UIDs of the pods behind the Service, ready or not; looked at only while a switch is under way.
     pub endpoints: BTreeSet<String>,
+    /// What the pods count that just got the traffic.
+    pub signals: Signals,
 }
 
 /// A revision's Deployment and pods.
@@ -158,6 +161,7 @@ pub async fn observe(context: &Context, known: &ModelDeployment) -> Result<Optio
         autoscaler,
         budgets: budgets.into_iter().filter(|budget| is_controlled_by(budget, &uid)).collect(),
         endpoints,
+        signals: context.signals.latest(&ObjectRef::from(&owner)),
         status: owner.status.clone().unwrap_or_default(),
         owner: Arc::new(owner),
     }))

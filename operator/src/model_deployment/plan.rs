@@ -1,14 +1,15 @@
 //! What should happen next. Pure and total: every observation has a plan, and every plan says when to look again.
 
-use anneal_api::resources::ModelDeploymentStatus;
+use anneal_api::resources::{Approval, DeploymentPhase, ModelDeploymentStatus, RevisionStatus};
 use jiff::{SignedDuration, Timestamp};
 
 use super::{
     desired::{Desired, desired},
     gate::{self, Candidate, Evidence, Gated, Lack, rollout_key},
     observe::{Observed, RevisionSeen},
+    requests::{self, ABORTED, Requests},
     revision::{Past, Revision, RevisionName, Waiting, wanted},
-    status,
+    soak, status,
     validate::{SpecError, ValidDeployment},
 };
 use crate::{context::Transition, controller::Wake};
@@ -29,6 +30,8 @@ pub struct Plan {
     pub status: ModelDeploymentStatus,
     /// What the owner wants to read about.
     pub events: Vec<Transition>,
+    /// The annotations that were answered, and can go.
+    pub answered: Vec<&'static str>,
     /// When to look again.
     pub wake: Wake,
 }
@@ -54,6 +57,10 @@ pub enum Step {
         /// What keeps them from getting ready.
         waiting: Option<Waiting>,
     },
+    /// The candidate has passed, and a person has the last word.
+    AwaitApproval,
+    /// The spec says not to go on.
+    Pause,
     /// The switch is written down before it is made, so that whoever comes after a crash knows of it.
     Announce(Gated),
     /// The Service's selector moves: the one point at which the traffic changes.
@@ -62,6 +69,15 @@ pub enum Step {
     Confirm,
     /// Autoscaler and status follow.
     HandOver(Gated),
+    /// The revision that just got the traffic fails, and that it gives the traffic back is written down.
+    GiveUp {
+        /// The former revision.
+        to: Gated,
+        /// Why it fails.
+        refusal: Refusal,
+    },
+    /// The Service's selector moves back.
+    SwitchBack(Gated),
     /// The wanted revision has the traffic.
     Settle,
     /// The Service points where it should not, and is set back.
@@ -84,12 +100,29 @@ pub struct Refusal {
 impl Step {
     /// Whether the wanted revision is on its way.
     pub fn has_candidate(&self) -> bool {
-        matches!(self, Self::Load(_) | Self::Smoke { .. } | Self::ScaleUp { .. } | Self::Announce(_) | Self::Switch(_))
+        matches!(
+            self,
+            Self::Load(_)
+                | Self::Smoke { .. }
+                | Self::ScaleUp { .. }
+                | Self::AwaitApproval
+                | Self::Announce(_)
+                | Self::Switch(_)
+        )
     }
 
     /// Whether a switch is under way, so that nobody else may change the size of what takes part in it.
     pub fn is_switch(&self) -> bool {
-        matches!(self, Self::Announce(_) | Self::Switch(_) | Self::Confirm | Self::HandOver(_) | Self::Restore(_))
+        matches!(
+            self,
+            Self::Announce(_)
+                | Self::Switch(_)
+                | Self::Confirm
+                | Self::HandOver(_)
+                | Self::Restore(_)
+                | Self::GiveUp { .. }
+                | Self::SwitchBack(_)
+        )
     }
 
     /// What holds the candidate up.
@@ -107,15 +140,17 @@ pub fn plan(seen: &Observed, spec: &ValidDeployment, now: Timestamp) -> Plan {
     // The API server keeps whole seconds; what is compared with it must not have more.
     let now = Timestamp::from_second(now.as_second()).unwrap_or(now);
     let live = seen.live();
-    let past = Past { records: &seen.records, live: live.as_ref(), restart: None };
+    let past = Past { records: &seen.records, live: live.as_ref(), restart: Requests::of(&seen.owner).restart };
     let wanted = wanted(spec, seen.run.as_ref(), past);
     let step = decide(seen, spec, &wanted, now);
     let wanted = wanted.ok();
     let status = status::next(seen, spec, wanted.as_ref(), &step, now);
-    let events = status::transitions(&seen.status, &status, wanted.as_ref(), &step);
+    let mut events = status::transitions(&seen.status, &status, wanted.as_ref(), &step);
+    let (answered, replies) = requests::answered(seen, spec, wanted.as_ref(), &step, &status);
+    events.extend(replies);
     let desired = Some(desired(seen, spec, wanted.as_ref(), &step, &status, now));
     let wake = wake(seen, spec, &status, &step, now);
-    Plan { step, desired, status, events, wake }
+    Plan { step, desired, status, events, answered, wake }
 }
 
 /// The plan for a spec that cannot be used: what serves goes on serving, untouched.
@@ -123,7 +158,7 @@ pub fn refuse(seen: &Observed, problem: &SpecError, now: Timestamp) -> Plan {
     let (status, events) =
         status::blocked(&seen.status, seen.owner.metadata.generation, problem.reason(), &problem.to_string(), now);
     let step = Step::Wait(Waiting::stalled(problem.reason(), problem.to_string()));
-    Plan { step, desired: None, status, events, wake: Wake::OnChange }
+    Plan { step, desired: None, status, events, answered: Vec::new(), wake: Wake::OnChange }
 }
 
 fn decide(seen: &Observed, spec: &ValidDeployment, wanted: &Result<Revision, Waiting>, now: Timestamp) -> Step {
@@ -134,9 +169,13 @@ fn decide(seen: &Observed, spec: &ValidDeployment, wanted: &Result<Revision, Wai
     if let Some(to) = committed(seen, live.as_ref()) {
         return if has_moved(seen, to.name()) { Step::HandOver(to) } else { Step::Confirm };
     }
+    if let Some(step) = soak::fall_back(seen, spec, now) {
+        return step;
+    }
     match wanted {
         Err(waiting) => Step::Wait(waiting.clone()),
         Ok(revision) if live.as_ref() == Some(&revision.name) => Step::Settle,
+        Ok(_) if spec.paused => Step::Pause,
         Ok(revision) => roll_out(seen, spec, revision, now),
     }
 }
@@ -170,7 +209,9 @@ fn has_moved(seen: &Observed, to: &RevisionName) -> bool {
 
 /// When the rollout of the revision began.
 pub fn started(status: &ModelDeploymentStatus, revision: &RevisionName, now: Timestamp) -> Timestamp {
-    let goes_on = status.candidate_revision.as_deref() == Some(revision.as_str());
+    // After a pause everything is asked again, and no deadline counts the pause.
+    let goes_on = status.candidate_revision.as_deref() == Some(revision.as_str())
+        && status.phase != Some(DeploymentPhase::Paused);
     gate::entry(status, revision).filter(|_| goes_on).map_or(now, |entry| entry.start_time.0)
 }
 
@@ -182,11 +223,14 @@ pub fn held(seen: &Observed, spec: &ValidDeployment, now: Timestamp) -> Option<(
     let former = status
         .revisions
         .iter()
-        .filter(|entry| entry.promoted_time.is_some() && entry.revision != stable.name().as_str())
+        .filter(|entry| entry.promoted_time.is_some() && entry.rejection.is_none())
+        .filter(|entry| entry.revision != stable.name().as_str())
         .max_by_key(|entry| entry.promoted_time.clone())?;
     let name = RevisionName::parse(&former.revision)?;
     let has_pods = seen.revisions.get(&name).is_some_and(|revision| revision.replicas > 0);
-    (has_pods && now < until).then_some((name, until))
+    // A way back that has been announced is gone to its end.
+    let is_awaited = status.promotion.as_ref().is_some_and(|promotion| promotion.to == name.as_str());
+    (has_pods && (now < until || is_awaited)).then_some((name, until))
 }
 
 /// Pods that a revision needs to take the traffic: never fewer than have it now.
@@ -196,8 +240,9 @@ pub fn needed(seen: &Observed, spec: &ValidDeployment) -> i32 {
 }
 
 fn roll_out(seen: &Observed, spec: &ValidDeployment, revision: &Revision, now: Timestamp) -> Step {
+    let requests = Requests::of(&seen.owner);
     let entry = gate::entry(&seen.status, &revision.name);
-    let rejection = entry.and_then(|entry| entry.rejection.as_ref());
+    let rejection = entry.and_then(|entry| entry.rejection.as_ref()).filter(|_| !requests.retries(&revision.name));
     // Whoever asks for a revision that has served by its name knows how accurate it is.
     let is_known = spec.pinned.is_some() && entry.is_some_and(|entry| entry.promoted_time.is_some());
     if let Some(refusal) = too_inaccurate(spec, revision).filter(|_| !is_known) {
@@ -214,15 +259,34 @@ fn roll_out(seen: &Observed, spec: &ValidDeployment, revision: &Revision, now: T
             format!("there is no PersistentVolumeClaim {claim} in this namespace; create it, or correct the model");
         return Step::Wait(Waiting::stalled("ClaimNotFound", message));
     }
+    let is_under_way = seen.status.candidate_revision.as_deref() == Some(revision.name.as_str());
+    if is_under_way && requests.aborts(&revision.name) {
+        let message = format!(
+            "the rollout of revision {} was aborted on request; correct the spec, or annotate it with anneal.dev/retry=true",
+            revision.name
+        );
+        return Step::Reject(Refusal { reason: ABORTED, message });
+    }
     let started = started(&seen.status, &revision.name, now);
     let step = this.map_or(Step::Load(None), |this| advance(seen, spec, revision, this, started, now));
-    let is_late = started.checked_add(spec.deadline).is_ok_and(|deadline| now >= deadline);
+    let is_late = deadline(entry, started, spec).is_some_and(|deadline| now >= deadline);
     match &step {
         Step::Load(waiting) | Step::Smoke { waiting, .. } | Step::ScaleUp { waiting, .. } if is_late => {
             Step::Reject(too_late(spec, revision, waiting.as_ref()))
         }
         _ => step,
     }
+}
+
+/// When the rollout must have come to its switch. The time that a person takes does not count.
+fn deadline(entry: Option<&RevisionStatus>, started: Timestamp, spec: &ValidDeployment) -> Option<Timestamp> {
+    let entry = entry.filter(|entry| entry.start_time.0 == started);
+    let since = match entry.map(|entry| (entry.passed_time.as_ref(), entry.approved_time.as_ref())) {
+        Some((_, Some(approved))) => approved.0,
+        Some((Some(_), None)) => return None,
+        _ => started,
+    };
+    since.checked_add(spec.deadline).ok()
 }
 
 /// How far the candidate's pods are.
@@ -267,6 +331,7 @@ fn advance(
         return Step::ScaleUp { to, waiting };
     }
     match candidate.pass(to) {
+        Ok(_) if !is_approved(seen, spec, &revision.name, started) => Step::AwaitApproval,
         Ok(gated) => through(gated),
         Err(Lack::Pods) => Step::ScaleUp { to, waiting },
         Err(Lack::Answers(pods)) => ask(seen, &evidence, pods),
@@ -275,6 +340,14 @@ fn advance(
             Step::ScaleUp { to, waiting: Some(Waiting::stalled("ImagesDiffer", message)) }
         }
     }
+}
+
+/// Whether nobody, or nobody any more, has to approve of the candidate. A word that came before it had passed is none.
+fn is_approved(seen: &Observed, spec: &ValidDeployment, revision: &RevisionName, started: Timestamp) -> bool {
+    let entry = gate::entry(&seen.status, revision).filter(|entry| entry.start_time.0 == started);
+    let is_asked = |entry: &RevisionStatus| entry.passed_time.is_some() && Requests::of(&seen.owner).approves(revision);
+    spec.gate.approval == Approval::Automatic
+        || entry.is_some_and(|entry| entry.approved_time.is_some() || is_asked(entry))
 }
 
 fn ask(seen: &Observed, evidence: &Evidence, pods: Vec<String>) -> Step {
@@ -345,7 +418,9 @@ fn wake(seen: &Observed, spec: &ValidDeployment, status: &ModelDeploymentStatus,
         _ => Wake::OnChange,
     };
     if let Some(candidate) = status.candidate_revision.as_deref().and_then(RevisionName::parse)
-        && let Ok(deadline) = started(status, &candidate, now).checked_add(spec.deadline)
+        && *step != Step::Pause
+        && let started = started(status, &candidate, now)
+        && let Some(deadline) = deadline(gate::entry(status, &candidate), started, spec)
     {
         wake = wake.or_at(deadline);
     }

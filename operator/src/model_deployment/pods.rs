@@ -5,12 +5,15 @@ use anneal_api::{
     smoke::SmokeReport,
     termination::{TerminationMessage, cut},
 };
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod};
 use kube::ResourceExt;
 
 /// A pod that takes or will take requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodSeen {
+    /// Its name.
+    pub name: String,
     /// Its UID: a pod of the same name is another one.
     pub uid: String,
     /// Its address, once it has one.
@@ -21,6 +24,8 @@ pub struct PodSeen {
     pub image_id: Option<String>,
     /// Why it does not get ready.
     pub trouble: Option<Trouble>,
+    /// When its container ended last.
+    pub crashed: Option<Timestamp>,
 }
 
 /// Why a pod does not get ready.
@@ -50,7 +55,10 @@ pub fn seen(pod: &Pod) -> Option<PodSeen> {
     let ready =
         status.conditions.iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True");
     let container = status.container_statuses.iter().flatten().next();
+    let ended = |state: &Option<ContainerState>| Some(state.as_ref()?.terminated.as_ref()?.finished_at.as_ref()?.0);
     Some(PodSeen {
+        name: pod.name_any(),
+        crashed: container.and_then(|container| ended(&container.state).or_else(|| ended(&container.last_state))),
         uid: pod.uid().unwrap_or_default(),
         address: status.pod_ip.clone().filter(|address| !address.is_empty()),
         ready,

@@ -194,6 +194,8 @@ mod tests {
         }));
         let spec = validate(&owner).expect("valid");
         let pod = |address: &str| PodSeen {
+            name: "pod".to_owned(),
+            crashed: None,
             uid: address.to_owned(),
             address: Some(address.to_owned()),
             ready: true,

@@ -14,7 +14,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use super::{
     gate::{self, Evidence, rollout_key},
     observe::Observed,
-    plan::{Step, held, started},
+    plan::{Refusal, Step, held, started},
     revision::{Revision, RevisionName},
     validate::ValidDeployment,
 };
@@ -42,16 +42,31 @@ pub fn next(
     status.observed_generation = seen.owner.metadata.generation;
     status.stable_revision = match step {
         Step::HandOver(to) => Some(to.name().to_string()),
-        Step::Announce(_) | Step::Switch(_) | Step::Confirm | Step::Restore(_) => status.stable_revision,
+        Step::Announce(_)
+        | Step::Switch(_)
+        | Step::GiveUp { .. }
+        | Step::SwitchBack(_)
+        | Step::Confirm
+        | Step::Restore(_) => status.stable_revision,
         _ => live.clone(),
     };
     status.promotion = match step {
-        Step::Announce(to) => Some(Promotion { from: live.clone(), to: to.name().to_string(), start_time: Time(now) }),
-        Step::Switch(_) | Step::Confirm => status.promotion,
+        Step::Announce(to) | Step::GiveUp { to, .. } => {
+            Some(Promotion { from: live.clone(), to: to.name().to_string(), start_time: Time(now) })
+        }
+        Step::Switch(_) | Step::SwitchBack(_) | Step::Confirm => status.promotion,
         _ => None,
     };
     match step {
         Step::Restore(_) | Step::Confirm => {}
+        Step::GiveUp { refusal, .. } => {
+            status.candidate_revision = None;
+            reject(&mut status, live.as_deref(), refusal, now);
+        }
+        Step::Pause => {
+            let wanted = wanted.map(|wanted| wanted.name.as_str());
+            status.candidate_revision = status.candidate_revision.filter(|candidate| wanted == Some(candidate));
+        }
         Step::HandOver(to) => {
             status.candidate_revision = None;
             if let Some(entry) = status.revisions.iter_mut().find(|entry| entry.revision == to.name().as_str()) {
@@ -61,7 +76,7 @@ pub fn next(
         _ => {
             if let Some(revision) = wanted.filter(|_| step.has_candidate()) {
                 status.smoke = newest_report(seen, spec, revision, now);
-                begin(&mut status, &seen.status, revision, now);
+                begin(&mut status, seen, revision, step, now);
             } else {
                 status.candidate_revision = None;
             }
@@ -69,12 +84,9 @@ pub fn next(
     }
     if let (Step::Reject(refusal), Some(revision)) = (step, wanted) {
         status.smoke = newest_report(seen, spec, revision, now).or(status.smoke);
-        begin(&mut status, &seen.status, revision, now);
+        begin(&mut status, seen, revision, step, now);
         status.candidate_revision = None;
-        if let Some(entry) = status.revisions.iter_mut().find(|entry| entry.revision == revision.name.as_str()) {
-            let (reason, message) = (refusal.reason.to_owned(), cut(&refusal.message, 2048));
-            entry.rejection = Some(Rejection { reason, message, time: Time(now) });
-        }
+        reject(&mut status, Some(revision.name.as_str()), refusal, now);
     }
     forget_oldest(&mut status, wanted);
     size(&mut status, seen, spec);
@@ -89,15 +101,23 @@ fn newest_report(seen: &Observed, spec: &ValidDeployment, revision: &Revision, n
 }
 
 /// Makes the revision the candidate, with an entry that says since when.
-fn begin(status: &mut ModelDeploymentStatus, old: &ModelDeploymentStatus, revision: &Revision, now: Timestamp) {
+fn begin(status: &mut ModelDeploymentStatus, seen: &Observed, revision: &Revision, step: &Step, now: Timestamp) {
     let name = revision.name.as_str();
-    let former = gate::entry(old, &revision.name);
+    let former = gate::entry(&seen.status, &revision.name);
+    let started = started(&seen.status, &revision.name, now);
+    let of_this_rollout = former.filter(|former| former.start_time.0 == started);
+    let passed = of_this_rollout.and_then(|former| former.passed_time.clone());
+    let is_approved = matches!(step, Step::Announce(_)) && passed.is_some();
     let entry = RevisionStatus {
         revision: name.to_owned(),
         sha256: revision.inputs.model.sha256.clone(),
         training_run: revision.training_run.clone(),
         metrics: revision.metrics,
-        start_time: Time(started(old, &revision.name, now)),
+        start_time: Time(started),
+        approved_time: of_this_rollout
+            .and_then(|former| former.approved_time.clone())
+            .or_else(|| is_approved.then_some(Time(now))),
+        passed_time: passed.or_else(|| (*step == Step::AwaitApproval).then_some(Time(now))),
         promoted_time: former.and_then(|former| former.promoted_time.clone()),
         rejection: None,
     };
@@ -106,6 +126,19 @@ fn begin(status: &mut ModelDeploymentStatus, old: &ModelDeploymentStatus, revisi
         Some(known) => *known = entry,
         None => status.revisions.push(entry),
     }
+}
+
+fn reject(status: &mut ModelDeploymentStatus, revision: Option<&str>, refusal: &Refusal, now: Timestamp) {
+    if let Some(entry) = status.revisions.iter_mut().find(|entry| Some(entry.revision.as_str()) == revision) {
+        let (reason, message) = (refusal.reason.to_owned(), cut(&refusal.message, 2048));
+        entry.rejection = Some(Rejection { reason, message, time: Time(now) });
+    }
+}
+
+/// Whether the switch that is under way is a way back.
+fn is_way_back(status: &ModelDeploymentStatus) -> bool {
+    let from = status.promotion.as_ref().and_then(|promotion| promotion.from.as_deref()).and_then(RevisionName::parse);
+    from.and_then(|from| gate::entry(status, &from)).is_some_and(|entry| entry.rejection.is_some())
 }
 
 fn forget_oldest(status: &mut ModelDeploymentStatus, wanted: Option<&Revision>) {
@@ -147,6 +180,11 @@ fn phase(
         Step::Load(_) => DeploymentPhase::Loading,
         Step::Smoke { .. } => DeploymentPhase::SmokeTesting,
         Step::ScaleUp { .. } => DeploymentPhase::ScalingUp,
+        Step::AwaitApproval => DeploymentPhase::AwaitingApproval,
+        Step::Pause => DeploymentPhase::Paused,
+        Step::GiveUp { .. } | Step::SwitchBack(_) => DeploymentPhase::RollingBack,
+        Step::Confirm if is_way_back(&seen.status) => DeploymentPhase::RollingBack,
+        Step::HandOver(_) if is_way_back(&seen.status) => DeploymentPhase::Degraded,
         Step::Announce(_) | Step::Switch(_) | Step::Confirm => DeploymentPhase::Promoting,
         Step::HandOver(_) if seen.status.stable_revision.is_some() && spec.gate.soak.is_positive() => {
             DeploymentPhase::Soaking
@@ -167,9 +205,8 @@ fn conditions(status: &mut ModelDeploymentStatus, wanted: Option<&Revision>, ste
     let ready = status.ready.clone().unwrap_or_default();
     let has_ready_pod = !ready.starts_with("0/");
     let name = wanted.map_or("?", |wanted| wanted.name.as_str());
-    let rejection = matches!(step, Step::Reject(_) | Step::Rejected)
-        .then(|| wanted.and_then(|wanted| gate::entry(status, &wanted.name)))
-        .flatten()
+    let rejection = wanted
+        .and_then(|wanted| gate::entry(status, &wanted.name))
         .and_then(|entry| entry.rejection.as_ref())
         .map(|rejection| (rejection.reason.clone(), rejection.message.clone()));
 
@@ -191,7 +228,7 @@ fn conditions(status: &mut ModelDeploymentStatus, wanted: Option<&Revision>, ste
     } else {
         (false, "NoRevision".to_owned(), "no revision has passed its gate yet".to_owned())
     };
-    let is_wanted = matches!(step, Step::Settle | Step::HandOver(_));
+    let is_wanted = rejection.is_none() && matches!(step, Step::Settle | Step::HandOver(_));
     let ready: Finding = match (is_wanted, &available) {
         (true, _) if ready == "0/0" => (true, "ScaledToZero".to_owned(), "no pods are wanted".to_owned()),
         (true, (true, ..)) => (true, "Serving".to_owned(), available.2.clone()),
@@ -221,6 +258,11 @@ fn sentence(step: &Step, candidate: &str, stable: &str) -> String {
         Step::Load(_) => format!("revision {candidate} starts and loads its model"),
         Step::Smoke { .. } => format!("the pods of revision {candidate} are asked the questions of the gate"),
         Step::ScaleUp { to, .. } => format!("revision {candidate} grows to {to} pods"),
+        Step::AwaitApproval => format!(
+            "revision {candidate} has passed; annotate with anneal.dev/approve={candidate} to give it the traffic, or with anneal.dev/abort={candidate}"
+        ),
+        Step::Pause => format!("revision {candidate} waits for spec.paused to be false"),
+        Step::GiveUp { to, .. } | Step::SwitchBack(to) => format!("the Service moves back to revision {}", to.name()),
         Step::Announce(to) | Step::Switch(to) => format!("the Service moves from revision {stable} to {}", to.name()),
         Step::Confirm => "the Service has moved, its endpoints follow".to_owned(),
         Step::HandOver(to) => format!("revision {} has the traffic, the former one is held", to.name()),
@@ -298,7 +340,19 @@ pub fn transitions(
     if let Step::Reject(refusal) = step {
         events.push(Transition::warning(refusal.reason, refusal.message.clone()));
     }
-    if let Step::HandOver(to) = step {
+    if let Step::GiveUp { refusal, .. } = step {
+        events.push(Transition::warning(refusal.reason, refusal.message.clone()));
+    }
+    let waits = |status: &ModelDeploymentStatus| status.phase == Some(DeploymentPhase::AwaitingApproval);
+    if waits(new) && !waits(old) {
+        let candidate = new.candidate_revision.as_deref().unwrap_or_default();
+        events.push(Transition::normal("AwaitingApproval", sentence(step, candidate, "")));
+    }
+    if let Step::HandOver(to) = step
+        && is_way_back(old)
+    {
+        events.push(Transition::normal("RolledBack", format!("revision {} has the traffic again", to.name())));
+    } else if let Step::HandOver(to) = step {
         let from = old.stable_revision.as_deref().map_or_else(String::new, |from| format!(" from revision {from}"));
         events.push(Transition::normal("Promoted", format!("revision {} has the traffic{from}", to.name())));
     }

@@ -1,12 +1,12 @@
 //! A spec that the planner need not doubt: defaults resolved, contradictions refused with a word on what to do.
 
-use anneal_api::resources::{Autoscaling, ModelDeployment, ModelSource, PodTemplate, ServiceSpec, SmokeTest};
+use anneal_api::resources::{Approval, Autoscaling, ModelDeployment, ModelSource, PodTemplate, ServiceSpec, SmokeTest};
 use jiff::SignedDuration;
 use kube::ResourceExt;
 use serde_json::json;
 
 use super::revision::{ModelFile, RevisionName, short_hash};
-use crate::children::reserved_key;
+use crate::{children::reserved_key, signals::Limits};
 
 /// Longest name; the names of Deployments, Services and Jobs are made from it.
 const MAX_NAME: usize = 40;
@@ -28,6 +28,8 @@ pub struct ValidDeployment {
     pub service: ServiceSpec,
     /// What the user says about the pods.
     pub pods: PodTemplate,
+    /// Whether no rollout goes on.
+    pub paused: bool,
     /// The revision that is to serve, whatever the model says.
     pub pinned: Option<RevisionName>,
     /// Former revisions that are kept.
@@ -52,6 +54,10 @@ pub struct ValidGate {
     pub min_accuracy: Option<f64>,
     /// Questions to the pods.
     pub smoke: SmokeTest,
+    /// Whether a person has the last word.
+    pub approval: Approval,
+    /// Bounds under real traffic.
+    pub limits: Limits,
     /// Time that the former revision is held.
     pub soak: SignedDuration,
     /// Changes with everything that may turn a rejection into a promotion.
@@ -156,12 +162,23 @@ pub fn validate(deployment: &ModelDeployment) -> Result<ValidDeployment, SpecErr
         gate: ValidGate {
             min_accuracy: spec.gate.min_accuracy,
             smoke: smoke(&spec.gate.smoke_test)?,
+            approval: spec.gate.approval,
+            limits: Limits {
+                error_percentage: spec.gate.soak_test.max_error_percentage.into(),
+                p95_milliseconds: spec.gate.soak_test.max_p95_milliseconds.map(f64::from),
+            },
             soak: SignedDuration::from_secs(spec.gate.soak_seconds.max(0).into()),
-            hash: short_hash(&json!([spec.gate.min_accuracy, spec.gate.smoke_test, spec.progress_deadline_seconds])),
+            hash: short_hash(&json!([
+                spec.gate.min_accuracy,
+                spec.gate.smoke_test,
+                spec.gate.soak_test,
+                spec.progress_deadline_seconds
+            ])),
         },
         size: size(spec.replicas, spec.autoscaling.as_ref())?,
         service: spec.service.clone(),
         pods: spec.pod_template.clone(),
+        paused: spec.paused,
         pinned: pinned(spec.pinned_revision.as_deref())?,
         history: usize::try_from(spec.revision_history_limit).unwrap_or_default(),
         deadline: SignedDuration::from_secs(spec.progress_deadline_seconds.max(1).into()),
@@ -248,6 +265,7 @@ mod tests {
         assert_eq!(plain, hash(serde_json::json!({"soakSeconds": 5})));
         assert_ne!(plain, hash(serde_json::json!({"minAccuracy": 0.5})));
         assert_ne!(plain, hash(serde_json::json!({"smokeTest": {"retries": 5}})));
+        assert_ne!(plain, hash(serde_json::json!({"soakTest": {"maxErrorPercentage": 50}})));
     }
 
     #[test]

@@ -54,6 +54,10 @@ pub struct ModelDeploymentSpec {
     /// What to say about the inference pods.
     #[serde(default)]
     pub pod_template: PodTemplate,
+    /// Starts no rollout and goes no further with one that is under way, until it is false again. A switch that has
+    /// begun is finished, and a soak that fails still gives the traffic back.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub paused: bool,
     /// Name of a former revision that is to serve, whatever `model` and `podTemplate` say: the way back. It is one of
     /// `status.revisions`; at once while its pods are still held, else through its smoke test again.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -112,6 +116,11 @@ pub struct Gate {
     pub min_accuracy: Option<f64>,
     /// Questions that the candidate's own pods must answer.
     pub smoke_test: SmokeTest,
+    /// Who decides that a revision which has passed gets the traffic.
+    pub approval: Approval,
+    /// Bounds on what a revision does under real traffic, while the former one is still held. One that exceeds them
+    /// gives the traffic back at once.
+    pub soak_test: SoakTest,
     /// Seconds that the former revision is kept at its size after the switch.
     #[schemars(range(min = 0, max = 86_400))]
     pub soak_seconds: i32,
@@ -119,7 +128,42 @@ pub struct Gate {
 
 impl Default for Gate {
     fn default() -> Self {
-        Self { min_accuracy: None, smoke_test: SmokeTest::default(), soak_seconds: 60 }
+        Self {
+            min_accuracy: None,
+            smoke_test: SmokeTest::default(),
+            approval: Approval::Automatic,
+            soak_test: SoakTest::default(),
+            soak_seconds: 60,
+        }
+    }
+}
+
+/// Who decides that a revision which has passed its gate gets the traffic.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Approval {
+    /// The gate alone.
+    #[default]
+    Automatic,
+    /// A person, by the annotation `anneal.dev/approve`.
+    Manual,
+}
+
+/// Bounds on what a revision does under real traffic, as its own pods count it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SoakTest {
+    /// Predictions in percent that may be answered with status 500 and above. It takes three such answers to fail.
+    #[schemars(range(min = 0, max = 100))]
+    pub max_error_percentage: i32,
+    /// Bound on the 95th percentile of the time of an answer, in milliseconds. It takes 20 answers to fail.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 600_000))]
+    pub max_p95_milliseconds: Option<i32>,
+}
+
+impl Default for SoakTest {
+    fn default() -> Self {
+        Self { max_error_percentage: 5, max_p95_milliseconds: None }
     }
 }
 
@@ -289,10 +333,16 @@ pub enum DeploymentPhase {
     SmokeTesting,
     /// The candidate grows to the size that it needs.
     ScalingUp,
+    /// The candidate has passed and waits for a person's word.
+    AwaitingApproval,
+    /// `paused` keeps the candidate where it is.
+    Paused,
     /// The Service moves to the candidate.
     Promoting,
     /// The candidate has the traffic; the former revision is held.
     Soaking,
+    /// The candidate failed under traffic; the Service moves back to the former revision.
+    RollingBack,
     /// One revision serves, and it is the wanted one.
     Stable,
     /// The wanted revision was rejected; the former one serves, untouched.
@@ -309,8 +359,11 @@ impl DeploymentPhase {
             Self::Loading => "Loading",
             Self::SmokeTesting => "SmokeTesting",
             Self::ScalingUp => "ScalingUp",
+            Self::AwaitingApproval => "AwaitingApproval",
+            Self::Paused => "Paused",
             Self::Promoting => "Promoting",
             Self::Soaking => "Soaking",
+            Self::RollingBack => "RollingBack",
             Self::Stable => "Stable",
             Self::Degraded => "Degraded",
             Self::Failed => "Failed",
@@ -385,6 +438,12 @@ pub struct RevisionStatus {
     pub metrics: Option<Metrics>,
     /// When its rollout began. Deadlines count from here, so that a restart of the operator never moves them.
     pub start_time: Time,
+    /// When it had passed its gate and began to wait for approval, where that is asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub passed_time: Option<Time>,
+    /// When somebody approved of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub approved_time: Option<Time>,
     /// When it got the traffic.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub promoted_time: Option<Time>,

@@ -1,7 +1,14 @@
 //! One law for all histories: only gated revisions serve, and all comes to rest.
 
-use anneal_api::resources::DeploymentPhase::{Degraded, Failed, Pending, Stable};
+use anneal_api::{
+    names::request::{ABORT, APPROVE, RESTART, RETRY},
+    resources::{
+        Approval,
+        DeploymentPhase::{self, AwaitingApproval, Degraded, Failed, Pending, Stable},
+    },
+};
 use jiff::SignedDuration;
+use kube::ResourceExt;
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -27,6 +34,10 @@ enum Happening {
     Upgraded,
     Pinned(usize),
     Unpinned,
+    Asked(&'static str, bool),
+    Paused(bool),
+    Approval(bool),
+    PodCrashes(usize),
     TimePasses(i64),
 }
 
@@ -35,7 +46,7 @@ fn happenings() -> impl Strategy<Value = Vec<Happening>> {
         8 => Just(Happening::Reconcile),
         4 => (0_usize..6).prop_map(Happening::KilledAfter),
         8 => Just(Happening::Turn),
-        2 => prop_oneof![Just('a'), Just('b'), Just('c'), Just('d'), Just('e')].prop_map(Happening::Want),
+        2 => prop_oneof![Just('a'), Just('b'), Just('c'), Just('d'), Just('e'), Just('f')].prop_map(Happening::Want),
         1 => (0_i32..5).prop_map(Happening::Fixed),
         1 => Just(Happening::Auto),
         1 => (100_i32..103).prop_map(Happening::Gate),
@@ -48,6 +59,11 @@ fn happenings() -> impl Strategy<Value = Vec<Happening>> {
         1 => Just(Happening::Upgraded),
         1 => (0_usize..4).prop_map(Happening::Pinned),
         1 => Just(Happening::Unpinned),
+        2 => (prop_oneof![Just(APPROVE), Just(ABORT), Just(RETRY), Just(RESTART)], any::<bool>())
+            .prop_map(|(request, exact)| Happening::Asked(request, exact)),
+        1 => any::<bool>().prop_map(Happening::Paused),
+        1 => any::<bool>().prop_map(Happening::Approval),
+        1 => (0_usize..4).prop_map(Happening::PodCrashes),
         1 => (1_i64..90).prop_map(Happening::TimePasses),
     ];
     proptest::collection::vec(one, 1..120)
@@ -103,6 +119,19 @@ fn happens(world: &mut World, what: &Happening) {
             world.pin(name.as_deref());
         }
         Happening::Unpinned => world.pin(None),
+        Happening::Asked(request, exact) => {
+            let candidate = world.status().candidate_revision.filter(|_| *exact);
+            world.ask(request, candidate.as_deref().unwrap_or("true"));
+        }
+        Happening::Paused(paused) => world.edit(json!({"paused": paused})),
+        Happening::Approval(manual) => {
+            world.edit(json!({"gate": {"approval": if *manual { "Manual" } else { "Automatic" }}}));
+        }
+        Happening::PodCrashes(i) => {
+            for revision in world.revisions.values_mut() {
+                revision.pods.iter_mut().skip(*i).take(1).for_each(|pod| pod.crashed = Some(world.now));
+            }
+        }
         Happening::TimePasses(seconds) => world.now += SignedDuration::from_secs(*seconds),
     }
 }
@@ -118,6 +147,7 @@ proptest! {
         world.wrong.insert('c');
         world.broken.insert('d');
         world.unclear.insert('e');
+        world.failing.insert('f');
         for what in &history {
             happens(&mut world, what);
         }
@@ -134,13 +164,13 @@ proptest! {
             Stable => prop_assert!(serves_wanted, "{:?} serves, {:?} is wanted", live, wanted),
             // A pinned revision of the same checkpoint may have been rejected.
             Degraded | Failed => prop_assert!(!serves_wanted || world.records.len() > 1),
+            DeploymentPhase::Paused => prop_assert!(world.owner.spec.paused),
+            AwaitingApproval => prop_assert!(world.owner.spec.gate.approval == Approval::Manual),
             // Somebody deleted what was written down of the pinned revision.
             Pending => prop_assert!(wanted.is_none()),
             other => prop_assert!(false, "rests in {:?}", other),
         }
         prop_assert!(!matches!(live, Some('c' | 'd' | 'e')), "{:?} serves", live);
-        if phase == Stable {
-            prop_assert!("ab".contains(live.expect("one serves")));
-        }
+        prop_assert_eq!(world.owner.annotations().get(APPROVE).or(world.owner.annotations().get(ABORT)), None);
     }
 }

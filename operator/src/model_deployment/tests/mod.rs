@@ -3,8 +3,10 @@
 pub mod fixtures;
 mod histories;
 mod past;
+mod requests;
 mod rollout;
 mod simulation;
+mod soak;
 mod switch;
 mod waiting;
 

@@ -29,6 +29,7 @@ use crate::{
         revision::{ModelFile, RevisionName},
         validate::validate,
     },
+    signals::Signals,
 };
 
 /// The cluster. Checkpoints are told apart by the first digit of their digest.
@@ -53,6 +54,8 @@ pub struct World {
     pub broken: BTreeSet<char>,
     /// Checkpoints whose tests come to no verdict.
     pub unclear: BTreeSet<char>,
+    /// Checkpoints that answer well when they are asked, and fail under traffic.
+    pub failing: BTreeSet<char>,
     /// Reasons of the Events, oldest first.
     pub events: Vec<&'static str>,
     /// Whether the world's endpoints controller keeps up.
@@ -85,6 +88,7 @@ impl World {
             wrong: BTreeSet::new(),
             broken: BTreeSet::new(),
             unclear: BTreeSet::new(),
+            failing: BTreeSet::new(),
             events: Vec::new(),
             endpoints_follow: true,
             endpoints: BTreeSet::new(),
@@ -114,6 +118,11 @@ impl World {
     /// Asks for another checkpoint.
     pub fn want(&mut self, checkpoint: char) {
         self.edit(json!({"model": file(checkpoint)}));
+    }
+
+    /// Asks something of the rollout, by an annotation.
+    pub fn ask(&mut self, request: &str, value: &str) {
+        self.owner.annotations_mut().insert(request.to_owned(), value.to_owned());
     }
 
     /// Asks for a revision by its name, or no longer.
@@ -172,8 +181,18 @@ impl World {
             preview: self.preview.clone(),
             autoscaler: self.autoscaler.clone(),
             budgets: self.budgets.clone(),
+            signals: self.signals(),
             endpoints: if promotes { self.endpoints.clone() } else { BTreeSet::new() },
         }
+    }
+
+    /// What the pods of the revision count that has the traffic.
+    fn signals(&self) -> Signals {
+        let selector = self.service.as_ref().and_then(|service| service.spec.as_ref()?.selector.as_ref());
+        let live = selector.and_then(|it| RevisionName::parse(it.get(label::REVISION)?));
+        let live = live.and_then(|live| self.revisions.get(&live));
+        let errors = if live.is_some_and(|live| self.failing.contains(&checkpoint(live))) { 50.0 } else { 0.0 };
+        Signals { answers: 100.0, errors, ..Signals::default() }
     }
 
     /// What the planner says now, and the writes that it takes.
@@ -202,6 +221,9 @@ impl World {
             let status = serde_json::to_value(&plan.status).expect("json");
             self.owner.status = Some(serde_json::from_value(status).expect("a status"));
             self.events.extend(plan.events.iter().map(|event| event.reason));
+            for request in plan.answered {
+                assert!(self.owner.annotations_mut().remove(request).is_some(), "what is answered was asked");
+            }
         }
         changes
     }
@@ -225,7 +247,16 @@ impl World {
                 self.counter += 1;
                 let (uid, address) = (format!("pod-{}", self.counter), format!("10.0.0.{}", self.counter));
                 let (address, image_id) = (Some(address), Some("server@sha256:1".to_owned()));
-                revision.pods.push(PodSeen { uid, address, ready: false, image_id, trouble: None });
+                let name = uid.clone();
+                revision.pods.push(PodSeen {
+                    name,
+                    uid,
+                    address,
+                    ready: false,
+                    image_id,
+                    trouble: None,
+                    crashed: None,
+                });
             }
         }
         for i in 0..self.tests.len() {

@@ -1,0 +1,51 @@
+//! The time after the switch: the former revision is held, and what the new one counts and how its pods fare decides
+//! whether it keeps the traffic.
+
+use jiff::Timestamp;
+
+use super::{
+    gate::{self, Gated},
+    observe::{Observed, RevisionSeen},
+    plan::{Refusal, Step, held},
+    requests::{ABORTED, Requests},
+    validate::ValidDeployment,
+};
+
+/// The way back to the former revision, while it is held and the new one fails or was aborted.
+pub fn fall_back(seen: &Observed, spec: &ValidDeployment, now: Timestamp) -> Option<Step> {
+    let live = seen.live()?;
+    let (former, _) = held(seen, spec, now)?;
+    let to = Gated::held(seen, &former)?;
+    let entry = gate::entry(&seen.status, &live)?;
+    let is_announced = seen.status.promotion.as_ref().is_some_and(|promotion| promotion.to == former.as_str());
+    if is_announced && entry.rejection.is_some() {
+        return Some(Step::SwitchBack(to));
+    }
+    let since = entry.promoted_time.as_ref()?.0;
+    let aborted = || Requests::of(&seen.owner).aborts(&live).then(|| (ABORTED, "it was aborted on request".to_owned()));
+    let (reason, why) = aborted().or_else(|| failure(seen, spec, seen.revisions.get(&live)?, since))?;
+    let message = format!(
+        "revision {live} gave the traffic back to {}: {why}; correct the spec, or annotate it with anneal.dev/retry=true",
+        to.name()
+    );
+    Some(Step::GiveUp { to, refusal: Refusal { reason, message } })
+}
+
+/// Why a revision that just got the traffic must not keep it.
+fn failure(
+    seen: &Observed,
+    spec: &ValidDeployment,
+    revision: &RevisionSeen,
+    since: Timestamp,
+) -> Option<(&'static str, String)> {
+    if let Some(why) = seen.signals.breach(&spec.gate.limits) {
+        return Some(("SoakFailed", why));
+    }
+    let crashed = revision.pods.iter().find(|pod| pod.crashed.is_some_and(|at| at >= since));
+    if let Some(pod) = crashed {
+        let why = pod.trouble.as_ref().map_or_else(String::new, |trouble| format!(": {}", trouble.message));
+        return Some(("SoakFailed", format!("a pod of it crashed under traffic{why}")));
+    }
+    let none_ready = !revision.pods.iter().any(|pod| pod.ready);
+    none_ready.then(|| ("SoakFailed", "none of its pods takes requests any more".to_owned()))
+}
