@@ -208,7 +208,27 @@ def decode(folder):
         "cmyk.jpg": rgb.convert("CMYK"),
         "turned.jpg": rgb,
     }
+    noise = Image.fromarray(rng.integers(0, 256, (61, 83, 3), numpy.uint8))
+    photo = Image.fromarray(smooth).resize((1600, 1201), Image.BICUBIC)
+    small = [Image.fromarray(smooth[:h, :w]) for w, h in ((1, 1), (1, 9), (17, 1), (8, 8), (16, 16), (33, 31))]
+    jpegs = {f"small-{i}.jpg": (image, {}) for i, image in enumerate(small)}
+    for quality in (1, 30, 75, 100):
+        for sampling in ("4:4:4", "4:2:2", "4:2:0"):
+            for progressive in (False, True):
+                name = f"q{quality}-{sampling.replace(':', '')}-{'p' if progressive else 'b'}"
+                options = {"quality": quality, "subsampling": sampling, "progressive": progressive}
+                jpegs[f"{name}.jpg"] = (noise, options)
+                jpegs[f"{name}-smooth.jpg"] = (rgb, options)
+    jpegs["large.jpg"] = (photo, {})
+    jpegs["large-p.jpg"] = (photo, {"progressive": True})
+    jpegs["restarts.jpg"] = (photo, {"restart_marker_blocks": 7})
+    jpegs["rgb-kept.jpg"] = (noise, {"keep_rgb": True})
+    jpegs["grey-noise.jpg"] = (noise.convert("L"), {"progressive": True})
+    jpegs["cmyk-noise.jpg"] = (noise.convert("CMYK"), {"quality": 90})
     pixels = {}
+    for name, (image, options) in jpegs.items():
+        image.save(folder / name, **options)
+        pixels[name] = torch.from_numpy(numpy.asarray(Image.open(folder / name).convert("RGB")).copy())
     for name, image in files.items():
         options = {"lossless": True} if name.endswith("webp") else {"quality": 95} if name.endswith("jpg") else {}
         if name == "turned.jpg":

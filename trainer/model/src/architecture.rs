@@ -1,8 +1,9 @@
 //! The two architectures, with the layers, names and order of the reference's state dicts.
 
+use anneal_api::hyperparameters::Precision;
 use tch::{Kind, TchError, Tensor};
 
-use crate::layers::{ConvNorm, ConvShape, Entries, Folded, Init, Linear, Pass, Unit, dropout};
+use crate::layers::{ConvNorm, ConvShape, Entries, Folded, Init, Linear, Pass, Then, Unit, dropout};
 
 /// Side of the input that `simple` is made for, and of what is left of it before the first linear layer.
 pub(crate) const SIMPLE_SIDE: i64 = 224;
@@ -82,8 +83,9 @@ impl Layers<ConvNorm> {
     }
 
     /// The same network for use only, with each `BatchNorm` folded into its convolution.
-    pub(crate) fn fold(&self) -> Result<Layers<Folded>, TchError> {
-        self.map(ConvNorm::fold, Linear::frozen)
+    /// It computes in `precision` whatever the pass says.
+    pub(crate) fn fold(&self, precision: Precision) -> Result<Layers<Folded>, TchError> {
+        self.map(|unit| unit.fold(precision), Linear::frozen)
     }
 }
 
@@ -100,7 +102,7 @@ impl<U: Unit> Layers<U> {
         match self {
             Self::Improved(net) => {
                 let mut x =
-                    net.stem.forward(x, pass)?.f_relu_()?.f_max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false)?;
+                    net.stem.forward(x, Then::Relu, pass)?.f_max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false)?;
                 for block in net.stages.iter().flatten() {
                     x = block.forward(&x, pass)?;
                 }
@@ -109,7 +111,7 @@ impl<U: Unit> Layers<U> {
             Self::Simple(net) => {
                 let mut x = x.shallow_clone();
                 for conv in &net.convs {
-                    x = conv.forward(&x, pass)?.f_relu_()?.f_max_pool2d([2, 2], [2, 2], [0, 0], [1, 1], false)?;
+                    x = conv.forward(&x, Then::Relu, pass)?.f_max_pool2d([2, 2], [2, 2], [0, 0], [1, 1], false)?;
                 }
                 let x = net.fc1.forward(&x.f_flatten(1, -1)?.f_to_kind(Kind::Float)?)?.f_relu_()?;
                 net.fc2.forward(&dropout(&x, pass)?)
@@ -174,13 +176,12 @@ impl Block<ConvNorm> {
 
 impl<U: Unit> Block<U> {
     fn forward(&self, x: &Tensor, pass: Pass) -> Result<Tensor, TchError> {
-        let inner = self.first.forward(x, pass)?.f_relu_()?;
-        let mut sum = self.second.forward(&inner, pass)?;
-        let sum = match &self.shortcut {
-            Some(shortcut) => sum.f_add_(&shortcut.forward(x, pass)?)?,
-            None => sum.f_add_(x)?,
+        let inner = self.first.forward(x, Then::Relu, pass)?;
+        let beside = match &self.shortcut {
+            Some(shortcut) => shortcut.forward(x, Then::Nothing, pass)?,
+            None => x.shallow_clone(),
         };
-        sum.shallow_clone().f_relu_()
+        self.second.forward(&inner, Then::AddRelu(beside), pass)
     }
 
     fn map<V>(&self, unit: &impl Fn(&U) -> Result<V, TchError>) -> Result<Block<V>, TchError> {

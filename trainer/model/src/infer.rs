@@ -16,6 +16,7 @@ use crate::{
 /// shares the weights.
 pub struct Classifier {
     layers: Layers<Folded>,
+    precision: Precision,
     about: Arc<About>,
 }
 
@@ -35,16 +36,25 @@ impl Classifier {
         Self::new(Checkpoint::load(path)?)
     }
 
-    /// Makes the checkpoint's network ready for use.
+    /// Makes the checkpoint's network ready for use in float32.
     ///
     /// # Errors
     /// As [`Checkpoint::network`] says.
     pub fn new(checkpoint: Checkpoint) -> Result<Self, CheckpointError> {
+        Self::with_precision(checkpoint, Precision::Float32)
+    }
+
+    /// Makes the checkpoint's network ready for use, with convolutions in `precision`. Its probabilities in bfloat16 are
+    /// within 0.02 of those in float32.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::network`] says, or when the processor does not have the precision.
+    pub fn with_precision(checkpoint: Checkpoint, precision: Precision) -> Result<Self, CheckpointError> {
         let network = checkpoint.network()?;
         let about =
             About { contract: checkpoint.contract()?, parameters: network.parameter_count(), info: checkpoint.info };
-        let layers = network.layers().fold().map_err(ModelError::from)?;
-        Ok(Self { layers, about: Arc::new(about) })
+        let layers = network.layers().fold(precision).map_err(ModelError::from)?;
+        Ok(Self { layers, precision, about: Arc::new(about) })
     }
 
     /// A classifier for another thread, on the same weights.
@@ -52,7 +62,7 @@ impl Classifier {
     /// # Errors
     /// When libtorch fails.
     pub fn shallow_clone(&self) -> Result<Self, ModelError> {
-        Ok(Self { layers: self.layers.shallow_clone()?, about: Arc::clone(&self.about) })
+        Ok(Self { layers: self.layers.shallow_clone()?, precision: self.precision, about: Arc::clone(&self.about) })
     }
 
     /// Architecture, classes and preprocessing.
@@ -63,6 +73,11 @@ impl Classifier {
     /// What the checkpoint says about itself; absent in checkpoints of the reference.
     pub fn info(&self) -> Option<&CheckpointInfo> {
         self.about.info.as_ref()
+    }
+
+    /// What its convolutions compute in.
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// Count of the network's parameters, as it was trained.
@@ -76,7 +91,7 @@ impl Classifier {
     /// When the images have a shape that the architecture does not take, or libtorch fails.
     pub fn logits(&self, images: &Tensor) -> Result<Tensor, ModelError> {
         check_input(self.about.contract.model.architecture, images)?;
-        let pass = Pass { mode: Mode::Eval, precision: Precision::Float32 };
+        let pass = Pass { mode: Mode::Eval, precision: self.precision };
         Ok(tch::no_grad(|| self.layers.forward(images, pass))?)
     }
 

@@ -4,7 +4,10 @@ use anneal_api::hyperparameters::Precision;
 use rand_chacha::rand_core::RngCore;
 use tch::{Kind, TchError, Tensor};
 
-use crate::rng::{self, Purpose};
+use crate::{
+    fused::{self, Window},
+    rng::{self, Purpose},
+};
 
 /// Momentum and epsilon of `torch.nn.BatchNorm2d`.
 const MOMENTUM: f64 = 0.1;
@@ -31,11 +34,27 @@ pub(crate) struct Pass {
     pub(crate) precision: Precision,
 }
 
-impl Pass {
-    fn kind(self) -> Kind {
-        match self.precision {
-            Precision::Float32 => Kind::Float,
-            Precision::BFloat16 => Kind::BFloat16,
+fn kind(precision: Precision) -> Kind {
+    match precision {
+        Precision::Float32 => Kind::Float,
+        Precision::BFloat16 => Kind::BFloat16,
+    }
+}
+
+/// What follows a convolution and its `BatchNorm` directly.
+pub(crate) enum Then {
+    Nothing,
+    Relu,
+    /// The sum with a tensor, whose memory may be used for the result, and then relu.
+    AddRelu(Tensor),
+}
+
+impl Then {
+    fn apply(self, mut y: Tensor) -> Result<Tensor, TchError> {
+        match self {
+            Self::Nothing => Ok(y),
+            Self::Relu => y.f_relu_(),
+            Self::AddRelu(other) => y.f_add_(&other)?.f_relu_(),
         }
     }
 }
@@ -102,7 +121,7 @@ fn channels_last(weight: &Tensor) -> Result<Tensor, TchError> {
 
 /// What stands where the definition has a convolution and the `BatchNorm` behind it.
 pub(crate) trait Unit: Sized {
-    fn forward(&self, x: &Tensor, pass: Pass) -> Result<Tensor, TchError>;
+    fn forward(&self, x: &Tensor, then: Then, pass: Pass) -> Result<Tensor, TchError>;
 }
 
 /// `torch.nn.Conv2d` with a square kernel.
@@ -122,6 +141,12 @@ pub(crate) struct ConvShape {
     pub(crate) bias: bool,
 }
 
+impl ConvShape {
+    fn window(self) -> Window {
+        Window { stride: self.stride, padding: self.kernel / 2 }
+    }
+}
+
 impl Conv {
     fn new(shape: ConvShape, init: &mut Init) -> Result<Self, TchError> {
         let ConvShape { input, output, kernel, bias, .. } = shape;
@@ -131,12 +156,11 @@ impl Conv {
         Ok(Self { weight: parameter(&weight)?, bias, shape })
     }
 
-    fn forward(&self, x: &Tensor, pass: Pass) -> Result<Tensor, TchError> {
-        let kind = pass.kind();
+    fn forward(&self, x: &Tensor, precision: Precision) -> Result<Tensor, TchError> {
+        let kind = kind(precision);
         let weight = self.weight.f_to_kind(kind)?;
         let bias = self.bias.as_ref().map(|bias| bias.f_to_kind(kind)).transpose()?;
-        let ConvShape { kernel, stride, .. } = self.shape;
-        let padding = kernel / 2;
+        let Window { stride, padding } = self.shape.window();
         x.f_to_kind(kind)?.f_conv2d(&weight, bias.as_ref(), [stride, stride], [padding, padding], [1, 1], 1)
     }
 
@@ -211,7 +235,7 @@ impl ConvNorm {
     }
 
     /// One convolution that does the same as both in eval mode.
-    pub(crate) fn fold(&self) -> Result<Folded, TchError> {
+    pub(crate) fn fold(&self, precision: Precision) -> Result<Folded, TchError> {
         tch::no_grad(|| {
             let norm = &self.norm;
             let scale = norm.weight.f_div(&norm.running_var.f_add_scalar(EPS)?.f_sqrt()?)?;
@@ -222,30 +246,60 @@ impl ConvNorm {
             };
             let bias = centre.f_mul(&scale)?.f_add(&norm.bias)?;
             let shape = ConvShape { bias: true, ..self.conv.shape };
-            Ok(Folded(Conv { weight: channels_last(&weight)?, bias: Some(bias), shape }))
+            Folded::new(&Conv { weight: channels_last(&weight)?, bias: Some(bias), shape }, precision)
         })
     }
 }
 
 impl Unit for ConvNorm {
-    fn forward(&self, x: &Tensor, pass: Pass) -> Result<Tensor, TchError> {
-        self.norm.forward(&self.conv.forward(x, pass)?, pass)
+    fn forward(&self, x: &Tensor, then: Then, pass: Pass) -> Result<Tensor, TchError> {
+        then.apply(self.norm.forward(&self.conv.forward(x, pass.precision)?, pass)?)
     }
 }
 
 /// A convolution with its `BatchNorm` folded into it: for use only.
-pub(crate) struct Folded(Conv);
+pub(crate) struct Folded {
+    weight: Tensor,
+    bias: Tensor,
+    shape: ConvShape,
+    precision: Precision,
+    /// Whether the weight is in the order that fused convolutions take.
+    packed: bool,
+}
 
 impl Folded {
+    fn new(conv: &Conv, precision: Precision) -> Result<Self, TchError> {
+        let Conv { weight, bias, shape } = conv;
+        let kind = kind(precision);
+        let weight = weight.f_to_kind(kind)?;
+        let bias = match bias {
+            Some(bias) => bias.f_to_kind(kind)?,
+            None => Tensor::f_zeros([shape.output], (kind, tch::Device::Cpu))?,
+        };
+        let packed = fused::available();
+        let weight = if packed { fused::pack(&weight, shape.window())? } else { weight };
+        Ok(Self { weight, bias, shape: *shape, precision, packed })
+    }
+
     pub(crate) fn shallow_clone(&self) -> Self {
-        let Conv { weight, bias, shape } = &self.0;
-        Self(Conv { weight: weight.shallow_clone(), bias: bias.as_ref().map(Tensor::shallow_clone), shape: *shape })
+        Self { weight: self.weight.shallow_clone(), bias: self.bias.shallow_clone(), ..*self }
     }
 }
 
 impl Unit for Folded {
-    fn forward(&self, x: &Tensor, pass: Pass) -> Result<Tensor, TchError> {
-        self.0.forward(x, pass)
+    fn forward(&self, x: &Tensor, then: Then, _: Pass) -> Result<Tensor, TchError> {
+        let window = self.shape.window();
+        let x = x.f_to_kind(kind(self.precision))?;
+        if self.packed {
+            return match then {
+                Then::Nothing => fused::convolution(&x, &self.weight, &self.bias, window, None, false),
+                Then::Relu => fused::convolution(&x, &self.weight, &self.bias, window, None, true),
+                Then::AddRelu(other) => fused::convolution(&x, &self.weight, &self.bias, window, Some(&other), true),
+            };
+        }
+        let Window { stride, padding } = window;
+        let bias = Some(&self.bias);
+        then.apply(x.f_conv2d(&self.weight, bias, [stride, stride], [padding, padding], [1, 1], 1)?)
     }
 }
 

@@ -39,6 +39,7 @@
 
 mod architecture;
 pub mod checkpoint;
+mod fused;
 pub mod infer;
 mod layers;
 pub mod network;

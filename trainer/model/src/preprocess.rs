@@ -1,5 +1,6 @@
 //! From the bytes of an image file to a network's input, as torchvision does it with Pillow.
 
+mod jpeg;
 mod resize;
 
 use std::io::Cursor;
@@ -24,6 +25,19 @@ impl Default for ImageLimits {
     /// 50 megapixels, which is beyond what cameras of phones give, and 512 MiB.
     fn default() -> Self {
         Self { max_pixels: 50_000_000, max_bytes: 512 << 20 }
+    }
+}
+
+impl ImageLimits {
+    /// Lets an image of this size pass, if it has pixels and not too many.
+    fn check(&self, width: u32, height: u32) -> Result<(), ImageError> {
+        match u64::from(width) * u64::from(height) {
+            0 => Err(ImageError::Empty),
+            pixels if pixels > self.max_pixels => {
+                Err(ImageError::TooLarge { width, height, max_pixels: self.max_pixels })
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -67,11 +81,14 @@ const MAX_SIDE: i32 = 4096;
 
 /// Decodes JPEG, PNG, WebP, GIF (its first frame) or BMP to 8-bit RGB, as `Image.open(…).convert("RGB")` of Pillow does:
 /// grey is repeated, transparency is dropped, and EXIF's orientation is not applied. Of 16 bits a channel the lower 8 are
-/// dropped, but grey of 16 bits is cut off at 255.
+/// dropped, but grey of 16 bits is cut off at 255. The pixels are Pillow's to the bit.
 ///
 /// # Errors
 /// When the bytes are no image, a damaged one, or one beyond `limits`.
 pub fn decode(bytes: &[u8], limits: &ImageLimits) -> Result<RgbImage, ImageError> {
+    if jpeg::is_jpeg(bytes) {
+        return jpeg::decode(bytes, limits);
+    }
     let mut reader = ImageReader::new(Cursor::new(bytes));
     reader.set_format(image::guess_format(bytes).map_err(|_| ImageError::UnknownFormat)?);
     let mut allocation = image::Limits::default();
@@ -82,13 +99,8 @@ pub fn decode(bytes: &[u8], limits: &ImageLimits) -> Result<RgbImage, ImageError
         other => ImageError::Decode(other.to_string()),
     })?;
     let (width, height) = decoder.dimensions();
-    if u64::from(width) * u64::from(height) > limits.max_pixels {
-        return Err(ImageError::TooLarge { width, height, max_pixels: limits.max_pixels });
-    }
+    limits.check(width, height)?;
     let image = DynamicImage::from_decoder(decoder).map_err(|error| ImageError::Decode(error.to_string()))?;
-    if width == 0 || height == 0 {
-        return Err(ImageError::Empty);
-    }
     Ok(to_rgb(image))
 }
 

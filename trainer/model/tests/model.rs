@@ -261,15 +261,54 @@ fn inputs_have_the_networks_size_whatever_the_images_have() {
     assert!(matches!(to_tensor(&images, &unknown), Err(ImageError::Preprocessing(..))));
 }
 
+/// 20 x 15 pixels of colour gradients.
+const BASELINE: &[u8] = include_bytes!("data/baseline.jpg");
+const PROGRESSIVE: &[u8] = include_bytes!("data/progressive.jpg");
+
+fn encoded(format: image::ImageFormat) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    picture(20, 15).write_to(&mut std::io::Cursor::new(&mut bytes), format).expect("an image");
+    bytes
+}
+
+#[test]
+fn a_jpeg_that_breaks_off_is_refused_and_one_that_only_lacks_its_end_marker_is_taken() {
+    let limits = ImageLimits::default();
+    for whole in [BASELINE, PROGRESSIVE] {
+        let image = decode(whole, &limits).expect("an image");
+        assert_eq!(image.dimensions(), (20, 15));
+        let without_end = decode(&whole[..whole.len() - 2], &limits);
+        assert_eq!(without_end.ok(), (whole == BASELINE).then_some(image), "of several scans the last may be missing");
+        for length in [whole.len() / 2, whole.len() - 20, 4] {
+            let error = decode(&whole[..length], &limits).err();
+            assert!(matches!(error, Some(ImageError::Decode(_))), "{length} bytes: {error:?}");
+        }
+    }
+}
+
+#[test]
+fn a_jpeg_of_too_many_pixels_or_scans_is_refused_before_they_are_decoded() {
+    let few = ImageLimits { max_pixels: 299, ..ImageLimits::default() };
+    assert!(matches!(decode(BASELINE, &few), Err(ImageError::TooLarge { width: 20, height: 15, .. })));
+    // The last scan again and again: each is a pass over all pixels.
+    let last = PROGRESSIVE.windows(2).rposition(|pair| pair == [0xff, 0xda]).expect("a scan");
+    let (scan, end) = PROGRESSIVE[last..].split_at(PROGRESSIVE.len() - last - 2);
+    let bomb = [&PROGRESSIVE[..last], &scan.repeat(200), end].concat();
+    let error = decode(&bomb, &ImageLimits::default()).expect_err("too many scans");
+    assert!(error.to_string().contains("scans"), "{error}");
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(96))]
 
     #[test]
-    fn damaged_images_are_never_a_panic(at: prop::sample::Index, byte: u8, format in 0_usize..5) {
-        use image::ImageFormat::{Bmp, Gif, Jpeg, Png, WebP};
-        let mut bytes = Vec::new();
-        let format = [Bmp, Gif, Jpeg, Png, WebP][format];
-        picture(20, 15).write_to(&mut std::io::Cursor::new(&mut bytes), format).expect("an image");
+    fn damaged_images_are_never_a_panic(at: prop::sample::Index, byte: u8, format in 0_usize..6) {
+        use image::ImageFormat::{Bmp, Gif, Png, WebP};
+        let mut bytes = match format {
+            0 => BASELINE.to_vec(),
+            1 => PROGRESSIVE.to_vec(),
+            other => encoded([Bmp, Gif, Png, WebP][other - 2]),
+        };
         let at = at.index(bytes.len());
         bytes[at] = byte;
         let _ = decode(&bytes, &ImageLimits { max_pixels: 1 << 16, max_bytes: 1 << 24 });

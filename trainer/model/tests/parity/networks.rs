@@ -1,7 +1,7 @@
 //! Logits, gradients and running statistics are PyTorch's.
 
 use anneal_api::{hyperparameters::Precision, model::Architecture};
-use anneal_model::{Checkpoint, Mode, Network, StateDict, dropout_mask, tensor_to_data};
+use anneal_model::{Checkpoint, Classifier, Mode, Network, StateDict, dropout_mask, tensor_to_data};
 use anneal_pth::{Dict, Value};
 use tch::Tensor;
 
@@ -97,6 +97,16 @@ fn a_step_is_pytorchs(architecture: Architecture, side: i64, classes: usize) {
     // Both round to 8 bits in some fifteen layers.
     let error = distance(&logits, theirs("bfloat16"));
     assert!(error < 0.05 * scale, "bfloat16: {error} of {scale}");
+
+    for (precision, key, tolerance) in
+        [(Precision::Float32, "evaluation", 1e-4), (Precision::BFloat16, "bfloat16", 0.05 * scale)]
+    {
+        let checkpoint = Checkpoint::load(exchange.path("in.pth")).expect("our own file");
+        let classifier = Classifier::with_precision(checkpoint, precision).expect("a classifier");
+        let logits = tensor_to_data(&classifier.logits(&images).expect("logits")).expect("numbers");
+        let error = distance(&logits, theirs(key));
+        assert!(error < tolerance, "served in {precision:?}: {error} of {tolerance}");
+    }
 }
 
 #[test]

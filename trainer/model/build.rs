@@ -1,0 +1,28 @@
+//! Compiles the C++ file that reaches libtorch's fused convolutions.
+
+use std::{env, path::PathBuf};
+
+fn main() {
+    println!("cargo::rerun-if-changed=src/fused.cc");
+    for name in ["LIBTORCH", "LIBTORCH_INCLUDE", "LIBTORCH_LIB", "LIBTORCH_CXX11_ABI"] {
+        println!("cargo::rerun-if-env-changed={name}");
+    }
+    // The same variables as torch-sys, which has found or refused them before this runs.
+    let dir = |own: &str, below: &str| {
+        env::var_os(own).or_else(|| env::var_os("LIBTORCH")).map(|root| PathBuf::from(root).join(below))
+    };
+    let mut compiler = cc::Build::new();
+    compiler.cpp(true).std("c++20").file("src/fused.cc").warnings(false);
+    if let Some(include) = dir("LIBTORCH_INCLUDE", "include") {
+        compiler.include(include);
+    }
+    let abi = env::var("LIBTORCH_CXX11_ABI").unwrap_or_else(|_| "1".to_owned());
+    compiler.define("_GLIBCXX_USE_CXX11_ABI", &*abi);
+    // Thin glue: what it calls is optimised already.
+    compiler.opt_level(1).debug(false).compile("anneal_fused");
+    if let Some(lib) = dir("LIBTORCH_LIB", "lib") {
+        println!("cargo::rustc-link-search=native={}", lib.display());
+    }
+    println!("cargo::rustc-link-lib=torch_cpu");
+    println!("cargo::rustc-link-lib=c10");
+}
