@@ -1,7 +1,7 @@
 # Thin: each target is a script that can be read and run by itself.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-clean test unit e2e test-cluster test-chart test-alerts lint crds images install cluster cluster-down
+.PHONY: help demo demo-clean test unit e2e test-cluster test-chart test-alerts soak lint crds images install cluster cluster-down
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ test-chart: ## The chart's life on a real cluster: install, upgrade, rollback, u
 
 test-alerts: ## Unit tests of the alerts, with promtool
 	@tests/monitoring/alerts
+
+soak: ## Interrupt trainings 200 times and compare every ending with that of one left alone (20 minutes)
+	@scripts/soak
 
 lint: ## Formatting, clippy, generated files, shell scripts, chart, alerts
 	@scripts/lint

@@ -3,7 +3,7 @@
 //! `manifest.json` names the digests that a good file may have. It is written before the files are renamed, with the
 //! digest of what is there and of what comes, so that every moment in between is consistent.
 //!
-//! A checkpoint's `epoch` counts the epochs that are done.
+//! A checkpoint's `epoch` counts the epochs that are done, its `step` the optimiser steps.
 
 use std::{
     collections::BTreeMap,
@@ -23,10 +23,15 @@ use tracing::warn;
 
 use crate::{config::ConfigError, files, outcome::Error};
 
-/// The newest epoch.
+/// The newest state.
 pub const LAST: &str = "last_checkpoint.pth";
 /// The epoch with the best validation accuracy.
 pub const BEST: &str = "best_model.pth";
+/// The state before the newest: what remains where the newest turns out to be torn.
+pub const PREVIOUS: &str = "previous_checkpoint.pth";
+/// Versions that the manifest names for each file: one more after every crash between manifest and rename, and two more
+/// for the way from newest to previous.
+const VERSIONS: usize = 16;
 const MANIFEST: &str = "manifest.json";
 
 /// What must be the same for one run to go on from another's checkpoint.
@@ -54,6 +59,8 @@ struct Manifest {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Version {
     epoch: u32,
+    #[serde(default)]
+    step: u64,
     sha256: Sha256,
     bytes: u64,
 }
@@ -70,6 +77,8 @@ pub struct Found {
     pub path: PathBuf,
     /// Epochs that are done.
     pub epoch: u32,
+    /// Optimiser steps that are done, over all epochs.
+    pub step: u64,
     /// What it holds.
     pub checkpoint: Checkpoint,
 }
@@ -121,7 +130,7 @@ impl Checkpoints {
     /// # Errors
     /// When the other directory belongs to another run.
     pub fn find(&self, other: Option<&Path>) -> Result<Option<Found>, Error> {
-        self.search(other, &[LAST, BEST])
+        self.search(other, &[LAST, PREVIOUS, BEST])
     }
 
     /// The good checkpoint of the best epoch, looked for in the same way: the run's own directory has one only if an
@@ -133,8 +142,14 @@ impl Checkpoints {
         self.search(other, &[BEST])
     }
 
+    /// The newest good one of these files. The first of them is the newest where it is good; the others may be in any
+    /// order.
     fn search(&self, other: Option<&Path>, names: &[&str]) -> Result<Option<Found>, Error> {
-        let search_in = |dir: &Path, manifest: &Manifest| names.iter().find_map(|name| good(dir, manifest, name));
+        let search_in = |dir: &Path, manifest: &Manifest| {
+            let (first, rest) = names.split_first()?;
+            let newest_of_rest = || rest.iter().filter_map(|name| good(dir, manifest, name)).max_by_key(|f| f.step);
+            good(dir, manifest, first).or_else(newest_of_rest)
+        };
         if let Some(found) = search_in(&self.dir, &self.manifest) {
             return Ok(Some(found));
         }
@@ -142,28 +157,43 @@ impl Checkpoints {
         Ok(read_manifest(other, &self.manifest.run)?.and_then(|manifest| search_in(other, &manifest)))
     }
 
-    /// Writes the newest epoch, and makes it the best one too where it is.
+    /// Writes the newest state, and makes it the best one too where it is.
     ///
     /// # Errors
     /// When the file system refuses; what was there stays.
-    pub fn save(&mut self, epoch: u32, checkpoint: Checkpoint, is_best: bool) -> Result<(), Error> {
+    pub fn save(&mut self, epoch: u32, step: u64, checkpoint: Checkpoint, is_best: bool) -> Result<(), Error> {
         let next = |name: &str| self.dir.join(format!("next_{name}"));
         let saved = checkpoint.save(next(LAST))?;
-        let version = Version { epoch, sha256: saved.sha256, bytes: saved.bytes };
-        let names = if is_best { vec![BEST, LAST] } else { vec![LAST] };
         if is_best {
-            files::copy(&next(LAST), &next(BEST)).map_err(Error::writing(next(BEST)))?;
+            files::copy(&next(LAST), &next(BEST)).map_err(|error| {
+                // A full volume needs its space back; that the file is gone already is no further error.
+                let _ = fs::remove_file(next(LAST));
+                Error::writing(next(BEST))(error)
+            })?;
         }
-        for name in &names {
-            let versions = self.manifest.files.entry((*name).to_owned()).or_default();
+        let version = Version { epoch, step, sha256: saved.sha256, bytes: saved.bytes };
+        let mut names = vec![LAST, PREVIOUS];
+        if is_best {
+            names.push(BEST);
+        }
+        for name in names {
+            let versions = self.manifest.files.entry(name.to_owned()).or_default();
+            versions.retain(|other| *other != version);
             versions.insert(0, version.clone());
-            versions.truncate(2);
+            versions.truncate(VERSIONS);
         }
         self.write_manifest()?;
-        for name in names {
-            let path = self.dir.join(name);
-            fs::rename(next(name), &path).map_err(Error::writing(path))?;
+        let rename = |from: PathBuf, to: &str| {
+            let path = self.dir.join(to);
+            fs::rename(from, &path).map_err(Error::writing(path))
+        };
+        if is_best {
+            rename(next(BEST), BEST)?;
         }
+        if self.dir.join(LAST).exists() {
+            rename(self.dir.join(LAST), PREVIOUS)?;
+        }
+        rename(next(LAST), LAST)?;
         File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(Error::writing(&self.dir))
     }
 
@@ -172,6 +202,12 @@ impl Checkpoints {
         let text = serde_json::to_vec_pretty(&self.manifest).map_err(|error| Error::Internal(error.to_string()))?;
         files::write(&path, &text).map_err(Error::writing(path))
     }
+}
+
+/// Optimiser step of the newest checkpoint that a directory's manifest tells of, without a look at the file.
+pub fn newest_step(dir: &Path) -> Option<u64> {
+    let manifest: Manifest = serde_json::from_slice(&fs::read(dir.join(MANIFEST)).ok()?).ok()?;
+    manifest.files.get(LAST)?.iter().map(|version| version.step).max()
 }
 
 /// Reads a directory's manifest; a missing or torn one is none.
@@ -202,11 +238,14 @@ fn read_manifest(dir: &Path, run: &Identity) -> Result<Option<Manifest>, Error> 
 fn good(dir: &Path, manifest: &Manifest, name: &str) -> Option<Found> {
     let path = dir.join(name);
     let versions = manifest.files.get(name)?;
+    if !path.exists() {
+        return None;
+    }
     let found = sha256_file(&path).map_err(|error| error.to_string()).and_then(|file| {
         let version = versions.iter().find(|version| version.sha256 == file.sha256);
-        let epoch = version.ok_or("its SHA-256 is not the manifest's")?.epoch;
+        let Version { epoch, step, .. } = *version.ok_or("its SHA-256 is not the manifest's")?;
         let checkpoint = Checkpoint::load(&path).map_err(|error| error.to_string())?;
-        Ok(Found { path: path.clone(), epoch, checkpoint })
+        Ok(Found { path: path.clone(), epoch, step, checkpoint })
     });
     found.inspect_err(|problem| warn!("the checkpoint {path:?} is passed over: {problem}")).ok()
 }
@@ -227,10 +266,15 @@ mod tests {
         Checkpoint { info: None, state: StateDict::default(), extra: vec![("epoch".to_owned(), Value::Int(epoch))] }
     }
 
+    fn save(checkpoints: &mut Checkpoints, epoch: u32, is_best: bool) {
+        let step = u64::from(epoch) * 10;
+        checkpoints.save(epoch, step, checkpoint(i64::from(epoch)), is_best).expect("a checkpoint");
+    }
+
     fn three_epochs(dir: &Path) -> Checkpoints {
         let mut checkpoints = Checkpoints::open(dir, identity()).expect("a directory");
         for (epoch, is_best) in [(1, true), (2, true), (3, false)] {
-            checkpoints.save(epoch, checkpoint(i64::from(epoch)), is_best).expect("a checkpoint");
+            save(&mut checkpoints, epoch, is_best);
         }
         checkpoints
     }
@@ -243,31 +287,52 @@ mod tests {
     #[test]
     fn the_newest_epoch_is_found_again() {
         let dir = tempfile::tempdir().expect("a folder");
-        assert_eq!(found(dir.path()), None);
+        assert_eq!((found(dir.path()), newest_step(dir.path())), (None, None));
         three_epochs(dir.path());
-        assert_eq!(found(dir.path()), Some(3));
+        assert_eq!((found(dir.path()), newest_step(dir.path())), (Some(3), Some(30)));
     }
 
     #[test]
-    fn a_torn_file_is_passed_over_for_the_best_and_then_for_a_fresh_start() {
+    fn a_torn_file_is_passed_over_for_the_newest_good_one_and_at_last_for_a_fresh_start() {
         let dir = tempfile::tempdir().expect("a folder");
-        three_epochs(dir.path());
-        fs::write(dir.path().join(LAST), "torn").expect("a file");
+        save(&mut three_epochs(dir.path()), 4, false);
+        let tear = |name: &str| fs::write(dir.path().join(name), "torn").expect("a file");
+        tear(LAST);
+        assert_eq!(found(dir.path()), Some(3));
+        tear(PREVIOUS);
         assert_eq!(found(dir.path()), Some(2));
-        fs::write(dir.path().join(BEST), "torn").expect("a file");
+        tear(BEST);
         assert_eq!(found(dir.path()), None);
-        fs::write(dir.path().join(MANIFEST), "{").expect("a file");
+        tear(MANIFEST);
         assert_eq!(found(dir.path()), None);
     }
 
     #[test]
-    fn a_crash_between_manifest_and_rename_loses_nothing() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let mut checkpoints = three_epochs(dir.path());
-        let last = fs::read(dir.path().join(LAST)).expect("a file");
-        checkpoints.save(4, checkpoint(4), false).expect("a checkpoint");
-        fs::write(dir.path().join(LAST), last).expect("a file");
-        assert_eq!(found(dir.path()), Some(3));
+    fn a_crash_between_any_two_writes_loses_nothing_older() {
+        for is_best in [false, true] {
+            let (before, after) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+            three_epochs(before.path());
+            save(&mut three_epochs(after.path()), 4, is_best);
+            let copy = |from: &str, to: &str| {
+                fs::copy(after.path().join(from), before.path().join(to)).expect("a file");
+            };
+            // As `save` does it, one step after the other.
+            let mut steps: Vec<Box<dyn Fn()>> =
+                vec![Box::new(|| copy(LAST, "next_last_checkpoint.pth")), Box::new(|| copy(MANIFEST, MANIFEST))];
+            if is_best {
+                steps.push(Box::new(|| copy(BEST, BEST)));
+            }
+            let rename = |from: &str, to: &str| {
+                fs::rename(before.path().join(from), before.path().join(to)).expect("a file");
+            };
+            steps.push(Box::new(|| rename(LAST, PREVIOUS)));
+            steps.push(Box::new(|| rename("next_last_checkpoint.pth", LAST)));
+            for step in steps {
+                assert!(found(before.path()) >= Some(3));
+                step();
+            }
+            assert_eq!(found(before.path()), Some(4));
+        }
     }
 
     #[test]

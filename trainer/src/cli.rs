@@ -5,15 +5,17 @@ use std::{
     ffi::OsString,
     io::{IsTerminal, Write, stderr, stdin, stdout},
     net::SocketAddr,
-    panic::{AssertUnwindSafe, catch_unwind},
+    panic::{self, AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
 use anneal_api::{
     dataset::{DatasetUri, Synthetic},
+    failure::Failure,
     names::{env as names, path::TERMINATION_LOG},
-    termination::{RunResult, TerminationMessage},
+    progress::Progress,
+    termination::{RunResult, TerminationMessage, cut},
 };
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use clap::{Args, Parser, Subcommand};
@@ -25,7 +27,9 @@ use crate::{
     config::{self, Overrides},
     import, inspect, machine,
     outcome::{Error, write_message},
-    predict, progress, report,
+    predict,
+    progress::{self, Shared},
+    report,
     service::Service,
     synthesize,
     train::{self, Surroundings},
@@ -145,34 +149,69 @@ struct SynthesizeArgs {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     set_up_logging();
-    let termination_log = match &cli.command {
-        Command::Train(args) => termination_log(args.termination_log.as_deref()),
-        _ => None,
+    let last_words = LastWords {
+        path: match &cli.command {
+            Command::Train(args) => termination_log(args.termination_log.as_deref()),
+            _ => None,
+        },
+        progress: progress::not_begun(0),
     };
-    let done = catch_unwind(AssertUnwindSafe(|| run(cli.command)));
+    last_words.leave_on_panic();
+    let done = catch_unwind(AssertUnwindSafe(|| run(cli.command, &last_words.progress)));
     match done.unwrap_or_else(|panic| Err(Error::from_panic(panic.as_ref()))) {
         Ok(None) => ExitCode::SUCCESS,
         Ok(Some(result)) => {
-            leave(&TerminationMessage::Result(result), termination_log.as_deref());
+            last_words.leave(&TerminationMessage::Result(result));
             ExitCode::SUCCESS
         }
         Err(failure) => {
-            let class = failure.class();
-            error!(class = class.as_str(), "{failure}");
-            leave(&TerminationMessage::failure(class, failure.to_string()), termination_log.as_deref());
-            u8::try_from(class.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from)
+            error!(class = failure.class().as_str(), "{failure}");
+            last_words.leave(&last_words.of(&failure));
+            u8::try_from(failure.class().exit_code()).map_or(ExitCode::FAILURE, ExitCode::from)
         }
+    }
+}
+
+/// The termination message: where it goes, and what it says of steps.
+#[derive(Clone)]
+struct LastWords {
+    path: Option<PathBuf>,
+    progress: Shared,
+}
+
+impl LastWords {
+    fn of(&self, failure: &Error) -> TerminationMessage {
+        let Progress { step, steps, checkpoint_step, resumed_from_step, .. } = progress::snapshot(&self.progress);
+        TerminationMessage::Failure(Failure {
+            step: (steps > 0).then_some(step),
+            checkpoint_step,
+            resumed_from_step,
+            ..Failure::new(failure.class(), cut(&failure.to_string(), 2048))
+        })
+    }
+
+    fn leave(&self, message: &TerminationMessage) {
+        let written = self.path.as_ref().map(|path| (path, write_message(message, path)));
+        if let Some((path, Err(problem))) = written {
+            error!("the termination message cannot be written to {path:?}: {problem}");
+        }
+    }
+
+    /// A panic that cannot unwind, because another one does, ends the process before anything else could speak.
+    fn leave_on_panic(&self) {
+        let (last_words, print) = (self.clone(), panic::take_hook());
+        panic::set_hook(Box::new(move |panic| {
+            print(panic);
+            // Whoever holds the lock may be the one that panics.
+            if last_words.progress.try_lock().is_ok() {
+                last_words.leave(&last_words.of(&Error::from_panic(panic.payload())));
+            }
+        }));
     }
 }
 
 fn termination_log(asked_for: Option<&Path>) -> Option<PathBuf> {
     asked_for.map(Path::to_owned).or_else(|| Some(PathBuf::from(TERMINATION_LOG)).filter(|path| path.exists()))
-}
-
-fn leave(message: &TerminationMessage, path: Option<&Path>) {
-    if let Some((path, problem)) = path.and_then(|path| Some((path, write_message(message, path).err()?))) {
-        error!("the termination message cannot be written to {path:?}: {problem}");
-    }
 }
 
 /// A person at a terminal gets plain lines, a log collector gets JSON.
@@ -182,9 +221,9 @@ fn set_up_logging() {
     if stderr().is_terminal() { builder.without_time().init() } else { builder.json().flatten_event(true).init() }
 }
 
-fn run(command: Command) -> Result<Option<RunResult>, Error> {
+fn run(command: Command, progress: &Shared) -> Result<Option<RunResult>, Error> {
     match command {
-        Command::Train(args) => return train(args).map(Some),
+        Command::Train(args) => return train(args, progress).map(Some),
         Command::Evaluate(args) => evaluate(&args)?,
         Command::Predict(args) => classify(args)?,
         Command::Inspect { file } => print(&inspect::describe(&file)?)?,
@@ -197,7 +236,7 @@ fn run(command: Command) -> Result<Option<RunResult>, Error> {
     Ok(None)
 }
 
-fn train(args: TrainArgs) -> Result<RunResult, Error> {
+fn train(args: TrainArgs, progress: &Shared) -> Result<RunResult, Error> {
     // The operator sets every variable on every attempt; an empty one means that there is nothing. A `PathBuf` would be
     // refused when it is empty, before anything here could see it.
     let given = |path: Option<OsString>| path.filter(|path| !path.is_empty()).map(PathBuf::from);
@@ -210,12 +249,12 @@ fn train(args: TrainArgs) -> Result<RunResult, Error> {
     let config = config::read(&args.config, overrides)?;
     let threads = set_threads(config.hyperparameters.threads);
     let service = Service::start().map_err(|error| Error::Internal(format!("signals cannot be heard: {error}")))?;
-    let progress = progress::not_begun(config.hyperparameters.epochs);
+    progress::change(progress, |progress| progress.epochs = config.hyperparameters.epochs);
     if let Some(address) = args.progress_address {
         service.answer(address, progress.clone());
     }
     info!(run = config.name, dataset = %config.dataset, output = %config.output.display(), threads, "run begins");
-    let around = Surroundings { threads, memory: machine::memory(), stop: service.stop(), progress };
+    let around = Surroundings { threads, memory: machine::memory(), stop: service.stop(), progress: progress.clone() };
     let result = train::run(&config, &around)?;
     info!(accuracy = result.metrics.accuracy, checkpoint = result.checkpoint, "run done");
     Ok(result)

@@ -3,11 +3,13 @@
 use std::{fmt::Display, fs, io, path::PathBuf};
 
 use anneal_api::{
-    config::{OutputDirs, TrainerConfig},
+    Sha256,
+    config::{CheckpointInterval, OutputDirs, TrainerConfig},
     dataset::{DatasetUri, DatasetUriError},
     hyperparameters::Hyperparameters,
     model::{Architecture, ModelSpec},
 };
+use sha2::{Digest, Sha256 as Hasher};
 
 /// The configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +88,10 @@ pub struct RunConfig {
     pub models: PathBuf,
     /// Directory of the checkpoints to go on from, where it is not the run's own.
     pub resume_from: Option<PathBuf>,
+    /// How often to write a checkpoint.
+    pub interval: CheckpointInterval,
+    /// Digest of the configuration file.
+    pub sha256: Sha256,
 }
 
 impl RunConfig {
@@ -124,7 +130,7 @@ pub fn read(path: &PathBuf, overrides: Overrides) -> Result<RunConfig, ConfigErr
     if let Some(field) = unknown.first() {
         return Err(malformed(&format!("unknown field `{field}`, expected one of {}", siblings(&config, field))));
     }
-    check(config, overrides)
+    check(config, overrides, Sha256::from_bytes(Hasher::digest(&text).into()))
 }
 
 /// The fields that stand where `field` (a path with dots) stands.
@@ -138,9 +144,10 @@ fn siblings(config: &TrainerConfig, field: &str) -> String {
     names.map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
 }
 
-fn check(config: TrainerConfig, overrides: Overrides) -> Result<RunConfig, ConfigError> {
-    let TrainerConfig { name, model, dataset, hyperparameters, output } = config;
+fn check(config: TrainerConfig, overrides: Overrides, sha256: Sha256) -> Result<RunConfig, ConfigError> {
+    let TrainerConfig { name, model, dataset, hyperparameters, output, checkpoints: interval } = config;
     check_numbers(&hyperparameters)?;
+    check_interval(interval)?;
     match (model.architecture, model.input_size) {
         (Architecture::Simple, 224) | (Architecture::Improved, 32..=1024) => {}
         (_, size) => return Err(ConfigError::InputSize(size)),
@@ -158,7 +165,19 @@ fn check(config: TrainerConfig, overrides: Overrides) -> Result<RunConfig, Confi
         output: overrides.output.unwrap_or_else(|| PathBuf::from(output.dir)),
         models,
         resume_from: overrides.resume_from,
+        interval,
+        sha256,
     })
+}
+
+fn check_interval(interval: CheckpointInterval) -> Result<(), ConfigError> {
+    let within = |field, value: f64, high: f64| {
+        if (1.0..=high).contains(&value) { Ok(()) } else { Err(ConfigError::Range { field, value, low: 1.0, high }) }
+    };
+    within("checkpoints.intervalSeconds", f64::from(interval.interval_seconds), 86_400.0)?;
+    #[expect(clippy::cast_precision_loss, reason = "a number beyond 2^53 is out of range anyway")]
+    let steps = interval.interval_steps.map_or(1.0, |steps| steps as f64);
+    within("checkpoints.intervalSteps", steps, 1e9)
 }
 
 fn check_numbers(of: &Hyperparameters) -> Result<(), ConfigError> {
@@ -198,7 +217,7 @@ mod tests {
     use super::*;
 
     fn parsed(yaml: &str, overrides: Overrides) -> Result<RunConfig, ConfigError> {
-        check(serde_yaml::from_str(yaml).expect("a configuration"), overrides)
+        check(serde_yaml::from_str(yaml).expect("a configuration"), overrides, Sha256::from_bytes([0; 32]))
     }
 
     fn refusal(yaml: &str) -> String {
@@ -232,6 +251,8 @@ mod tests {
         assert!(message.contains("learningRate is NaN; it must be between 0.000000001 and 100"), "{message}");
         let message = refusal("{dataset: {uri: 'synthetic://'}, model: {architecture: simple, inputSize: 64}}");
         assert!(message.contains("takes 224 only"), "{message}");
+        let message = refusal("{dataset: {uri: 'synthetic://'}, checkpoints: {intervalSeconds: 0}}");
+        assert!(message.contains("checkpoints.intervalSeconds is 0"), "{message}");
         assert!(refusal("dataset: {uri: photos}").contains("write pvc://"));
     }
 }

@@ -1,10 +1,18 @@
 //! What this process may use of its machine: the limits of its cgroups, version 1 and 2.
 
 use std::{
-    fs,
+    env, fs,
     path::{Path, PathBuf},
     thread,
 };
+
+use anneal_api::{checkpoint::Machine, hyperparameters::Precision};
+
+/// What x86's vector extensions begin with.
+const VECTOR_EXTENSIONS: [&str; 5] = ["sse4", "avx", "fma", "f16c", "amx"];
+/// Variables by which libtorch, oneDNN and MKL are told to use fewer extensions.
+const ISA_VARIABLES: [&str; 4] =
+    ["ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS"];
 
 /// Processor time and memory that a process may use; `None` where there is no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -13,6 +21,39 @@ pub struct Limits {
     pub cpus: Option<f64>,
     /// Bytes of memory.
     pub memory: Option<u64>,
+}
+
+/// What floating-point results depend on here, beside the program.
+pub fn identity(threads: usize, precision: Precision) -> Machine {
+    let cpu = processor(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default());
+    let chosen = ISA_VARIABLES.iter().filter_map(|name| Some(format!(" {name}={}", env::var(name).ok()?)));
+    Machine {
+        cpu: cpu + &chosen.collect::<String>(),
+        threads,
+        dtype: match precision {
+            Precision::Float32 => "float32",
+            Precision::BFloat16 => "bfloat16",
+        }
+        .to_owned(),
+        layout: "channels_last".to_owned(),
+        libtorch: std::env!("LIBTORCH_VERSION").to_owned(),
+    }
+}
+
+/// Model and vector extensions of the first processor. Libraries choose their kernels by the extensions, and how they
+/// cut the work into pieces by the caches, which the model tells.
+fn processor(cpuinfo: &str) -> String {
+    let first = cpuinfo.split("\n\n").next().unwrap_or_default();
+    let fields = first.lines().filter_map(|line| line.split_once(':').map(|(name, value)| (name.trim(), value.trim())));
+    let words = fields.filter_map(|(name, value)| match name {
+        "vendor_id" | "cpu family" | "model" | "CPU implementer" | "CPU part" | "Features" => Some(value.to_owned()),
+        "flags" => {
+            let vector = |flag: &&str| VECTOR_EXTENSIONS.iter().any(|prefix| flag.starts_with(prefix));
+            Some(value.split_whitespace().filter(vector).collect::<Vec<_>>().join(" "))
+        }
+        _ => None,
+    });
+    words.collect::<Vec<_>>().join(" ")
 }
 
 /// Threads that make use of the processors this process may use: the quota rounded up, or all processors.
@@ -130,6 +171,15 @@ mod tests {
             ("cgroup/memory/job/memory.limit_in_bytes", "2147483648\n"),
         ]);
         assert_eq!(limits, Limits { cpus: Some(4.0), memory: Some(2 << 30) });
+    }
+
+    #[test]
+    fn a_processor_is_known_by_its_model_and_its_vector_extensions() {
+        let x86 = "processor\t: 0\nvendor_id\t: GenuineIntel\ncpu family\t: 6\nmodel\t\t: 143\ncpu MHz\t: 2000.1\n\
+                   flags\t\t: fpu sse4_2 avx2 rdrand amx_tile\n\nprocessor\t: 1\nvendor_id\t: other\n";
+        assert_eq!(processor(x86), "GenuineIntel 6 143 sse4_2 avx2 amx_tile");
+        assert_eq!(processor("CPU implementer : 0x41\nFeatures : fp asimd sve\n"), "0x41 fp asimd sve");
+        assert_eq!(processor(""), "");
     }
 
     #[test]

@@ -66,6 +66,14 @@ pub enum Error {
     /// The process was asked to stop.
     #[error("stopped by SIGTERM {0}; the next attempt goes on from the newest checkpoint")]
     Interrupted(String),
+    /// The volume is full.
+    #[error("the volume is full: {cause}; {}; free space or enlarge the volume", kept(.checkpoint_step.as_ref()))]
+    DiskFull {
+        /// What could not be written.
+        cause: Box<Error>,
+        /// Optimiser step of the newest good checkpoint.
+        checkpoint_step: Option<i64>,
+    },
     /// The file system refused.
     #[error("{path:?} cannot be written: {source}")]
     Write {
@@ -77,6 +85,13 @@ pub enum Error {
     /// The process itself is wrong.
     #[error("{0}")]
     Internal(String),
+}
+
+fn kept(checkpoint_step: Option<&i64>) -> String {
+    checkpoint_step.map_or_else(
+        || "there is no earlier checkpoint".to_owned(),
+        |step| format!("the checkpoint of step {step} is intact, and the next attempt goes on from it"),
+    )
 }
 
 impl From<LoadError> for Error {
@@ -102,6 +117,19 @@ impl Error {
         Self::Internal(format!("the program failed: {text}"))
     }
 
+    /// The same error, which says what is left where the volume is full.
+    #[must_use]
+    pub fn with_checkpoint(self, checkpoint_step: Option<i64>) -> Self {
+        match self {
+            Self::Checkpoint(CheckpointError::Io { .. }) | Self::Write { .. }
+                if self.class() == FailureClass::DiskFull =>
+            {
+                Self::DiskFull { cause: Box::new(self), checkpoint_step }
+            }
+            other => other,
+        }
+    }
+
     pub(crate) fn writing(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::Write { path, source }
@@ -125,6 +153,7 @@ impl Error {
             }
             Self::Diverged { .. } => FailureClass::Diverged,
             Self::Interrupted(_) => FailureClass::Interrupted,
+            Self::DiskFull { .. } => FailureClass::DiskFull,
             Self::Model(_) | Self::Optim(OptimError::Torch(_)) | Self::Torch(_) | Self::Internal(_) => {
                 FailureClass::AppError
             }

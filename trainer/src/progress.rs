@@ -38,6 +38,11 @@ pub fn not_begun(epochs: i32) -> Shared {
     Arc::new(Mutex::new(Progress { epochs, last_update_time: Timestamp::now(), ..Progress::default() }))
 }
 
+/// Changes what is shared.
+pub fn change(shared: &Shared, change: impl FnOnce(&mut Progress)) {
+    change(&mut shared.lock().unwrap_or_else(PoisonError::into_inner));
+}
+
 /// A copy of what is shared.
 pub fn snapshot(shared: &Shared) -> Progress {
     shared.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -78,9 +83,10 @@ impl Tracker {
     }
 
     fn change(&self, change: impl FnOnce(&mut Progress)) {
-        let mut progress = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
-        change(&mut progress);
-        progress.last_update_time = Timestamp::now();
+        self::change(&self.shared, |progress| {
+            change(progress);
+            progress.last_update_time = Timestamp::now();
+        });
     }
 
     /// An optimiser step is done; `loss` is the mean of the epoch so far.
@@ -110,6 +116,21 @@ impl Tracker {
         }
     }
 
+    /// The checkpoint of this step is what a kill would not lose.
+    pub fn durable(&self, step: Option<u64>) {
+        if let Some(step) = step {
+            change(&self.shared, |progress| progress.checkpoint_step = Some(whole(step)));
+        }
+    }
+
+    /// The run went on from a step, and this many steps were done twice.
+    pub fn resumed(&self, from: Option<u64>, lost: u64) {
+        change(&self.shared, |progress| {
+            progress.resumed_from_step = from.map(whole);
+            progress.steps_lost = Some(whole(lost));
+        });
+    }
+
     /// A new epoch begins, counted from 1; the time since the last step was for something else.
     pub fn begin_epoch(&mut self, epoch: u32, epochs: u32) {
         self.recent = VecDeque::from([(Instant::now(), self.images)]);
@@ -137,7 +158,8 @@ impl Tracker {
     }
 }
 
-fn whole(count: u64) -> i64 {
+/// A count as the API writes it.
+pub fn whole(count: u64) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
 
@@ -161,12 +183,14 @@ fn finish(progress: &Progress, steps_per_second: f64) -> Option<Timestamp> {
 /// The progress in Prometheus' text format.
 pub fn metrics(progress: &Progress) -> String {
     #[expect(clippy::cast_precision_loss, reason = "counts of steps")]
-    let (step, steps) = (progress.step as f64, progress.steps as f64);
+    let float = |count: i64| count as f64;
     let gauges = [
         ("epoch", "Epochs that are done.", Some(f64::from(progress.epoch))),
         ("epochs", "Epochs that the run will do.", Some(f64::from(progress.epochs))),
-        ("step", "Optimiser steps that are done.", Some(step)),
-        ("steps", "Optimiser steps that the run will do.", Some(steps)),
+        ("step", "Optimiser steps that are done.", Some(float(progress.step))),
+        ("steps", "Optimiser steps that the run will do.", Some(float(progress.steps))),
+        ("checkpoint_step", "Optimiser step of the newest checkpoint.", progress.checkpoint_step.map(float)),
+        ("steps_lost", "Optimiser steps that were done more than once.", progress.steps_lost.map(float)),
         ("loss", "Mean training loss of the newest epoch.", progress.loss),
         ("best_accuracy", "Best validation accuracy so far.", progress.best),
         ("images_per_second", "Training images per second.", progress.images_per_second),

@@ -34,6 +34,52 @@ pub struct CheckpointInfo {
     pub seed: i64,
     /// Version of the libtorch that made it.
     pub libtorch: String,
+    /// Where training stood, in a checkpoint to go on from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub position: Option<Position>,
+}
+
+/// Where training stands at the end of an optimiser step, beyond weights, optimiser and history. Whatever is drawn at
+/// random follows from seed, epoch and step, so no generator has a state here.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Position {
+    /// Optimiser steps that are done, over all epochs.
+    pub step: u64,
+    /// The training images of the epoch so far.
+    pub running: Running,
+    /// Whether all steps were done on machines that compute alike.
+    pub exact: bool,
+    /// What the steps were computed on.
+    pub machine: Machine,
+}
+
+/// Sums over the training images of an epoch so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Running {
+    /// Images.
+    pub images: u64,
+    /// Images whose class was right.
+    pub right: u64,
+    /// Sum of the losses of all images.
+    pub loss: f64,
+}
+
+/// What floating-point results depend on beside the program: two attempts that agree in all of it compute the same bits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Machine {
+    /// Processor model, its vector extensions, and environment variables by which libraries choose among them.
+    pub cpu: String,
+    /// Threads of one operation.
+    pub threads: usize,
+    /// Number format of convolutions and linear layers.
+    pub dtype: String,
+    /// Order of the numbers of an activation in memory.
+    pub layout: String,
+    /// Version of libtorch.
+    pub libtorch: String,
 }
 
 /// How an image becomes the model's input: resize to a square, scale to [0, 1], subtract mean, divide by std.

@@ -25,6 +25,9 @@ pub struct TrainerConfig {
     /// Where to write. The environment of a Job (`ANNEAL_OUTPUT_DIR`, `ANNEAL_MODELS_DIR`) wins over it.
     #[serde(default)]
     pub output: OutputDirs,
+    /// How often to write a checkpoint.
+    #[serde(default)]
+    pub checkpoints: CheckpointInterval,
 }
 
 fn default_name() -> String {
@@ -44,5 +47,22 @@ pub struct OutputDirs {
 impl Default for OutputDirs {
     fn default() -> Self {
         Self { dir: "output/run".to_owned(), models_dir: "output/models".to_owned() }
+    }
+}
+
+/// How often a checkpoint is written within an epoch, whichever comes first; one is written after every epoch too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct CheckpointInterval {
+    /// Seconds between two checkpoints, 1 to 86,400.
+    pub interval_seconds: u32,
+    /// Optimiser steps between two checkpoints, 1 or more; absent means that time alone counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub interval_steps: Option<u64>,
+}
+
+impl Default for CheckpointInterval {
+    fn default() -> Self {
+        Self { interval_seconds: 60, interval_steps: None }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use anneal_api::{
-    config::{OutputDirs, TrainerConfig},
+    config::{CheckpointInterval, OutputDirs, TrainerConfig},
     dataset::{Dataset, DatasetUri},
     names::{PROGRESS_PORT, env as variable, label, path},
     resources::TrainingRun,
@@ -43,6 +43,7 @@ pub fn trainer_config(run: &ValidRun) -> TrainerConfig {
         dataset: Dataset { uri },
         hyperparameters: run.spec.hyperparameters.clone(),
         output: OutputDirs { dir: output_dir(run), models_dir: models_dir() },
+        checkpoints: CheckpointInterval::default(),
     }
 }
 

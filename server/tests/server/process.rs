@@ -53,6 +53,7 @@ pub fn checkpoint(dir: &Path, bias: [f32; 2]) -> PathBuf {
         run: "cats-vs-dogs".to_owned(),
         seed: 7,
         libtorch: "2.13.0".to_owned(),
+        position: None,
     };
     let path = dir.join("model.pth");
     let checkpoint = Checkpoint { info: Some(info), state: network.state().expect("weights"), extra: Vec::new() };

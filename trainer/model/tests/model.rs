@@ -36,6 +36,7 @@ fn info(classes: &[&str]) -> CheckpointInfo {
         run: "pets".to_owned(),
         seed: 7,
         libtorch: "2.13.0".to_owned(),
+        position: None,
     }
 }
 

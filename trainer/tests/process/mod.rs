@@ -12,7 +12,7 @@ use std::{
 };
 
 use anneal_api::{
-    failure::FailureClass,
+    failure::{Failure, FailureClass},
     termination::{RunResult, TerminationMessage},
 };
 
@@ -37,11 +37,18 @@ pub struct Training<'a> {
 
 /// The trainer with these arguments and nothing of this process's own run.
 pub fn trainer<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_anneal-trainer"));
+    let mut command = command(env!("CARGO_BIN_EXE_anneal-trainer"));
+    command.args(args);
+    command
+}
+
+/// A program that inherits nothing of this process's own run.
+pub fn command(program: &str) -> Command {
+    let mut command = Command::new(program);
     for name in ["ANNEAL_RUN", "ANNEAL_OUTPUT_DIR", "ANNEAL_MODELS_DIR", "ANNEAL_RESUME_FROM", "RUST_LOG"] {
         command.env_remove(name);
     }
-    command.args(args).stdin(Stdio::null());
+    command.stdin(Stdio::null());
     command
 }
 
@@ -108,7 +115,7 @@ impl Run {
         }
     }
 
-    fn message(&self) -> TerminationMessage {
+    pub fn message(&self) -> TerminationMessage {
         let text = fs::read_to_string(self.path("message")).expect("a termination message");
         assert!(text.len() <= 3 * 1024, "{} bytes", text.len());
         TerminationMessage::parse(&text).expect("one of ours")
@@ -132,6 +139,11 @@ impl<'a> Train<'a> {
         self
     }
 
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
     pub fn args<S: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
         self.command.args(args);
         self
@@ -147,8 +159,8 @@ impl<'a> Train<'a> {
         self.spawn().succeeds()
     }
 
-    pub fn fails_as(self, class: FailureClass, words: &str) {
-        self.spawn().fails_as(class, words);
+    pub fn fails_as(self, class: FailureClass, words: &str) -> Failure {
+        self.spawn().fails_as(class, words)
     }
 }
 
@@ -166,10 +178,16 @@ impl Training<'_> {
         }
     }
 
-    /// As the kernel does it when memory runs out.
-    pub fn kill(mut self) {
+    /// As the kernel does it when memory runs out. Gives back what the process had said.
+    pub fn kill(mut self) -> String {
         self.child.kill().expect("a process");
-        self.child.wait().expect("a process");
+        self.end();
+        self.said
+    }
+
+    /// Whether it has not ended yet.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("a process").is_none()
     }
 
     /// As the kubelet does it.
@@ -178,19 +196,25 @@ impl Training<'_> {
         assert!(sent.expect("kill").success());
     }
 
+    /// Waits for the end and gives the exit code; `None` where a signal ended it.
+    pub fn code(mut self) -> Option<i32> {
+        self.end().code()
+    }
+
     pub fn succeeds(mut self) -> RunResult {
         let status = self.end();
         assert!(status.success(), "{status}:\n{}", self.said);
         self.run.result()
     }
 
-    pub fn fails_as(mut self, class: FailureClass, words: &str) {
+    pub fn fails_as(mut self, class: FailureClass, words: &str) -> Failure {
         let status = self.end();
         assert_eq!(status.code(), Some(class.exit_code()), "{}", self.said);
         match self.run.message() {
             TerminationMessage::Failure(failure) => {
                 assert_eq!(failure.class, class);
                 assert!(failure.message.contains(words), "{words:?} is not in {:?}", failure.message);
+                failure
             }
             other => panic!("no failure but {other:?}"),
         }

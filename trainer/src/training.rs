@@ -1,0 +1,280 @@
+//! Training: optimiser steps over epochs, with a state between any two steps that a checkpoint holds completely.
+
+use std::sync::atomic::Ordering;
+
+use anneal_api::{
+    checkpoint::{CheckpointInfo, Machine, Position, Preprocessing, Running},
+    hyperparameters::Hyperparameters,
+    termination::Metrics,
+};
+use anneal_model::{Checkpoint, Mode, Network, checkpoint::FORMAT};
+use anneal_pth::Value;
+use tracing::{info, warn};
+
+use crate::{
+    batches::{self, Batch, Changes, Pass},
+    checkpoints::Found,
+    config::RunConfig,
+    data::load::Dataset,
+    evaluate::{cross_entropy, evaluate},
+    history::{Epoch, History},
+    ledger::Ledger,
+    machine,
+    optim::Optimizer,
+    outcome::Error,
+    progress::Tracker,
+    saver::{Saver, Snapshot},
+    schedule,
+    train::Surroundings,
+};
+
+/// A training and where it stands.
+pub struct Training<'a> {
+    /// What to train.
+    pub config: &'a RunConfig,
+    /// What to train on.
+    pub dataset: &'a Dataset,
+    /// Where to train.
+    pub around: &'a Surroundings<'a>,
+    /// How a photo becomes input.
+    pub preprocessing: Preprocessing,
+    /// The network.
+    pub network: Network,
+    /// All epochs so far.
+    pub history: History,
+    /// Epochs that are done.
+    pub epoch: u32,
+    /// Whether all steps were done on machines that compute alike.
+    pub exact: bool,
+    optimizer: Optimizer,
+    /// Optimiser steps that are done, over all epochs.
+    step: u64,
+    /// The training photos of the epoch so far.
+    running: Running,
+    machine: Machine,
+    resumed_from: Option<u64>,
+}
+
+impl<'a> Training<'a> {
+    /// A training that has not made a step.
+    ///
+    /// # Errors
+    /// When the network cannot be made.
+    pub fn begin(config: &'a RunConfig, dataset: &'a Dataset, around: &'a Surroundings<'a>) -> Result<Self, Error> {
+        let network = Network::new(config.model.architecture, dataset.classes.len(), config.seed())?
+            .with_precision(config.hyperparameters.precision);
+        let parameters = network.named_parameters().into_iter().map(|(_, tensor)| tensor).collect();
+        Ok(Self {
+            config,
+            dataset,
+            around,
+            preprocessing: Preprocessing::imagenet(config.model.input_size),
+            optimizer: Optimizer::new(parameters, &config.hyperparameters)?,
+            network,
+            history: History::default(),
+            epoch: 0,
+            exact: true,
+            step: 0,
+            running: Running::default(),
+            machine: machine::identity(around.threads, config.hyperparameters.precision),
+            resumed_from: None,
+        })
+    }
+
+    /// Takes everything from a checkpoint.
+    ///
+    /// # Errors
+    /// When the checkpoint is not one of this training.
+    pub fn go_on_from(&mut self, found: &Found) -> Result<(), Error> {
+        let checkpoint = &found.checkpoint;
+        self.network.load(&checkpoint.state)?;
+        self.optimizer.load(checkpoint.get("optimizer_state_dict").unwrap_or(&Value::None))?;
+        if let Some(history) = checkpoint.get("history").and_then(History::from_value) {
+            self.history = history;
+        } else {
+            warn!("{:?} has no history; curves and the best accuracy begin here", found.path);
+        }
+        self.epoch = found.epoch;
+        self.step = u64::from(self.epoch) * self.steps_per_epoch();
+        self.exact = false;
+        if let Some(position) = checkpoint.info.as_ref().and_then(|info| info.position.as_ref()) {
+            (self.step, self.running) = (position.step, position.running);
+            self.exact = position.exact && position.machine == self.machine;
+            if position.machine != self.machine {
+                let (there, here) = (&position.machine, &self.machine);
+                warn!(?there, ?here, "the checkpoint was computed on another machine; numbers may differ slightly");
+            }
+        } else {
+            warn!("{:?} does not tell where in an epoch it was written; the next epoch begins", found.path);
+        }
+        self.resumed_from = Some(self.step);
+        let (epoch, step, exact) = (self.epoch, self.step, self.exact);
+        info!(epoch, step, exact, path = %found.path.display(), "going on from a checkpoint");
+        Ok(())
+    }
+
+    /// Trains to the end of the last epoch. Where the process is asked to stop, a checkpoint is written first.
+    ///
+    /// # Errors
+    /// Whatever ends a training.
+    pub fn all_epochs(&mut self, saver: &mut Saver) -> Result<(), Error> {
+        let path = self.config.checkpoints().join("steps");
+        let mut ledger = Ledger::open(&path, self.step).map_err(Error::writing(path))?;
+        let steps = u64::from(self.epochs()) * self.steps_per_epoch();
+        let shared = self.around.progress.clone();
+        let mut tracker = Tracker::new(shared, self.epoch, self.step, steps, self.history.best());
+        tracker.resumed(self.resumed_from, ledger.lost());
+        tracker.durable(self.resumed_from);
+        let done = self.remaining_epochs(saver, &mut tracker, &mut ledger);
+        if matches!(done, Err(Error::Interrupted(_))) && self.step > saver.handed() {
+            saver.save(self.snapshot(false)?)?;
+        }
+        if matches!(done, Ok(()) | Err(Error::Interrupted(_))) {
+            tracker.durable(saver.wait()?);
+        }
+        tracker.finish();
+        done
+    }
+
+    fn remaining_epochs(&mut self, saver: &mut Saver, tracker: &mut Tracker, ledger: &mut Ledger) -> Result<(), Error> {
+        let epochs = self.epochs();
+        while self.epoch < epochs {
+            tracker.begin_epoch(self.epoch + 1, epochs);
+            self.train_epoch(saver, tracker, ledger)?;
+            let Self { network, dataset, preprocessing, around, .. } = &*self;
+            let validated = evaluate(network, &dataset.validation, preprocessing, around.threads, around.stop)?;
+            let result = Epoch {
+                train_loss: self.train_loss(),
+                train_acc: share(self.running.right, self.running.images),
+                val_loss: validated.loss,
+                val_acc: validated.confusion.accuracy(),
+            };
+            let rate = self.learning_rate(self.step.saturating_sub(1));
+            check_finite("validation loss", result.val_loss, self.epoch + 1, self.step, rate)?;
+            self.epoch += 1;
+            self.running = Running::default();
+            self.history.0.push(result);
+            saver.save(self.snapshot(self.history.newest_is_best())?)?;
+            tracker.epoch(self.epoch, &result, self.history.best());
+        }
+        Ok(())
+    }
+
+    /// The steps of an epoch that are not done yet.
+    fn train_epoch(&mut self, saver: &mut Saver, tracker: &mut Tracker, ledger: &mut Ledger) -> Result<(), Error> {
+        let Self { config, dataset, around, epoch, .. } = *self;
+        let Hyperparameters { batch_size, augmentation, .. } = &config.hyperparameters;
+        let preprocessing = self.preprocessing.clone();
+        let batch_size = usize::try_from(*batch_size).unwrap_or(1);
+        let done = usize::try_from(self.step - u64::from(epoch) * self.steps_per_epoch()).unwrap_or(usize::MAX);
+        let mut order = batches::shuffled(dataset.train.len(), config.seed(), u64::from(epoch));
+        order.drain(..done.saturating_mul(batch_size).min(order.len()));
+        let pass = Pass {
+            photos: &dataset.train,
+            order,
+            batch_size,
+            preprocessing: &preprocessing,
+            change: Some(Changes { spec: augmentation, seed: config.seed(), epoch: u64::from(epoch) }),
+            workers: batches::workers(around.threads),
+        };
+        batches::each(&pass, |batch| {
+            if around.stop.load(Ordering::Relaxed) {
+                return Err(Error::Interrupted(format!("in epoch {} after step {}", epoch + 1, self.step)));
+            }
+            self.train_step(&batch)?;
+            tracker.step(batch.len(), self.train_loss());
+            if let Err(error) = ledger.reach(self.step) {
+                warn!("steps that are done twice are not counted: {error}");
+            }
+            tracker.durable(saver.durable()?);
+            // The end of an epoch has a checkpoint of its own, after its validation.
+            if saver.is_due(self.step) && self.step < u64::from(epoch + 1) * self.steps_per_epoch() {
+                saver.save(self.snapshot(false)?)?;
+            }
+            Ok(())
+        })
+    }
+
+    fn train_step(&mut self, batch: &Batch) -> Result<(), Error> {
+        let (images, labels) = batch.tensors()?;
+        let logits = self.network.forward(&images, Mode::Train { seed: self.config.seed(), step: self.step })?;
+        let loss = cross_entropy(&logits, &labels, self.config.hyperparameters.label_smoothing)?;
+        let value = loss.f_double_value(&[])?;
+        let rate = self.learning_rate(self.step);
+        check_finite("training loss", value, self.epoch + 1, self.step + 1, rate)?;
+        self.optimizer.step(&loss, rate)?;
+        self.step += 1;
+        let right = logits.f_argmax(1, false)?.f_eq_tensor(&labels)?.f_sum(tch::Kind::Int64)?.f_int64_value(&[])?;
+        let images = batch.len() as u64;
+        self.running.images += images;
+        self.running.right += right.unsigned_abs();
+        self.running.loss += value * float(images);
+        Ok(())
+    }
+
+    fn train_loss(&self) -> f64 {
+        self.running.loss / float(self.running.images.max(1))
+    }
+
+    fn learning_rate(&self, step: u64) -> f64 {
+        let spec = &self.config.hyperparameters;
+        let steps = u64::from(self.epochs()) * self.steps_per_epoch();
+        schedule::learning_rate(spec.schedule, spec.learning_rate, step, steps)
+    }
+
+    fn epochs(&self) -> u32 {
+        self.config.hyperparameters.epochs.unsigned_abs()
+    }
+
+    fn steps_per_epoch(&self) -> u64 {
+        let batch = u64::from(self.config.hyperparameters.batch_size.unsigned_abs());
+        (self.dataset.train.len() as u64).div_ceil(batch)
+    }
+
+    /// The state between two steps, in the reference's layout; `anneal` says where it stands.
+    fn snapshot(&self, is_best: bool) -> Result<Snapshot, Error> {
+        let val_acc = self.history.0.last().map_or(0.0, |epoch| epoch.val_acc);
+        let position =
+            Position { step: self.step, running: self.running, exact: self.exact, machine: self.machine.clone() };
+        let checkpoint = Checkpoint {
+            info: Some(self.info(None, Some(position))),
+            state: self.network.state()?,
+            extra: vec![
+                ("epoch".to_owned(), Value::Int(i64::from(self.epoch))),
+                ("optimizer_state_dict".to_owned(), self.optimizer.state()?),
+                ("val_acc".to_owned(), Value::Float(val_acc)),
+                ("history".to_owned(), self.history.to_value()),
+            ],
+        };
+        Ok(Snapshot { epoch: self.epoch, step: self.step, is_best, checkpoint })
+    }
+
+    /// What a checkpoint of this training says about itself.
+    pub fn info(&self, metrics: Option<Metrics>, position: Option<Position>) -> CheckpointInfo {
+        CheckpointInfo {
+            format: FORMAT,
+            model: self.config.model,
+            classes: self.dataset.classes.clone(),
+            preprocessing: self.preprocessing.clone(),
+            metrics,
+            dataset: Some(self.dataset.identity.clone()),
+            run: self.config.name.clone(),
+            seed: self.config.hyperparameters.seed,
+            libtorch: env!("LIBTORCH_VERSION").to_owned(),
+            position,
+        }
+    }
+}
+
+fn check_finite(what: &'static str, loss: f64, epoch: u32, step: u64, learning_rate: f64) -> Result<(), Error> {
+    if loss.is_finite() { Ok(()) } else { Err(Error::Diverged { what, loss, epoch, step, learning_rate }) }
+}
+
+fn share(part: u64, whole: u64) -> f64 {
+    if whole == 0 { 0.0 } else { float(part) / float(whole) }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts of photos")]
+fn float(count: u64) -> f64 {
+    count as f64
+}

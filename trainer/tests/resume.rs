@@ -1,0 +1,234 @@
+//! A run that is interrupted at any moment ends as one that is not, bit for bit.
+
+#![allow(clippy::expect_used, reason = "all of this is test code")]
+
+#[allow(dead_code, reason = "each test binary uses a part of it")]
+mod process;
+
+use std::{
+    env, fs,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anneal_api::{
+    Sha256,
+    failure::FailureClass,
+    termination::{RunResult, TerminationMessage},
+};
+use anneal_model::Checkpoint;
+use anneal_pth::Value;
+use anneal_trainer::rng::{Draws, Purpose};
+use process::{Run, Training};
+
+/// Nine steps of three epochs with a checkpoint every second step: as short as a training can be, with every kind of moment in it.
+fn config(optimizer: &str) -> String {
+    format!(
+        "
+model: {{inputSize: 32}}
+dataset: {{uri: 'synthetic://?images=60&size=32'}}
+hyperparameters: {{epochs: 3, batchSize: 16, threads: 2, optimizer: {optimizer}, learningRate: 0.001, weightDecay: 0.01, schedule: Cosine}}
+checkpoints: {{intervalSteps: 2}}
+"
+    )
+}
+
+/// Everything that a run leaves: weights, optimiser, history, and the digest of the published model.
+#[derive(PartialEq)]
+struct Ending {
+    checkpoint: Vec<(String, Value)>,
+    weights: anneal_model::StateDict,
+    published: Sha256,
+}
+
+fn ending(run: &Run) -> Ending {
+    let last = Checkpoint::load(run.path("out/checkpoints/last_checkpoint.pth")).expect("a checkpoint");
+    Ending { checkpoint: last.extra, weights: last.state, published: run.result().sha256 }
+}
+
+/// Interrupts runs at random moments until this many interruptions have hit, and compares every ending.
+fn interrupt(optimizer: &str, interruptions: u32, seed: u64) {
+    let config = config(optimizer);
+    let whole = Run::new(&config);
+    let begun = Instant::now();
+    whole.train().succeeds();
+    let (length, expected) = (begun.elapsed(), ending(&whole));
+    let mut draws = Draws::new(seed, Purpose::Order, 0, 0);
+    let (mut hits, mut runs, mut lost) = (0, 0, 0);
+    while hits < interruptions {
+        let run = Run::new(&config);
+        runs += 1;
+        let result = loop {
+            let mut attempt = run.train().spawn();
+            thread::sleep(length.mul_f64(draws.between(0.0, 1.2)));
+            if hits >= interruptions || !attempt.is_running() {
+                break attempt.succeeds();
+            }
+            hits += 1;
+            if draws.below(3) == 0 {
+                terminated(attempt);
+            } else {
+                attempt.kill();
+            }
+        };
+        assert!(
+            ending(&run) == expected,
+            "{optimizer}, seed {seed}: run {runs} ended otherwise after {hits} interruptions"
+        );
+        assert_eq!(result.exact, Some(true));
+        lost += result.steps_lost.expect("a count");
+        println!("{optimizer}: {hits} of {interruptions} interruptions, {runs} runs alike, {lost} steps done twice");
+    }
+}
+
+/// Ends by SIGTERM, in time; a process that has just finished is as good.
+fn terminated(attempt: Training<'_>) {
+    let asked = Instant::now();
+    attempt.terminate();
+    let code = attempt.code();
+    // Before its handler is there, the signal's own effect ends the process.
+    assert!(matches!(code, Some(143 | 0) | None), "{code:?}");
+    assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
+}
+
+/// Interruptions for each optimiser: a few in every test run, many in a soak.
+fn interruptions() -> u32 {
+    env::var("ANNEAL_INTERRUPTIONS").map_or(4, |count| count.parse().expect("ANNEAL_INTERRUPTIONS is a count"))
+}
+
+fn seed() -> u64 {
+    env::var("ANNEAL_SEED").map_or(0, |seed| seed.parse().expect("ANNEAL_SEED is a number"))
+}
+
+#[test]
+fn an_interrupted_run_with_adam_ends_as_one_that_was_not() {
+    interrupt("Adam", interruptions(), seed());
+}
+
+#[test]
+fn an_interrupted_run_with_adamw_ends_as_one_that_was_not() {
+    interrupt("AdamW", interruptions(), seed() + 1);
+}
+
+#[test]
+fn an_interrupted_run_with_sgd_ends_as_one_that_was_not() {
+    interrupt("SGD", interruptions(), seed() + 2);
+}
+
+#[test]
+fn sigterm_keeps_every_step_that_was_done() {
+    let run = Run::new(
+        &config("Adam").replace("epochs: 3", "epochs: 10000").replace("intervalSteps: 2", "intervalSteps: 5000"),
+    );
+    let mut child = run.train().spawn();
+    child.wait_for_line("\"epoch\":1,");
+    child.terminate();
+    let failure = child.fails_as(FailureClass::Interrupted, "goes on from the newest checkpoint");
+    assert!(failure.step >= Some(3), "{failure:?}");
+    assert_eq!((failure.checkpoint_step, failure.resumed_from_step), (failure.step, None));
+
+    let mut child = run.train().spawn();
+    child.wait_for_line("going on from a checkpoint");
+    child.wait_for_line("epoch done");
+    child.terminate();
+    let second = child.fails_as(FailureClass::Interrupted, "SIGTERM");
+    assert_eq!(second.resumed_from_step, failure.checkpoint_step);
+    assert!(second.step > failure.step);
+}
+
+#[test]
+fn another_processor_goes_on_and_says_that_the_numbers_are_not_the_same() {
+    let run = Run::new(&config("SGD"));
+    let mut child = run.train().spawn();
+    child.wait_for_line("checkpoint written");
+    child.terminate();
+    child.fails_as(FailureClass::Interrupted, "SIGTERM");
+    let mut second = run.train().env("ATEN_CPU_CAPABILITY", "default").spawn();
+    second.wait_for_line("computed on another machine");
+    let result: RunResult = second.succeeds();
+    assert_eq!(result.exact, Some(false));
+    assert!(result.resumed_from_step.is_some());
+}
+
+#[test]
+fn a_torn_checkpoint_is_passed_over_for_the_one_before() {
+    let run = Run::new(&config("Adam"));
+    let whole = run.train().succeeds();
+    fs::remove_file(run.path("out/result.json")).expect("a result");
+    let last = run.path("out/checkpoints/last_checkpoint.pth");
+    let content = fs::read(&last).expect("a checkpoint");
+    fs::write(&last, &content[..content.len() / 2]).expect("a file");
+    let mut again = run.train().spawn();
+    again.wait_for_line("is passed over");
+    again.wait_for_line("\"step\":8");
+    let result = again.succeeds();
+    assert_eq!((result.sha256, result.resumed_from_step, result.steps_lost), (whole.sha256, Some(8), Some(1)));
+}
+
+#[test]
+fn an_attempt_after_the_end_gives_the_same_result_at_once() {
+    let run = Run::new(&config("Adam"));
+    let first = run.train().succeeds();
+    fs::remove_file(run.path("message")).expect("a message");
+    let mut again = run.train().spawn();
+    again.wait_for_line("this run is done already");
+    assert_eq!(again.succeeds(), first);
+
+    // A published model that is damaged is published again.
+    fs::write(run.path("out").join(&first.checkpoint), "damaged").expect("a file");
+    assert_eq!(run.train().succeeds().sha256, first.sha256);
+}
+
+#[test]
+fn a_full_volume_leaves_the_last_good_checkpoint_and_says_so() {
+    assert!(
+        Path::new("/proc/self/status").exists() && is_root(),
+        "this test mounts a small file system and needs root, as the cluster of the other tests does; run it as root"
+    );
+    // Room for two checkpoints of Adam (32 MiB each) and the one that is being written, not for a fourth.
+    let run = Run::new(&config("Adam"));
+    fs::create_dir_all(run.path("out")).expect("a folder");
+    let train = |log: &str| {
+        format!(
+            "'{}' train --config '{}' --output '{}' --termination-log '{}' 2>'{}'",
+            env!("CARGO_BIN_EXE_anneal-trainer"),
+            run.path("run.yaml").display(),
+            run.path("out").display(),
+            run.path(log).display(),
+            run.path("log").display(),
+        )
+    };
+    let out = run.path("out").display().to_string();
+    let script = format!(
+        "mount -t tmpfs -o size=110m tmpfs '{out}' || exit 1
+        {}; echo first $?
+        ls '{out}/checkpoints'
+        mount -o remount,size=400m '{out}' || exit 1
+        {}; echo second $?",
+        train("first"),
+        train("second"),
+    );
+    let done = process::command("unshare").args(["--mount", "sh", "-c", &script]).output().expect("unshare");
+    let said = String::from_utf8_lossy(&done.stdout).into_owned() + &String::from_utf8_lossy(&done.stderr);
+    assert!(said.contains("first 81") && said.contains("second 0"), "{said}");
+    assert!(!said.contains(".tmp") && !said.contains("next_"), "room was not given back: {said}");
+    let message = |name: &str| {
+        TerminationMessage::parse(&fs::read_to_string(run.path(name)).expect("a message")).expect("one of ours")
+    };
+    let (TerminationMessage::Failure(failure), TerminationMessage::Result(result)) =
+        (message("first"), message("second"))
+    else {
+        panic!("{said}")
+    };
+    assert_eq!(failure.class, FailureClass::DiskFull);
+    let kept = failure.checkpoint_step.expect("a checkpoint");
+    assert!(failure.message.contains(&format!("the checkpoint of step {kept} is intact")), "{}", failure.message);
+    assert_eq!((result.resumed_from_step, result.exact), (Some(kept), Some(true)));
+    let whole = Run::new(&config("Adam"));
+    assert_eq!(whole.train().succeeds().sha256, result.sha256);
+}
+
+fn is_root() -> bool {
+    fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0)
+}
