@@ -1,4 +1,4 @@
-//! The controllers of `TrainingRun` and `ModelDeployment`.
+//! The controllers of `TrainingRun`, `TrainingSweep`, `CronTrainingRun` and `ModelDeployment`.
 //!
 //! Each reconcile is five steps: observe (reads only), validate, plan (pure), apply, record. The crate never links
 //! libtorch: it knows the trainer and the server only by the contract in `anneal-api`.
@@ -7,6 +7,7 @@ pub mod children;
 pub mod cluster;
 pub mod context;
 pub mod controller;
+pub mod cron_training_run;
 pub mod health;
 pub mod lease;
 pub mod metrics;
@@ -14,5 +15,7 @@ pub mod model_deployment;
 pub mod options;
 pub mod pod_http;
 pub mod progress;
+pub mod runs;
 pub mod signals;
 pub mod training_run;
+pub mod training_sweep;

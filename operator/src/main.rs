@@ -4,12 +4,12 @@ use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use anneal_operator::{
     context::{Context, Reach, Settings},
-    health,
+    cron_training_run, health,
     lease::{Lease, LeaseError},
     metrics::Metrics,
     model_deployment,
     options::Options,
-    training_run,
+    training_run, training_sweep,
 };
 use clap::Parser;
 use kube::{Client, Config};
@@ -118,6 +118,8 @@ async fn lead(lease: &Lease, context: &Arc<Context>, options: &Options) -> Resul
         // The process ends with the Lease: a half-dead leader must not go on writing.
         problem = lease.lost() => Err(problem.into()),
         () = training_run::run(context.clone(), namespace, options.concurrency) => Err(Ended::ControllerGone),
+        () = training_sweep::run(context.clone(), namespace, options.concurrency) => Err(Ended::ControllerGone),
+        () = cron_training_run::run(context.clone(), namespace, options.concurrency) => Err(Ended::ControllerGone),
         () = model_deployment::run(context.clone(), namespace, options.concurrency) => Err(Ended::ControllerGone),
     }
 }

@@ -12,6 +12,9 @@ pub struct Metrics {
     runs_finished: IntCounterVec,
     attempts: IntCounterVec,
     rollouts: IntCounterVec,
+    sweeps_finished: IntCounterVec,
+    trials: IntCounterVec,
+    scheduled: IntCounterVec,
     progress_reads: IntCounterVec,
 }
 
@@ -52,18 +55,36 @@ impl Metrics {
                 "Rollouts of model deployments that ended, by result (promoted, rejected or rolled_back).",
                 &["result"],
             )?,
+            sweeps_finished: counter(
+                "anneal_training_sweeps_finished_total",
+                "Training sweeps that ended, by result (succeeded or failed).",
+                &["result"],
+            )?,
+            trials: counter(
+                "anneal_sweep_trials_finished_total",
+                "Trials of training sweeps that ended, by result (succeeded, failed or stopped).",
+                &["result"],
+            )?,
+            scheduled: counter(
+                "anneal_scheduled_starts_total",
+                "Starts of training runs that a schedule asked for, by result (started or missed).",
+                &["result"],
+            )?,
             progress_reads: counter(
                 "anneal_progress_reads_total",
                 "Reads of training pods' progress, by result (success or error).",
                 &["result"],
             )?,
         };
-        let collectors: [Box<dyn prometheus::core::Collector>; 6] = [
+        let collectors: [Box<dyn prometheus::core::Collector>; 9] = [
             Box::new(metrics.reconciles.clone()),
             Box::new(metrics.reconcile_seconds.clone()),
             Box::new(metrics.runs_finished.clone()),
             Box::new(metrics.attempts.clone()),
             Box::new(metrics.rollouts.clone()),
+            Box::new(metrics.sweeps_finished.clone()),
+            Box::new(metrics.trials.clone()),
+            Box::new(metrics.scheduled.clone()),
             Box::new(metrics.progress_reads.clone()),
         ];
         for collector in collectors {
@@ -76,7 +97,7 @@ impl Metrics {
     /// Names every series whose labels are known beforehand. A counter that appears with its first event has never
     /// increased for Prometheus, and no alert would tell of that event.
     fn begin_at_zero(&self) {
-        for kind in ["trainingrun", "modeldeployment"] {
+        for kind in ["trainingrun", "trainingsweep", "crontrainingrun", "modeldeployment"] {
             for result in ["success", "error"] {
                 self.reconciles.with_label_values(&[kind, result]);
             }
@@ -84,6 +105,12 @@ impl Metrics {
         }
         for result in ["succeeded", "failed"] {
             self.runs_finished.with_label_values(&[result]);
+            self.sweeps_finished.with_label_values(&[result]);
+            self.trials.with_label_values(&[result]);
+        }
+        self.trials.with_label_values(&["stopped"]);
+        for result in ["started", "missed"] {
+            self.scheduled.with_label_values(&[result]);
         }
         for class in FailureClass::ALL {
             self.attempts.with_label_values(&[class.as_str()]);
@@ -115,6 +142,21 @@ impl Metrics {
     /// Counts a rollout that ended.
     pub fn rollout_finished(&self, result: &str) {
         self.rollouts.with_label_values(&[result]).inc();
+    }
+
+    /// Counts a sweep that ended.
+    pub fn sweep_finished(&self, succeeded: bool) {
+        self.sweeps_finished.with_label_values(&[if succeeded { "succeeded" } else { "failed" }]).inc();
+    }
+
+    /// Counts a trial that ended: `succeeded`, `failed` or `stopped`.
+    pub fn trial_finished(&self, result: &str) {
+        self.trials.with_label_values(&[result]).inc();
+    }
+
+    /// Counts starts that a schedule asked for.
+    pub fn scheduled(&self, started: bool, starts: u64) {
+        self.scheduled.with_label_values(&[if started { "started" } else { "missed" }]).inc_by(starts);
     }
 
     /// Counts a read of a pod's progress.

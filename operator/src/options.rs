@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-/// Runs the controllers of `TrainingRun` and `ModelDeployment`.
+/// Runs the controllers of `TrainingRun`, `TrainingSweep`, `CronTrainingRun` and `ModelDeployment`.
 #[derive(Clone, Debug, clap::Parser)]
 #[command(name = "anneal-operator", version, about)]
 pub struct Options {

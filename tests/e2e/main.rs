@@ -7,5 +7,7 @@ mod quiet;
 mod rollout;
 mod scaling;
 mod scenario;
+mod schedules;
 mod schema;
+mod sweeps;
 mod training;

@@ -2,7 +2,7 @@
 
 use anneal_tests::{
     Namespace, Outcome, Result, ensure, in_namespace,
-    manifest::{model_deployment, training_run},
+    manifest::{cron_training_run, model_deployment, training_run, training_sweep},
 };
 use serde_json::{Value, json};
 
@@ -93,6 +93,132 @@ async fn a_deployment_that_makes_no_sense_is_refused_with_what_to_write() -> Out
             .await?;
         ns.apply(&deployment(json!({"model": of_run}))).await?;
         ns.apply(&model_deployment("file", json!({"model": file(&digest)}))).await
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_sweep_that_makes_no_sense_is_refused_with_what_to_write() -> Outcome {
+    in_namespace(async |ns| {
+        let rates = json!([{"name": "hyperparameters.learningRate", "values": [0.001, 0.01]}]);
+        let range = |range: Value| json!({"name": "hyperparameters.learningRate", "range": range});
+        let drawn = |range_of: Value| json!({"search": "Random", "maxTrials": 3, "parameters": [range(range_of)]});
+        let cases = [
+            (json!({}), "spec.parameters: Required value"),
+            (json!({"parameters": []}), "spec.parameters"),
+            (
+                json!({"parameters": [{"name": "hyperparameters.lerningRate", "values": [1]}]}),
+                "\"hyperparameters.learningRate\"",
+            ),
+            (json!({"parameters": [{"name": "dataset.uri", "choices": ["synthetic://"]}]}), "supported values"),
+            (
+                json!({"parameters": [{"name": "hyperparameters.epochs"}]}),
+                "exactly one of values (a list of numbers), choices (a list of words) and range",
+            ),
+            (
+                json!({"parameters": [{"name": "hyperparameters.epochs", "values": [1], "choices": ["2"]}]}),
+                "exactly one of values",
+            ),
+            (json!({"parameters": [{"name": "hyperparameters.epochs", "values": ["two"]}]}), "must be of type number"),
+            (
+                json!({"parameters": [
+                    {"name": "hyperparameters.epochs", "values": [1]}, {"name": "hyperparameters.epochs", "values": [2]}
+                ]}),
+                "Duplicate value",
+            ),
+            (json!({"parameters": [range(json!({"min": 1, "max": 2}))]}), "search: Grid tries every combination"),
+            (drawn(json!({"min": 2, "max": 1})), "range.min must be below range.max"),
+            (drawn(json!({"min": 0, "max": 1, "scale": "Log"})), "range.min must be above 0 with scale: Log"),
+            (json!({"search": "Random", "parameters": rates}), "search: Random needs maxTrials"),
+            (json!({"search": "Bayesian", "parameters": rates}), "supported values: \"Grid\", \"Random\""),
+            (json!({"maxTrials": 1000, "parameters": rates}), "should be less than or equal to 200"),
+            (json!({"parallelism": 0, "parameters": rates}), "should be greater than or equal to 1"),
+            (json!({"objective": {"metric": "F1"}, "parameters": rates}), "supported values: \"Accuracy\", \"Loss\""),
+            (json!({"earlyStopping": {"rule": "Mean"}, "parameters": rates}), "supported values: \"Median\""),
+            (json!({"template": null, "parameters": rates}), "spec.template: Required value"),
+            (
+                json!({"template": {"spec": {"model": {"architecture": "simple", "inputSize": 64}}}, "parameters": rates}),
+                "model.inputSize must be 224 for architecture simple",
+            ),
+            (json!({"template": {"spec": {"epochs": 3}}, "parameters": rates}), "unknown field \"spec.template.spec.epochs\""),
+        ];
+        for (spec, sentence) in cases {
+            refused(ns, training_sweep("rates", spec), sentence).await?;
+        }
+        let name = "r".repeat(37);
+        let long = training_sweep(&name, json!({"parameters": rates}));
+        refused(ns, long, "metadata.name must be at most 36 characters").await?;
+
+        // Suspended, it costs nothing.
+        let sweep = |spec: Value| {
+            let mut all = json!({"suspend": true, "parameters": rates});
+            for (key, value) in spec.as_object().into_iter().flatten() {
+                all[key] = value.clone();
+            }
+            training_sweep("rates", all)
+        };
+        ns.apply(&sweep(json!({}))).await?;
+        let changes = [
+            (json!({"parameters": [range(json!({"min": 1, "max": 2}))]}), "parameters are immutable"),
+            (json!({"seed": 7}), "search and seed are immutable"),
+            (json!({"maxTrials": 7}), "maxTrials is immutable"),
+            (json!({"objective": {"metric": "Loss"}}), "objective is immutable"),
+            (
+                json!({"template": {"spec": {"hyperparameters": {"epochs": 2}}}}),
+                "model, dataset, hyperparameters and output of the template are immutable",
+            ),
+        ];
+        for (spec, sentence) in changes {
+            refused_by(ns, "replace", sweep(spec), sentence).await?;
+        }
+        ns.apply(&sweep(json!({"parallelism": 1}))).await
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_schedule_that_makes_no_sense_is_refused_with_what_to_write() -> Outcome {
+    in_namespace(async |ns| {
+        let cases = [
+            (json!({"schedule": "every day"}), "schedule must be five fields"),
+            (json!({"schedule": "0 0 * * * *"}), "schedule must be five fields"),
+            (json!({"schedule": "TZ=UTC 0 * * * *"}), "write the time zone under timeZone"),
+            (json!({"schedule": "@fortnightly"}), "schedule must be five fields"),
+            (json!({"schedule": null}), "spec.schedule: Required value"),
+            (json!({"timeZone": "Europe/ Berlin"}), "spec.timeZone"),
+            (json!({"concurrencyPolicy": "Queue"}), "supported values: \"Allow\", \"Forbid\", \"Replace\""),
+            (json!({"startingDeadlineSeconds": 1}), "should be greater than or equal to 10"),
+            (json!({"successfulRunsHistoryLimit": -1}), "should be greater than or equal to 0"),
+            (json!({"template": {"spec": {"dataset": null}}}), "spec.template.spec.dataset: Required value"),
+        ];
+        for (spec, sentence) in cases {
+            refused(ns, cron_training_run("nightly", spec), sentence).await?;
+        }
+        let long = cron_training_run(&"n".repeat(32), json!({}));
+        refused(ns, long, "metadata.name must be at most 31 characters").await?;
+        let yearly = |epochs: i32| {
+            let template = json!({"spec": {"hyperparameters": {"epochs": epochs}}});
+            cron_training_run(
+                "nightly",
+                json!({"schedule": "@yearly", "timeZone": "Europe/Berlin", "template": template}),
+            )
+        };
+        ns.apply(&yearly(1)).await?;
+        // What is trained next year may still change.
+        ns.apply(&yearly(2)).await
+    })
+    .await
+}
+
+#[tokio::test]
+async fn every_example_is_what_the_api_server_takes() -> Outcome {
+    in_namespace(async |ns| {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples");
+        let said = ns.kubectl(&["apply", "--dry-run=server", "--filename", folder]).await?.ok()?;
+        for kind in ["trainingrun", "modeldeployment", "trainingsweep", "crontrainingrun"] {
+            ensure!(said.out.contains(&format!("{kind}.anneal.dev/")), "there is no {kind} among them:\n{}", said.out);
+        }
+        Ok(())
     })
     .await
 }

@@ -53,6 +53,24 @@ pub fn model_deployment(name: &str, spec: Value) -> Value {
     json!({"apiVersion": "anneal.dev/v1alpha1", "kind": "ModelDeployment", "metadata": {"name": name}, "spec": all})
 }
 
+/// A `TrainingSweep` over the run that [`training_run`] makes, with `spec` merged over it; `null` takes a field away.
+pub fn training_sweep(name: &str, spec: Value) -> Value {
+    let mut all = json!({"template": template(), "parallelism": 2});
+    merge(&mut all, spec);
+    json!({"apiVersion": "anneal.dev/v1alpha1", "kind": "TrainingSweep", "metadata": {"name": name}, "spec": all})
+}
+
+/// A `CronTrainingRun` of the run that [`training_run`] makes, with `spec` merged over it; `null` takes a field away.
+pub fn cron_training_run(name: &str, spec: Value) -> Value {
+    let mut all = json!({"template": template(), "schedule": "* * * * *"});
+    merge(&mut all, spec);
+    json!({"apiVersion": "anneal.dev/v1alpha1", "kind": "CronTrainingRun", "metadata": {"name": name}, "spec": all})
+}
+
+fn template() -> Value {
+    json!({"spec": training_run("", json!({}))["spec"]})
+}
+
 /// A `ConfigMap` with one file, given in Base64.
 pub fn file(name: &str, file: &str, base64: &str) -> Value {
     json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "binaryData": {file: base64}})

@@ -68,19 +68,27 @@ capabilities: {drop: [ALL]}
 {{/* What the controllers may do with the objects of the namespaces that they watch. */}}
 {{- define "anneal.rules" -}}
 - apiGroups: [anneal.dev]
-  resources: [trainingruns, modeldeployments]
+  resources: [trainingruns, modeldeployments, trainingsweeps, crontrainingruns]
   verbs: [get, list, watch]
 # Requests by annotation are removed once they are answered.
 - apiGroups: [anneal.dev]
   resources: [modeldeployments]
   verbs: [patch]
 - apiGroups: [anneal.dev]
-  resources: [trainingruns/status, modeldeployments/status]
+  resources: [trainingruns/status, modeldeployments/status, trainingsweeps/status, crontrainingruns/status]
   verbs: [update]
 # An owner reference that blocks deletion needs this right under OwnerReferencesPermissionEnforcement.
 - apiGroups: [anneal.dev]
-  resources: [trainingruns/finalizers, modeldeployments/finalizers]
+  resources: [trainingruns/finalizers, modeldeployments/finalizers, trainingsweeps/finalizers, crontrainingruns/finalizers]
   verbs: [update]
+# Sweeps and schedules make runs of their templates, and delete what was stopped, replaced or is history.
+- apiGroups: [anneal.dev]
+  resources: [trainingruns]
+  verbs: [create, delete]
+# A sweep goes when its ttlSecondsAfterFinished is over.
+- apiGroups: [anneal.dev]
+  resources: [trainingsweeps]
+  verbs: [delete]
 - apiGroups: [batch]
   resources: [jobs]
   verbs: [get, list, watch, create, delete]

@@ -1,7 +1,7 @@
 //! Anneal's custom resources, and what the operator and its pods say to each other.
 //!
 //! The contract half (everything but [`resources`]) is plain serde: the trainer and the server speak it without
-//! knowing Kubernetes. The `resources` feature adds `TrainingRun` and `ModelDeployment` in `anneal.dev/v1alpha1`.
+//! knowing Kubernetes. The `resources` feature adds the custom resources in `anneal.dev/v1alpha1`.
 
 pub mod checkpoint;
 pub mod config;

@@ -79,6 +79,12 @@ pub mod label {
     pub const RUN_UID: &str = "anneal.dev/training-run-uid";
     /// Number of the attempt.
     pub const ATTEMPT: &str = "anneal.dev/attempt";
+    /// Name of the owning `TrainingSweep`.
+    pub const SWEEP: &str = "anneal.dev/training-sweep";
+    /// Number of the trial in its sweep.
+    pub const TRIAL: &str = "anneal.dev/trial";
+    /// Name of the owning `CronTrainingRun`.
+    pub const CRON: &str = "anneal.dev/cron-training-run";
     /// Name of the owning `ModelDeployment`.
     pub const DEPLOYMENT: &str = "anneal.dev/model-deployment";
     /// Hash of the revision, the value that a Service's selector chooses by.

@@ -42,12 +42,12 @@ pub fn conditions_schema(_: &mut SchemaGenerator) -> Schema {
             "type": "object",
             "required": ["type", "status", "reason", "message", "lastTransitionTime"],
             "properties": {
-                "type": {"type": "string", "maxLength": 316},
-                "status": {"type": "string", "enum": ["True", "False", "Unknown"]},
-                "reason": {"type": "string", "maxLength": 1024},
-                "message": {"type": "string", "maxLength": 32768},
-                "observedGeneration": {"type": "integer", "format": "int64"},
-                "lastTransitionTime": {"type": "string", "format": "date-time"}
+                "type": {"type": "string", "description": "Name of the condition, in CamelCase.", "maxLength": 316},
+                "status": {"type": "string", "description": "Whether it holds: True, False or Unknown.", "enum": ["True", "False", "Unknown"]},
+                "reason": {"type": "string", "description": "One CamelCase word for why.", "maxLength": 1024},
+                "message": {"type": "string", "description": "What happened, and what to do.", "maxLength": 32768},
+                "observedGeneration": {"type": "integer", "format": "int64", "description": "The generation of the spec that it is about."},
+                "lastTransitionTime": {"type": "string", "format": "date-time", "description": "When its status last changed."}
             }
         }
     })

@@ -1,15 +1,23 @@
 //! The custom resources in `anneal.dev/v1alpha1`, and the YAML of their definitions.
 
 mod condition;
+mod cron_training_run;
 mod model_deployment;
+mod parameter;
 mod pod_template;
 mod quantity;
+mod run_template;
 mod schema;
 mod training_run;
+mod training_sweep;
 
 pub use condition::{condition, conditions_schema, set_condition};
+pub use cron_training_run::*;
 pub use model_deployment::*;
+pub use parameter::{field_value, parameter_name, tunable};
 pub use pod_template::{LocalReference, PodTemplate, Resources};
 pub use quantity::Quantity;
-pub use schema::definitions;
+pub use run_template::{RunTemplate, TemplateMetadata};
+pub use schema::{definitions, element, kubernetes_type, schema_of};
 pub use training_run::*;
+pub use training_sweep::*;

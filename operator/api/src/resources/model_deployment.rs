@@ -200,7 +200,7 @@ pub struct SmokeTestCase {
     /// Name of the case, for the report.
     #[schemars(length(min = 1, max = 63))]
     pub name: String,
-    /// The image.
+    /// The picture that is sent.
     pub image: ImageSource,
     /// Class that the model must predict; any class passes where it is absent.
     #[serde(skip_serializing_if = "Option::is_none")]

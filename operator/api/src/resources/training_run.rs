@@ -46,7 +46,7 @@ pub const MAX_ATTEMPTS: usize = 20;
 )]
 #[serde(rename_all = "camelCase")]
 pub struct TrainingRunSpec {
-    /// The network.
+    /// The network: its architecture and the size of its input.
     #[serde(default)]
     pub model: ModelSpec,
     /// What to train on.
