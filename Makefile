@@ -36,7 +36,7 @@ soak: ## Interrupt trainings 200 times and compare every ending with that of one
 lint: ## Formatting, clippy, generated files, shell scripts, chart, alerts
 	@scripts/lint
 
-crds: ## Generate crds/ and the chart's copies from the types
+crds: ## Generate crds/, the chart's copies and docs/api-reference.md from the types
 	@. scripts/environment && cargo run --quiet -p anneal-operator --bin crdgen
 
 images: ## Build the three images and bring them to the cluster (IMAGE_REGISTRY=host/path pushes them)

@@ -1,4 +1,7 @@
-//! Writes `crds/*.yaml` and the chart's copies of them, or with `--check` says which are out of date.
+//! Writes `crds/*.yaml`, the chart's copies of them and `docs/api-reference.md`, or with `--check` says which are out of
+//! date.
+
+mod reference;
 
 use std::{
     fs,
@@ -31,8 +34,9 @@ fn main() -> ExitCode {
 /// Writes every file, or with `check` only compares. Returns the files that differ (and were not written).
 fn generate(check: bool) -> Result<Vec<PathBuf>, Box<dyn std::error::Error>> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().ok_or("the crate has no parent folder")?;
-    let mut stale = Vec::new();
-    for definition in definitions() {
+    let definitions = definitions();
+    let mut files = vec![(root.join("docs/api-reference.md"), reference::of(&definitions))];
+    for definition in definitions {
         let name = definition.metadata.name.clone().ok_or("a definition has no name")?;
         let plural = definition.spec.names.plural.clone();
         let yaml = serde_yaml::to_string(&definition)?;
@@ -42,20 +46,20 @@ fn generate(check: bool) -> Result<Vec<PathBuf>, Box<dyn std::error::Error>> {
             yaml.replacen(&format!("  name: {name}\n"), &format!("  annotations:\n{KEEP}  name: {name}\n"), 1)
         );
         let chart_template = format!("{{{{- if .Values.crds.install }}}}\n{}{{{{- end }}}}\n", escape(&kept));
-        for (path, text) in [
-            (root.join("crds").join(format!("{plural}.yaml")), plain),
-            (root.join("charts/anneal/templates/crds").join(format!("{plural}.yaml")), chart_template),
-        ] {
-            if fs::read_to_string(&path).is_ok_and(|old| old == text) {
-                continue;
-            }
-            if check {
-                stale.push(path);
-            } else {
-                fs::create_dir_all(path.parent().ok_or("a file has no folder")?)?;
-                fs::write(&path, text)?;
-                println!("wrote {}", path.display());
-            }
+        files.push((root.join("crds").join(format!("{plural}.yaml")), plain));
+        files.push((root.join("charts/anneal/templates/crds").join(format!("{plural}.yaml")), chart_template));
+    }
+    let mut stale = Vec::new();
+    for (path, text) in files {
+        if fs::read_to_string(&path).is_ok_and(|old| old == text) {
+            continue;
+        }
+        if check {
+            stale.push(path);
+        } else {
+            fs::create_dir_all(path.parent().ok_or("a file has no folder")?)?;
+            fs::write(&path, text)?;
+            println!("wrote {}", path.display());
         }
     }
     Ok(stale)
