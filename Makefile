@@ -1,7 +1,7 @@
 # Thin: each target is a script that can be read and run by itself.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-clean test unit e2e test-cluster test-chart test-alerts soak lint crds images install cluster cluster-down
+.PHONY: help demo demo-clean test unit e2e test-cluster test-chart test-dashboards test-registry test-alerts soak lint crds images install cluster cluster-down
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,12 @@ test-cluster: ## Prove what the tests' own Kubernetes promises: repair, two inst
 
 test-chart: ## The chart's life on a real cluster: install, upgrade, rollback, uninstall (1 minute)
 	@scripts/test chart
+
+test-dashboards: ## Every query of the dashboards, asked of a real Prometheus that scrapes real pods (2 minutes)
+	@scripts/test dashboards
+
+test-registry: ## Images and chart pushed to a real registry and pulled again (1 minute)
+	@scripts/test registry
 
 test-alerts: ## Unit tests of the alerts, with promtool
 	@tests/monitoring/alerts
