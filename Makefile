@@ -1,10 +1,10 @@
 # Thin: each target is a script that can be read and run by itself.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-clean test unit e2e test-cluster test-chart test-dashboards test-registry test-alerts soak lint crds images install cluster cluster-down
+.PHONY: help demo demo-clean test unit e2e test-cluster test-chart test-dashboards test-registry test-plain test-alerts book soak lint crds images install cluster cluster-down
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: ## From nothing to a prediction: cluster, images, chart, training, deployment (DATA=folder or tar of your photos)
 	@DATA='$(DATA)' scripts/demo
@@ -30,6 +30,9 @@ test-chart: ## The chart's life on a real cluster: install, upgrade, rollback, u
 test-dashboards: ## Every query of the dashboards, asked of a real Prometheus that scrapes real pods (2 minutes)
 	@scripts/test dashboards
 
+test-plain: ## The manifests for those without the operator, on a real cluster (1 minute)
+	@scripts/test plain
+
 test-registry: ## Images and chart pushed to a real registry and pulled again (1 minute)
 	@scripts/test registry
 
@@ -41,6 +44,9 @@ soak: ## Interrupt trainings 200 times and compare every ending with that of one
 
 lint: ## Formatting, clippy, generated files, shell scripts, chart, alerts
 	@scripts/lint
+
+book: ## Build the documentation as a book in .anneal/book
+	@scripts/book
 
 crds: ## Generate crds/, the chart's copies and docs/api-reference.md from the types
 	@. scripts/environment && cargo run --quiet -p anneal-operator --bin crdgen
