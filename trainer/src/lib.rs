@@ -18,7 +18,6 @@ pub mod inspect;
 pub mod ledger;
 pub mod machine;
 pub mod metrics;
-pub mod openmp;
 pub mod optim;
 pub mod outcome;
 pub mod predict;

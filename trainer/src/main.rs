@@ -2,7 +2,8 @@
 
 use std::process::ExitCode;
 
-use anneal_trainer::{cli, openmp};
+use anneal_model::openmp;
+use anneal_trainer::cli;
 
 fn main() -> ExitCode {
     if let Err(error) = openmp::wait_asleep() {

@@ -3,10 +3,13 @@
 use std::{fs, io, path::Path};
 
 use anneal_api::{Sha256, names::path::PUBLISHED};
-use anneal_model::{Checkpoint, sha256_file};
+use anneal_model::{Checkpoint, Classifier, GoldenSet, preprocess::RgbImage, sha256_file};
 use sha2::{Digest, Sha256 as Hasher};
 
-use crate::{files, outcome::Error};
+use crate::{data::load::Photos, files, outcome::Error};
+
+/// Inputs of a golden set.
+const GOLDEN: usize = 4;
 
 /// A published model.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +20,22 @@ pub struct Published {
     pub sha256: Sha256,
     /// Its length.
     pub bytes: u64,
+}
+
+/// Adds a golden set to the model: photos from all over the list, with what the network makes of them.
+///
+/// # Errors
+/// When libtorch fails.
+pub fn with_golden_set(mut model: Checkpoint, photos: &Photos) -> Result<Checkpoint, Error> {
+    let side = u32::try_from(photos.size).unwrap_or_default();
+    let step = photos.len().div_ceil(GOLDEN).max(1);
+    let image = |index| RgbImage::from_raw(side, side, photos.pixels_of(index).to_vec());
+    let images: Vec<RgbImage> = (0..photos.len()).step_by(step).filter_map(image).collect();
+    if !images.is_empty() {
+        let classifier = Classifier::new(model.clone())?;
+        model.extra.push(GoldenSet::new(&classifier, images)?.into_entry()?);
+    }
+    Ok(model)
 }
 
 /// Writes the model to `<models>/<sha256>.pth`, unless it is there already. `owner` is the directory of the run: no two
@@ -46,9 +65,21 @@ fn place(next: &Path, path: &Path, sha256: &Sha256) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use anneal_model::StateDict;
+    use anneal_api::model::Architecture;
+    use anneal_model::{Network, StateDict};
 
     use super::*;
+
+    #[test]
+    fn a_golden_set_is_made_of_photos_from_all_over_the_list() {
+        let network = Network::new(Architecture::Improved, 2, 0).expect("a network");
+        let model = Checkpoint { info: None, state: network.state().expect("weights"), extra: Vec::new() };
+        let photos = |count: usize| Photos { size: 16, pixels: vec![9; 16 * 16 * 3 * count], labels: vec![0; count] };
+        for (count, golden) in [(0, None), (1, Some(1)), (3, Some(3)), (10, Some(4)), (1000, Some(4))] {
+            let published = with_golden_set(model.clone(), &photos(count)).expect("a model");
+            assert_eq!(GoldenSet::of(&published).expect("a golden set").map(|set| set.len()), golden, "{count} photos");
+        }
+    }
 
     #[test]
     fn the_same_model_is_published_once_and_a_damaged_one_is_replaced() {

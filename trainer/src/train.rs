@@ -94,6 +94,7 @@ fn conclude(mut training: Training<'_>, checkpoints: &Checkpoints) -> Result<Run
         state: training.network.state()?,
         extra: vec![("epoch".to_owned(), Value::Int(i64::from(best_epoch)))],
     };
+    let model = publish::with_golden_set(model, photos)?;
     let published = publish::publish(model, &config.models, Path::new(&config.output))?;
     let progress = progress::snapshot(&around.progress);
     let result = RunResult {

@@ -10,6 +10,13 @@ use crate::{
 /// Key of the extra entry beside the reference's keys in a checkpoint.
 pub const KEY: &str = "anneal";
 
+/// Key of the golden set: a dict of two tensors. Absent where the checkpoint was not published by a run.
+pub const GOLDEN_KEY: &str = "anneal_golden_set";
+/// In the golden set, resized images: uint8 [N, H, W, 3], red, green, blue.
+pub const GOLDEN_INPUTS: &str = "inputs";
+/// In the golden set, what the network made of them in float32: float32 [N, classes].
+pub const GOLDEN_LOGITS: &str = "logits";
+
 /// What serving needs to know, in the checkpoint as a JSON string under [`KEY`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -53,6 +53,19 @@ pub enum CheckpointError {
         "the description of the checkpoint under the key {KEY:?} cannot be read ({0}); serve it with the version of Anneal that wrote it, or a newer one"
     )]
     Info(String),
+    /// The golden set cannot be understood.
+    #[error("the checkpoint's golden set cannot be used: {0}; publish the model anew")]
+    Golden(String),
+    /// The network does not reproduce its golden set.
+    #[error(
+        "the checkpoint's golden set is not reproduced: a probability differs by {difference:.1e} and {tolerance:.0e} is allowed; serve it in float32, and if it is, compare libtorch's version and the processor with those that it was trained on"
+    )]
+    Disagrees {
+        /// The largest difference between probabilities.
+        difference: f64,
+        /// What the precision explains.
+        tolerance: f64,
+    },
     /// A checkpoint without description whose tensors are of no known architecture.
     #[error(
         "the checkpoint's tensors are of no architecture that Anneal knows; it looks for layer1.0.conv1.weight and fc.weight (improved), or fc2.weight (simple)"

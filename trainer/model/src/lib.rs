@@ -40,14 +40,17 @@
 mod architecture;
 pub mod checkpoint;
 mod fused;
+pub mod golden;
 pub mod infer;
 mod layers;
 pub mod network;
+pub mod openmp;
 pub mod preprocess;
 mod rng;
 pub mod state;
 
 pub use checkpoint::{Checkpoint, CheckpointError, Contract, Saved, sha256_file};
+pub use golden::GoldenSet;
 pub use infer::Classifier;
 pub use layers::{Mode, dropout_mask};
 pub use network::{ModelError, Network};

@@ -89,19 +89,34 @@ pub fn decode(bytes: &[u8], limits: &ImageLimits) -> Result<RgbImage, ImageError
     if jpeg::is_jpeg(bytes) {
         return jpeg::decode(bytes, limits);
     }
+    let decoder = decoder(bytes, limits)?;
+    let (width, height) = decoder.dimensions();
+    limits.check(width, height)?;
+    let image = DynamicImage::from_decoder(decoder).map_err(|error| ImageError::Decode(error.to_string()))?;
+    Ok(to_rgb(image))
+}
+
+/// Width and height of an image in pixels, from its first bytes.
+///
+/// # Errors
+/// As [`decode`].
+pub fn dimensions(bytes: &[u8], limits: &ImageLimits) -> Result<(u32, u32), ImageError> {
+    let (width, height) =
+        if jpeg::is_jpeg(bytes) { jpeg::dimensions(bytes, limits)? } else { decoder(bytes, limits)?.dimensions() };
+    limits.check(width, height)?;
+    Ok((width, height))
+}
+
+fn decoder<'a>(bytes: &'a [u8], limits: &ImageLimits) -> Result<impl ImageDecoder + 'a, ImageError> {
     let mut reader = ImageReader::new(Cursor::new(bytes));
     reader.set_format(image::guess_format(bytes).map_err(|_| ImageError::UnknownFormat)?);
     let mut allocation = image::Limits::default();
     allocation.max_alloc = Some(limits.max_bytes);
     reader.limits(allocation);
-    let decoder = reader.into_decoder().map_err(|error| match error {
+    reader.into_decoder().map_err(|error| match error {
         image::ImageError::Unsupported(_) => ImageError::UnknownFormat,
         other => ImageError::Decode(other.to_string()),
-    })?;
-    let (width, height) = decoder.dimensions();
-    limits.check(width, height)?;
-    let image = DynamicImage::from_decoder(decoder).map_err(|error| ImageError::Decode(error.to_string()))?;
-    Ok(to_rgb(image))
+    })
 }
 
 fn to_rgb(image: DynamicImage) -> RgbImage {

@@ -6,10 +6,11 @@ use std::fs;
 
 use anneal_api::{
     checkpoint::{CheckpointInfo, Preprocessing},
+    hyperparameters::Precision,
     model::{Architecture, ModelSpec},
 };
 use anneal_model::{
-    Checkpoint, CheckpointError, Classifier, Mode, ModelError, Network, StateError, dropout_mask,
+    Checkpoint, CheckpointError, Classifier, GoldenSet, Mode, ModelError, Network, StateError, dropout_mask,
     preprocess::{ImageError, ImageLimits, RgbImage, decode, resize_bilinear, to_tensor},
     sha256_file,
 };
@@ -227,6 +228,36 @@ fn a_classifier_answers_as_the_network_does_in_every_thread() {
         assert_eq!(row.len(), 3);
         assert!((row.iter().sum::<f32>() - 1.0).abs() < 1e-5);
     }
+}
+
+#[test]
+fn a_golden_set_comes_back_from_a_checkpoint_and_tells_another_network() {
+    let checkpoint = |network: &Network| Checkpoint {
+        info: Some(info(&["a", "b", "c"])),
+        state: network.state().expect("a state"),
+        extra: Vec::new(),
+    };
+    let network = network(3);
+    let classifier = Classifier::new(checkpoint(&network)).expect("a classifier");
+    let images = vec![picture(64, 64), picture(64, 64)];
+    let golden = GoldenSet::new(&classifier, images).expect("a golden set");
+    assert!(golden.check(&classifier).expect("the same network") < 1e-6);
+    let half = Classifier::with_precision(checkpoint(&network), Precision::BFloat16).expect("a classifier");
+    assert!(golden.check(&half).expect("nearly the same") < 2e-2);
+
+    let mut published = checkpoint(&network);
+    published.extra.push(golden.clone().into_entry().expect("tensors"));
+    assert_eq!(GoldenSet::of(&published).expect("a golden set"), Some(golden.clone()));
+    assert_eq!(GoldenSet::of(&checkpoint(&network)).expect("none"), None);
+    published.extra = vec![(anneal_api::checkpoint::GOLDEN_KEY.to_owned(), 1.into())];
+    assert!(matches!(GoldenSet::of(&published), Err(CheckpointError::Golden(_))));
+
+    let weights = network.named_parameters();
+    let (_, bias) = weights.iter().find(|(name, _)| name == "fc.bias").expect("a bias");
+    tch::no_grad(|| bias.shallow_clone().copy_(&Tensor::from_slice(&[1.0_f32, 0.0, 0.0])));
+    let other = Classifier::new(checkpoint(&network)).expect("a classifier");
+    assert!(matches!(golden.check(&other), Err(CheckpointError::Disagrees { .. })));
+    assert!(GoldenSet::new(&classifier, Vec::new()).is_err());
 }
 
 #[test]

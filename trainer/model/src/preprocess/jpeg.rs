@@ -41,6 +41,11 @@ pub(super) fn decode(bytes: &[u8], limits: &ImageLimits) -> Result<RgbImage, Ima
     Ok(image)
 }
 
+/// Width and height of a JPEG.
+pub(super) fn dimensions(bytes: &[u8], limits: &ImageLimits) -> Result<(u32, u32), ImageError> {
+    Decoder::new(limits)?.dimensions(bytes)
+}
+
 /// Whether there is an end marker behind the last scan's beginning. In a scan's data these bytes cannot be.
 fn ends(bytes: &[u8]) -> bool {
     let last_scan = bytes.windows(2).rposition(|pair| pair == SCAN).unwrap_or(bytes.len());
@@ -73,18 +78,21 @@ impl Decoder {
         self.0.as_ptr()
     }
 
+    /// Width and height.
+    fn dimensions(&mut self, bytes: &[u8]) -> Result<(u32, u32), ImageError> {
+        // SAFETY: pointer and length are those of one slice.
+        let warning =
+            self.check(unsafe { tj::tj3DecompressHeader(self.handle(), bytes.as_ptr(), bytes.len() as tj::size_t) })?;
+        let (width, height) = (self.number(tj::TJPARAM_TJPARAM_JPEGWIDTH), self.number(tj::TJPARAM_TJPARAM_JPEGHEIGHT));
+        if width == 0 || height == 0 || warning.is_some_and(|warning| warning.contains(RAN_OUT)) {
+            return Err(truncated());
+        }
+        Ok((width, height))
+    }
+
     /// The image, and what libjpeg-turbo warned of first.
     fn decode(&mut self, bytes: &[u8], limits: &ImageLimits) -> Result<(RgbImage, Option<String>), ImageError> {
-        let length = bytes.len() as tj::size_t;
-        // SAFETY: pointer and length are those of one slice.
-        let warning = self.check(unsafe { tj::tj3DecompressHeader(self.handle(), bytes.as_ptr(), length) })?;
-        if warning.is_some_and(|warning| warning.contains(RAN_OUT)) {
-            return Err(truncated());
-        }
-        let (width, height) = (self.number(tj::TJPARAM_TJPARAM_JPEGWIDTH), self.number(tj::TJPARAM_TJPARAM_JPEGHEIGHT));
-        if width == 0 || height == 0 {
-            return Err(truncated());
-        }
+        let (width, height) = self.dimensions(bytes)?;
         limits.check(width, height)?;
         let colours = self.number(tj::TJPARAM_TJPARAM_COLORSPACE);
         let four = colours == tj::TJCS_TJCS_CMYK || colours == tj::TJCS_TJCS_YCCK;
@@ -93,7 +101,7 @@ impl Decoder {
         // SAFETY: the buffer has as many rows and bytes a row as the header says, which is of the same bytes: a pitch of 0
         // means rows without gaps.
         let warning = self.check(unsafe {
-            tj::tj3Decompress8(self.handle(), bytes.as_ptr(), length, pixels.as_mut_ptr(), 0, format)
+            tj::tj3Decompress8(self.handle(), bytes.as_ptr(), bytes.len() as tj::size_t, pixels.as_mut_ptr(), 0, format)
         })?;
         let pixels = if four { pixels.chunks_exact(4).flat_map(from_inverted_cmyk).collect() } else { pixels };
         let image = RgbImage::from_raw(width, height, pixels).ok_or(ImageError::Empty)?;
