@@ -1,16 +1,15 @@
 //! The shapes of an answer: JSON, or an error as `{"detail": …}`.
 
+use std::time::Duration;
+
 use serde::Serialize;
 use serde_json::{Value, json};
 use warp::{
-    http::{HeaderValue, StatusCode, header},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
     reply::{Reply, Response},
 };
 
 use crate::life::Life;
-
-/// Seconds after which a client that met a full server should ask again.
-const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 
 /// An error answer.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,25 +18,31 @@ pub struct Problem {
     pub status: StatusCode,
     /// What happened and what to do: a sentence, or the list of a validation error.
     pub detail: Value,
-    /// Whether the same request can succeed a little later.
-    pub retry: bool,
+    /// Seconds after which the same request can succeed.
+    pub retry_after: Option<u64>,
 }
 
 impl Problem {
     /// An error that the same request meets again.
     pub fn new(status: StatusCode, detail: impl Into<String>) -> Self {
-        Self { status, detail: Value::String(detail.into()), retry: false }
+        Self { status, detail: Value::String(detail.into()), retry_after: None }
     }
 
     /// The server cannot answer now, but may within a second.
     pub fn busy(detail: impl Into<String>) -> Self {
-        Self { retry: true, ..Self::new(StatusCode::SERVICE_UNAVAILABLE, detail) }
+        Self::busy_for(detail, Duration::ZERO)
+    }
+
+    /// The server cannot answer now, but may after this time.
+    pub fn busy_for(detail: impl Into<String>, wait: Duration) -> Self {
+        let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        Self { retry_after: Some(seconds.max(1)), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, detail) }
     }
 
     /// The form has no field `file`. The shape is `FastAPI`'s, which clients of the reference parse.
     pub fn missing_file() -> Self {
         let detail = json!([{"type": "missing", "loc": ["body", "file"], "msg": "Field required", "input": null}]);
-        Self { status: StatusCode::UNPROCESSABLE_ENTITY, detail, retry: false }
+        Self { status: StatusCode::UNPROCESSABLE_ENTITY, detail, retry_after: None }
     }
 
     /// The body is longer than the server takes.
@@ -53,10 +58,15 @@ impl Problem {
     /// The answer on the wire.
     pub fn response(&self) -> Response {
         let mut response = json_response(self.status, &json!({ "detail": self.detail }));
-        if self.retry {
-            response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
-        }
+        self.say_when(response.headers_mut());
         response
+    }
+
+    /// Says when to ask again, if that is of use.
+    pub fn say_when(&self, headers: &mut HeaderMap) {
+        if let Some(seconds) = self.retry_after {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
     }
 }
 
@@ -94,6 +104,8 @@ mod tests {
     #[test]
     fn only_a_busy_server_says_when_to_ask_again() {
         assert_eq!(Problem::busy("full").response().headers()[header::RETRY_AFTER], "1");
+        let later = Problem::busy_for("full", Duration::from_millis(2100)).response();
+        assert_eq!(later.headers()[header::RETRY_AFTER], "3");
         let refused = Problem::new(StatusCode::BAD_REQUEST, "no").response();
         assert!(!refused.headers().contains_key(header::RETRY_AFTER));
     }

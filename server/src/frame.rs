@@ -18,6 +18,7 @@ use warp::{
 use crate::{
     answer::Problem,
     body::{BoxError, Capped, linger},
+    life::Life,
     metrics::Metrics,
     routes::{self, Context},
 };
@@ -27,7 +28,9 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const REVISION: HeaderName = HeaderName::from_static(REVISION_HEADER);
 const ANYBODY: HeaderValue = HeaderValue::from_static("*");
 const METHODS: HeaderValue = HeaderValue::from_static("GET, POST, OPTIONS");
-const EXPOSED: HeaderValue = HeaderValue::from_static("x-process-time, x-request-id, x-anneal-revision");
+const EXPOSED: HeaderValue = HeaderValue::from_static(
+    "x-process-time, x-request-id, x-prediction-id, x-anneal-revision, x-anneal-checkpoint, x-anneal-training-run, x-anneal-dataset",
+);
 /// Longest request id that is taken over from a client, and longest path that is logged.
 const MAX_ID: usize = 64;
 const MAX_LOGGED_PATH: usize = 200;
@@ -37,6 +40,7 @@ const MAX_LOGGED_PATH: usize = 200;
 pub struct Frame {
     routes: BoxedFilter<(Response,)>,
     metrics: Metrics,
+    life: Life,
     revision: Option<HeaderValue>,
     max_upload_bytes: u64,
     ids: Ids,
@@ -47,6 +51,7 @@ impl Frame {
     pub fn new(context: Context, revision: Option<HeaderValue>) -> Self {
         Self {
             metrics: context.metrics.clone(),
+            life: context.life.clone(),
             max_upload_bytes: context.max_upload_bytes,
             routes: routes::all(context),
             revision,
@@ -100,6 +105,9 @@ impl Frame {
         }
         if let Some(revision) = &self.revision {
             headers.insert(REVISION, revision.clone());
+        }
+        if let Some(serving) = self.life.serving() {
+            headers.extend(serving.lineage.iter().cloned());
         }
         headers.insert(REQUEST_ID, id);
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, ANYBODY);

@@ -7,6 +7,7 @@ pub mod answer;
 pub mod body;
 pub mod client;
 pub mod engine;
+pub mod feedback;
 pub mod frame;
 pub mod last_words;
 pub mod life;

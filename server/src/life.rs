@@ -2,7 +2,9 @@
 
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
-use crate::{engine::Engine, model::Facts};
+use warp::http::{HeaderName, HeaderValue};
+
+use crate::{engine::Engine, feedback::Feedback, model::Facts};
 
 /// A stage of the server's life.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +26,25 @@ pub struct Serving {
     pub facts: Facts,
     /// The threads that run it.
     pub engine: Engine,
+    /// What became of its predictions.
+    pub feedback: Feedback,
+    /// Headers that say where it came from.
+    pub lineage: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl Serving {
+    /// A model that is served, with the secret that signs the ids of its predictions.
+    pub fn new(facts: Facts, engine: Engine, secret: Option<&str>) -> Self {
+        let dataset = facts.dataset.as_ref().map(|dataset| dataset.digest.as_str());
+        let names = [
+            (HeaderName::from_static("x-anneal-checkpoint"), Some(facts.sha256.as_str())),
+            (HeaderName::from_static("x-anneal-training-run"), facts.run.as_deref()),
+            (HeaderName::from_static("x-anneal-dataset"), dataset),
+        ];
+        // A name that cannot be a header is in /model/info all the same.
+        let lineage = names.into_iter().filter_map(|(name, value)| Some((name, HeaderValue::from_str(value?).ok()?)));
+        Self { lineage: lineage.collect(), feedback: Feedback::new(secret, &facts.sha256), facts, engine }
+    }
 }
 
 /// The server's life, shared by all that ask about it.

@@ -16,7 +16,7 @@ use tokio::{
 use warp::http::HeaderValue;
 
 use crate::{
-    engine::{Engine, StartError},
+    engine::{Bounds, Engine, StartError},
     frame::Frame,
     last_words,
     life::{Life, Serving},
@@ -116,9 +116,9 @@ async fn load_and_watch(
         &facts.classes,
         took,
     );
-    let engine = Engine::start(predictors, usize::from(options.queue), &dead)
-        .await
-        .map_err(|error| Failed::WarmUp { checkpoint, error })?;
+    let bounds = Bounds { queue: usize::from(options.queue), batch: usize::from(options.batch) };
+    let engine =
+        Engine::start(predictors, bounds, &dead).await.map_err(|error| Failed::WarmUp { checkpoint, error })?;
     tracing::info!(
         sha256 = facts.sha256.as_str(),
         model = facts.model_type,
@@ -126,7 +126,8 @@ async fn load_and_watch(
         seconds = took.as_secs_f64(),
         "the model is loaded; the server is ready"
     );
-    life.ready(Serving { facts, engine });
+    let secret = options.feedback_key.as_deref().filter(|secret| !secret.is_empty());
+    life.ready(Serving::new(facts, engine, secret));
     // `dead` is still held here, so there is a name or nothing.
     let name = deaths.recv().await.unwrap_or_default();
     Err(Failed::WorkerDied(name))
@@ -219,6 +220,7 @@ fn wanted(options: &ServeOptions) -> Result<Wanted, Failed> {
         sha256: options.sha256.clone().and_then(|digest| digest.0),
         name: options.model_name.clone().filter(|name| !name.is_empty()),
         workers: options.workers.map_or_else(model::workers, usize::from),
+        precision: options.precision.into(),
         images: ImageLimits { max_pixels: options.max_pixels, ..ImageLimits::default() },
     })
 }

@@ -1,6 +1,12 @@
-//! `anneal-server load`: sends the same image again and again, a bounded number at a time and for a bounded time.
+//! `anneal-server load`: sends images again and again, a bounded number at a time and for a bounded time.
 
-use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    path::PathBuf,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures::future::join_all;
@@ -32,8 +38,8 @@ impl Tally {
 
 /// Sends the load, prints what came of it, and gives 1 when there was no single prediction.
 pub async fn run(options: &LoadOptions) -> i32 {
-    let image = match image(options) {
-        Ok(image) => image,
+    let images = match images(options) {
+        Ok(images) => images,
         Err(why) => {
             tracing::error!("{why}");
             return 1;
@@ -41,26 +47,35 @@ pub async fn run(options: &LoadOptions) -> i32 {
     };
     let client = Client::new(options.timeout);
     let until = Instant::now() + options.duration;
-    let senders = (0..options.concurrency).map(|_| send(&client, &options.url, &image, until));
+    let begun = (Instant::now(), processor_time());
+    let next = AtomicUsize::new(0);
+    let senders = (0..options.concurrency).map(|_| send(&client, &options.url, &images, &next, until));
     let tally = join_all(senders).await.into_iter().fold(Tally::default(), Tally::add);
     let failed = tally.times.is_empty();
+    let (took, used) = (begun.0.elapsed(), processor_time().saturating_sub(begun.1));
+    let text = if options.json { json(tally, took, used) } else { text(tally, options.duration) };
     // A closed pipe is the reader's choice.
-    let _ = std::io::Write::write_all(&mut std::io::stdout(), text(tally, options.duration).as_bytes());
+    let _ = std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes());
     i32::from(failed)
 }
 
-fn image(options: &LoadOptions) -> Result<Bytes, String> {
-    match &options.image {
-        Some(path) => std::fs::read(path)
+fn images(options: &LoadOptions) -> Result<Vec<Bytes>, String> {
+    let read = |path: &PathBuf| {
+        std::fs::read(path)
             .map(Bytes::from)
-            .map_err(|error| format!("the image {} cannot be read: {error}", path.display())),
-        None => picture::png().map(Bytes::from).map_err(|error| format!("no image can be made up: {error}")),
+            .map_err(|error| format!("the image {} cannot be read: {error}", path.display()))
+    };
+    if options.images.is_empty() {
+        let made_up = picture::png().map_err(|error| format!("no image can be made up: {error}"))?;
+        return Ok(vec![made_up.into()]);
     }
+    options.images.iter().map(read).collect()
 }
 
-async fn send(client: &Client, url: &str, image: &Bytes, until: Instant) -> Tally {
+async fn send(client: &Client, url: &str, images: &[Bytes], next: &AtomicUsize, until: Instant) -> Tally {
     let mut tally = Tally::default();
     while Instant::now() < until {
+        let Some(image) = images.get(next.fetch_add(1, Ordering::Relaxed) % images.len()) else { break };
         let answer = client.post_image(url, image).await.map_err(|error| error.to_string());
         match answer.and_then(|answer| answer.predicted().map(|_| answer.took)) {
             Ok(took) => tally.times.push(took.as_secs_f64() * 1e3),
@@ -71,6 +86,31 @@ async fn send(client: &Client, url: &str, image: &Bytes, until: Instant) -> Tall
         }
     }
     tally
+}
+
+/// The result for programs: times in milliseconds, `client_cpu_ms` for each prediction.
+fn json(tally: Tally, took: Duration, used: Duration) -> String {
+    let Tally { mut times, errors } = tally;
+    let count = f64::from(u32::try_from(times.len()).unwrap_or(u32::MAX));
+    let [p50, p99] = [0.5, 0.99].map(|share| percentile(&mut times, share));
+    let result = serde_json::json!({
+        "predictions": times.len(),
+        "errors": errors.values().sum::<usize>(),
+        "rate": count / took.as_secs_f64().max(1e-3),
+        "p50_ms": p50,
+        "p99_ms": p99,
+        "client_cpu_ms": used.as_secs_f64() * 1e3 / count.max(1.0),
+        "error_texts": errors,
+    });
+    format!("{result}\n")
+}
+
+/// Processor time of this process so far, in the hundredths of a second in which Linux counts it.
+fn processor_time() -> Duration {
+    let text = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // The name before the last bracket may have spaces.
+    let fields = text.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11);
+    Duration::from_millis(fields.take(2).filter_map(|field| field.parse::<u64>().ok()).sum::<u64>() * 10)
 }
 
 fn text(tally: Tally, duration: Duration) -> String {

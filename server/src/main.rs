@@ -1,6 +1,7 @@
 //! `anneal-server`: serves a checkpoint, and is its own client in images without a shell.
 
 use anneal_api::{failure::FailureClass, termination::TerminationMessage};
+use anneal_model::openmp;
 use anneal_server::{
     last_words, lifecycle, load, logging,
     options::{Cli, Command},
@@ -9,6 +10,9 @@ use anneal_server::{
 use clap::Parser as _;
 
 fn main() {
+    if let Err(error) = openmp::wait_asleep() {
+        eprintln!("threads will spin while they wait: {error}");
+    }
     logging::start(&std::env::var("LOG_LEVEL").unwrap_or_default());
     let code = match Cli::try_parse() {
         Ok(cli) => start(cli),

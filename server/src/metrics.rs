@@ -8,13 +8,15 @@ use prometheus::{
 };
 use warp::http::{Method, StatusCode};
 
-use crate::routes;
+use crate::{engine::Answered, routes};
 
 /// Content type of the text format.
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 
 /// Buckets of a duration, those of Prometheus' Python client.
 const SECONDS: [f64; 14] = [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
+/// Buckets of a stage.
+const STAGES: [f64; 10] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0];
 /// Buckets of a confidence.
 const CONFIDENCE: [f64; 8] = [0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0];
 
@@ -30,6 +32,13 @@ pub struct Metrics {
     active: IntGauge,
     queued: IntGauge,
     model: IntGaugeVec,
+    batches: Histogram,
+    stages: HistogramVec,
+    refusals: IntCounterVec,
+    feedback: IntCounterVec,
+    accuracy: Gauge,
+    memory: IntGauge,
+    threads: IntGauge,
 }
 
 impl Metrics {
@@ -62,8 +71,34 @@ impl Metrics {
                 Opts::new("anneal_model_info", "The model that is served; always 1"),
                 &["sha256", "architecture", "revision"],
             )?,
+            batches: Histogram::with_opts(
+                HistogramOpts::new("anneal_batch_size", "Images of the forward pass that a prediction was made in")
+                    .buckets(vec![1.0, 2.0, 4.0, 8.0, 16.0]),
+            )?,
+            stages: HistogramVec::new(
+                HistogramOpts::new(
+                    "anneal_stage_seconds",
+                    "Time of a prediction in the queue, and of its batch in the others",
+                )
+                .buckets(STAGES.to_vec()),
+                &["stage"],
+            )?,
+            refusals: IntCounterVec::new(
+                Opts::new("anneal_refused_total", "Requests that were refused because the server was at its limit"),
+                &["reason"],
+            )?,
+            feedback: IntCounterVec::new(
+                Opts::new("anneal_feedback_total", "Predictions whose true class was sent"),
+                &["predicted", "actual"],
+            )?,
+            accuracy: Gauge::new("anneal_feedback_accuracy", "Share of right ones among the newest feedback")?,
+            memory: IntGauge::new("process_resident_memory_bytes", "Memory of the process")?,
+            threads: IntGauge::new("process_threads", "Threads of the process")?,
         };
-        let all: [Box<dyn prometheus::core::Collector>; 8] = [
+        for reason in ["full", "late", "expired", "memory"] {
+            metrics.refusals.with_label_values(&[reason]);
+        }
+        let all: [Box<dyn prometheus::core::Collector>; 15] = [
             Box::new(metrics.requests.clone()),
             Box::new(metrics.durations.clone()),
             Box::new(metrics.predictions.clone()),
@@ -72,6 +107,13 @@ impl Metrics {
             Box::new(metrics.active.clone()),
             Box::new(metrics.queued.clone()),
             Box::new(metrics.model.clone()),
+            Box::new(metrics.batches.clone()),
+            Box::new(metrics.stages.clone()),
+            Box::new(metrics.refusals.clone()),
+            Box::new(metrics.feedback.clone()),
+            Box::new(metrics.accuracy.clone()),
+            Box::new(metrics.memory.clone()),
+            Box::new(metrics.threads.clone()),
         ];
         for collector in all {
             metrics.registry.register(collector)?;
@@ -93,9 +135,26 @@ impl Metrics {
     }
 
     /// Counts a prediction.
-    pub fn predicted(&self, class: &str, confidence: f64) {
+    pub fn predicted(&self, class: &str, answered: &Answered) {
         self.predictions.with_label_values(&[class]).inc();
-        self.confidence.observe(confidence);
+        self.confidence.observe(answered.prediction.confidence());
+        self.batches.observe(f64::from(u32::try_from(answered.batch).unwrap_or(u32::MAX)));
+        for (stage, time) in
+            [("queue", answered.queued), ("prepare", answered.preparing), ("forward", answered.forward)]
+        {
+            self.stages.with_label_values(&[stage]).observe(time.as_secs_f64());
+        }
+    }
+
+    /// Counts a request that was refused because the server was at its limit.
+    pub fn refused(&self, reason: &str) {
+        self.refusals.with_label_values(&[reason]).inc();
+    }
+
+    /// Counts what a prediction should have been, and states the rolling accuracy.
+    pub fn feedback(&self, predicted: &str, actual: &str, accuracy: f64) {
+        self.feedback.with_label_values(&[predicted, actual]).inc();
+        self.accuracy.set(accuracy);
     }
 
     /// States which model was loaded and how long that took. Its classes start at zero, so that a rate over the first
@@ -114,10 +173,23 @@ impl Metrics {
     /// When a metric cannot be written.
     pub fn text(&self, queued: usize) -> prometheus::Result<String> {
         self.queued.set(i64::try_from(queued).unwrap_or(i64::MAX));
+        let (memory, threads) = process();
+        self.memory.set(memory);
+        self.threads.set(threads);
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         Ok(String::from_utf8_lossy(&text).into_owned())
     }
+}
+
+/// Bytes of memory and count of threads of this process, as the kernel tells; zero where it does not.
+fn process() -> (i64, i64) {
+    let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let number = |name: &str| {
+        let value = text.lines().find_map(|line| line.strip_prefix(name))?;
+        value.trim().trim_end_matches("kB").trim().parse::<i64>().ok()
+    };
+    (number("VmRSS:").unwrap_or(0) * 1024, number("Threads:").unwrap_or(0))
 }
 
 /// A request that is being answered.
@@ -151,12 +223,17 @@ fn method_label(method: &Method) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::prediction::Prediction;
 
     #[test]
     fn the_six_metrics_of_the_reference_have_its_names_labels_and_buckets() {
         let metrics = Metrics::new().expect("distinct names");
         metrics.answered(&Method::POST, "/predict", StatusCode::OK, Duration::from_millis(60));
-        metrics.predicted("cat", 0.97);
+        let prediction = Prediction { class: 0, probabilities: vec![0.97, 0.03], logits: vec![3.0, 0.0] };
+        let (queued, forward) = (Duration::from_millis(3), Duration::from_millis(20));
+        metrics.predicted("cat", &Answered { prediction, queued, preparing: queued, forward, batch: 2 });
+        metrics.refused("late");
+        metrics.feedback("cat", "dog", 0.5);
         metrics.loaded("ab", "ImprovedCNN", "r1", &["cat".to_owned(), "dog".to_owned()], Duration::from_secs(2));
         let active = metrics.begin();
         let text = metrics.text(3).expect("text");
@@ -171,6 +248,12 @@ mod tests {
             "model_load_time_seconds 2",
             "active_requests 1",
             "anneal_queue_length 3",
+            r#"anneal_batch_size_bucket{le="2"} 1"#,
+            r#"anneal_stage_seconds_bucket{stage="queue",le="0.005"} 1"#,
+            r#"anneal_refused_total{reason="late"} 1"#,
+            r#"anneal_refused_total{reason="full"} 0"#,
+            r#"anneal_feedback_total{actual="dog",predicted="cat"} 1"#,
+            "anneal_feedback_accuracy 0.5",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is missing in\n{text}");
         }

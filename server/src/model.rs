@@ -4,20 +4,24 @@ use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
+    sync::{Arc, Condvar, Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
 };
 
-use anneal_api::{Sha256, checkpoint::Preprocessing, failure::FailureClass, termination::DatasetResult};
+use anneal_api::{
+    Sha256, checkpoint::Preprocessing, failure::FailureClass, hyperparameters::Precision, termination::DatasetResult,
+};
 use anneal_model::{
-    CheckpointError, Classifier, ModelError,
+    Checkpoint, CheckpointError, Classifier, GoldenSet, ModelError,
     preprocess::{self, ImageError, ImageLimits},
     sha256_file,
 };
-use tch::Kind;
+use bytes::Bytes;
+use tch::{Kind, Tensor};
 
 use crate::{
-    engine::{PredictError, Predictor},
+    engine::{Input, Outcome, PredictError, Predictor},
     picture,
     prediction::Prediction,
 };
@@ -37,6 +41,8 @@ pub struct Wanted {
     pub name: Option<String>,
     /// Threads that run the model.
     pub workers: usize,
+    /// What convolutions compute in.
+    pub precision: Precision,
     /// Bounds on the images.
     pub images: ImageLimits,
 }
@@ -64,6 +70,10 @@ pub struct Facts {
     pub dataset: Option<DatasetResult>,
     /// Threads that run it.
     pub workers: usize,
+    /// What convolutions compute in.
+    pub precision: Precision,
+    /// Inputs of the golden set that every thread reproduced; absent where the checkpoint has none.
+    pub golden: Option<usize>,
 }
 
 impl Facts {
@@ -156,14 +166,19 @@ pub fn load(wanted: &Wanted) -> Result<Loaded, LoadError> {
     let begun = Instant::now();
     let path = &wanted.checkpoint;
     let sha256 = verify(path, wanted.sha256.as_ref())?;
-    let classifier = Classifier::load(path).map_err(|error| broken(path, error))?;
+    let checkpoint = Checkpoint::load(path).map_err(|error| broken(path, error))?;
+    let golden = GoldenSet::of(&checkpoint).map_err(|error| broken(path, error))?.map(Arc::new);
+    let classifier = Classifier::with_precision(checkpoint, wanted.precision).map_err(|error| broken(path, error))?;
+    let budget = Arc::new(PixelBudget::new(wanted.images.max_pixels));
     let mut predictors = Vec::with_capacity(wanted.workers);
     for _ in 0..wanted.workers {
         let classifier =
             classifier.shallow_clone().map_err(|source| LoadError::Clone { path: path.clone(), source })?;
-        predictors.push(TorchPredictor { classifier, limits: wanted.images });
+        let (golden, budget) = (golden.clone(), Arc::clone(&budget));
+        predictors.push(TorchPredictor { classifier, golden, budget, limits: wanted.images });
     }
-    Ok(Loaded { facts: facts(&classifier, sha256, wanted), predictors, took: begun.elapsed() })
+    let golden = golden.map(|golden| golden.len());
+    Ok(Loaded { facts: Facts { golden, ..facts(&classifier, sha256, wanted) }, predictors, took: begun.elapsed() })
 }
 
 fn verify(path: &Path, expected: Option<&Sha256>) -> Result<Sha256, LoadError> {
@@ -202,45 +217,129 @@ fn facts(classifier: &Classifier, sha256: Sha256, wanted: &Wanted) -> Facts {
         run: info.map(|info| info.run.clone()),
         dataset: info.and_then(|info| info.dataset.clone()),
         workers: wanted.workers,
+        precision: classifier.precision(),
+        golden: None,
     }
 }
 
 /// A checkpoint's network on one thread.
 pub struct TorchPredictor {
     classifier: Classifier,
+    golden: Option<Arc<GoldenSet>>,
+    budget: Arc<PixelBudget>,
     limits: ImageLimits,
+}
+
+impl TorchPredictor {
+    /// The network's input of one image, float32 [1, 3, size, size], channels innermost.
+    fn prepare(&self, input: Input) -> Result<Tensor, PredictError> {
+        let preprocessing = &self.classifier.contract().preprocessing;
+        let image = match input {
+            Input::Values(values) => {
+                let side = i64::from(preprocessing.size);
+                let planes = Tensor::f_from_slice(&values).and_then(|tensor| tensor.f_reshape([1, 3, side, side]));
+                return planes
+                    .and_then(|t| t.f_permute([0, 2, 3, 1])?.f_contiguous()?.f_permute([0, 3, 1, 2]))
+                    .map_err(failed);
+            }
+            Input::Pixels(image) => image,
+            Input::File(bytes) => return self.prepare_file(&bytes),
+        };
+        preprocess::to_tensor(&[image], preprocessing).map_err(|error| image_error(&error))
+    }
+
+    fn prepare_file(&self, bytes: &[u8]) -> Result<Tensor, PredictError> {
+        // A decoder that panics has met a malicious file, not a broken model: only the request may fail.
+        let prepared = catch_unwind(AssertUnwindSafe(|| {
+            let (width, height) = preprocess::dimensions(bytes, &self.limits)?;
+            let _share = self.budget.take(u64::from(width) * u64::from(height));
+            let image = preprocess::decode(bytes, &self.limits)?;
+            preprocess::to_tensor(&[image], &self.classifier.contract().preprocessing)
+        }));
+        prepared
+            .map_err(|_| PredictError::Undecodable("the decoder gave up on this image".to_owned()))?
+            .map_err(|error| image_error(&error))
+    }
+
+    /// The outputs for a batch, row by row.
+    fn forward(&self, inputs: &[&Tensor]) -> Result<Vec<Vec<f32>>, PredictError> {
+        let output = match inputs {
+            [] => return Ok(Vec::new()),
+            [one] => self.classifier.logits(one),
+            several => self.classifier.logits(&Tensor::f_cat(several, 0).map_err(failed)?),
+        };
+        let output = output.map_err(failed)?.f_to_kind(Kind::Float).and_then(|t| t.f_contiguous()).map_err(failed)?;
+        let mut logits = vec![0.0_f32; output.numel()];
+        output.f_copy_data(&mut logits, output.numel()).map_err(failed)?;
+        Ok(logits.chunks(logits.len() / inputs.len()).map(<[f32]>::to_vec).collect())
+    }
 }
 
 impl Predictor for TorchPredictor {
     fn warm_up(&mut self) -> Result<(), PredictError> {
         // Parallelism is between requests: a second thread in one forward pass would fight with the other workers.
         tch::set_num_threads(1);
-        let image = picture::png().map_err(|error| PredictError::Failed(error.to_string()))?;
+        let image = Bytes::from(picture::png().map_err(failed)?);
         for _ in 0..WARM_UPS {
-            let logits = self.logits(&image)?;
-            Prediction::from_logits(&logits).ok_or(PredictError::NotFinite)?;
+            for logits in self.predict(vec![Input::File(image.clone())]).logits {
+                Prediction::from_logits(&logits?).ok_or(PredictError::NotFinite)?;
+            }
+        }
+        if let Some(golden) = &self.golden {
+            let difference = golden.check(&self.classifier).map_err(failed)?;
+            tracing::info!(inputs = golden.len(), difference, "the golden set is reproduced");
         }
         Ok(())
     }
 
-    fn logits(&mut self, image: &[u8]) -> Result<Vec<f32>, PredictError> {
-        // A decoder that panics has met a malicious file, not a broken model: only the request may fail.
-        let decoded = catch_unwind(AssertUnwindSafe(|| preprocess::decode(image, &self.limits)));
-        let image = decoded
-            .map_err(|_| PredictError::Undecodable("the decoder gave up on this image".to_owned()))?
-            .map_err(|error| image_error(&error))?;
-        let input = preprocess::to_tensor(&[image], &self.classifier.contract().preprocessing)
-            .map_err(|error| image_error(&error))?;
-        let output = self
-            .classifier
-            .logits(&input)
-            .map_err(failed)?
-            .f_to_kind(Kind::Float)
-            .and_then(|t| t.f_contiguous())
-            .map_err(failed)?;
-        let mut logits = vec![0.0_f32; output.numel()];
-        output.f_copy_data(&mut logits, output.numel()).map_err(failed)?;
-        Ok(logits)
+    fn predict(&mut self, inputs: Vec<Input>) -> Outcome {
+        let begun = Instant::now();
+        let prepared: Vec<_> = inputs.into_iter().map(|input| self.prepare(input)).collect();
+        let preparing = begun.elapsed();
+        let good: Vec<&Tensor> = prepared.iter().filter_map(|tensor| tensor.as_ref().ok()).collect();
+        let mut rows = match self.forward(&good) {
+            Ok(rows) => rows.into_iter().map(Ok).collect(),
+            Err(error) => vec![Err(error); good.len()],
+        }
+        .into_iter();
+        let forward = begun.elapsed().saturating_sub(preparing);
+        let missing = || Err(PredictError::Failed("the model gave too few outputs".to_owned()));
+        let row = |tensor: Result<Tensor, PredictError>| tensor.and_then(|_| rows.next().unwrap_or_else(missing));
+        Outcome { logits: prepared.into_iter().map(row).collect(), preparing, forward }
+    }
+}
+
+/// Pixels that may be decoded at a time, by all threads together: large images are decoded one after another.
+#[derive(Debug)]
+struct PixelBudget {
+    left: Mutex<u64>,
+    changed: Condvar,
+}
+
+/// Pixels that are given back when it is dropped.
+struct Share<'a> {
+    budget: &'a PixelBudget,
+    pixels: u64,
+}
+
+impl PixelBudget {
+    fn new(pixels: u64) -> Self {
+        Self { left: Mutex::new(pixels), changed: Condvar::new() }
+    }
+
+    /// Waits until so many pixels are left. No image has more than the whole budget.
+    fn take(&self, pixels: u64) -> Share<'_> {
+        let left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut left = self.changed.wait_while(left, |left| *left < pixels).unwrap_or_else(PoisonError::into_inner);
+        *left -= pixels;
+        Share { budget: self, pixels }
+    }
+}
+
+impl Drop for Share<'_> {
+    fn drop(&mut self) {
+        *self.budget.left.lock().unwrap_or_else(PoisonError::into_inner) += self.pixels;
+        self.budget.changed.notify_all();
     }
 }
 
@@ -257,4 +356,28 @@ fn image_error(error: &ImageError) -> PredictError {
 
 fn failed(error: impl std::fmt::Display) -> PredictError {
     PredictError::Failed(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_images_are_decoded_one_after_another() {
+        let budget = PixelBudget::new(10);
+        let first = budget.take(7);
+        thread::scope(|scope| {
+            let second = scope.spawn(|| {
+                let _share = budget.take(5);
+                Instant::now()
+            });
+            let small = Instant::now();
+            drop(budget.take(3));
+            assert!(small.elapsed() < Duration::from_secs(5), "what fits does not wait");
+            thread::sleep(Duration::from_millis(20));
+            let given_back = Instant::now();
+            drop(first);
+            assert!(second.join().expect("no panic") >= given_back);
+        });
+    }
 }

@@ -3,7 +3,7 @@
 use std::{convert::Infallible, net::SocketAddr, path::PathBuf, time::Duration};
 
 use anneal_api::{Sha256, names};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Serves an image classifier over HTTP. Without a command it does what `serve` does.
 #[derive(Debug, Parser)]
@@ -27,7 +27,7 @@ pub enum Command {
     Smoke(SmokeOptions),
     /// Sends image files to a server and prints what it predicts.
     Predict(PredictOptions),
-    /// Sends the same image again and again, to see how a deployment scales.
+    /// Sends images again and again, to see how a deployment scales.
     Load(LoadOptions),
 }
 
@@ -58,8 +58,19 @@ pub struct ServeOptions {
     /// Threads that run the model; by default as many as the CPU quota allows.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub workers: Option<u16>,
-    /// Requests that may wait for a worker; one more is answered 503.
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
+    /// Images of one forward pass at most; a batch never waits for more.
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub batch: u16,
+    /// What convolutions compute in. bfloat16 is some times faster on processors that have it; probabilities are then within
+    /// 0.02 of float32's.
+    #[arg(long, env = "ANNEAL_PRECISION", value_enum, default_value_t = Precision::Float32)]
+    pub precision: Precision,
+    /// Secret that signs the ids of predictions, the same for all replicas; by default the checkpoint's digest, which no
+    /// secret is.
+    #[arg(long, env = "ANNEAL_FEEDBACK_KEY", hide_env_values = true, value_name = "SECRET")]
+    pub feedback_key: Option<String>,
+    /// Images that may wait for a worker; one more is answered 503, and so is one that would not be done in its time.
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u16).range(1..))]
     pub queue: u16,
     /// Connections that may be open; one more waits to be accepted.
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u16).range(1..))]
@@ -70,10 +81,10 @@ pub struct ServeOptions {
     /// Most bytes of request bodies held at a time; a request beyond it is answered 503.
     #[arg(long, value_name = "BYTES", default_value_t = 256 * 1024 * 1024)]
     pub max_uploads_bytes: u64,
-    /// Most pixels of an image; a decoded pixel takes up to 8 bytes of memory in each worker.
+    /// Most pixels of an image, and of all that are decoded at a time; a pixel takes up to 12 bytes while it is.
     #[arg(long, value_name = "N", default_value_t = 25_000_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
     pub max_pixels: u64,
-    /// Time within which a request must be uploaded and answered.
+    /// Time within which a request must be uploaded and answered; a client may ask for less by X-Request-Timeout.
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
     pub request_timeout: Duration,
     /// Age from which a connection is closed with its next answer, so that clients move to the pods of a new revision.
@@ -124,9 +135,30 @@ pub struct LoadOptions {
     /// Time that an answer may take.
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
     pub timeout: Duration,
-    /// Image to send; by default one that is made up.
-    #[arg(long, value_name = "FILE")]
-    pub image: Option<PathBuf>,
+    /// Image to send, may be given several times: one after another, again and again. By default one that is made up.
+    #[arg(long = "image", value_name = "FILE")]
+    pub images: Vec<PathBuf>,
+    /// Print the result as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What convolutions compute in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Precision {
+    /// 32 bits.
+    Float32,
+    /// 16 bits with the exponent of 32.
+    Bfloat16,
+}
+
+impl From<Precision> for anneal_api::hyperparameters::Precision {
+    fn from(precision: Precision) -> Self {
+        match precision {
+            Precision::Float32 => Self::Float32,
+            Precision::Bfloat16 => Self::BFloat16,
+        }
+    }
 }
 
 /// A digest that may be left empty, since a `ConfigMap` can set an environment variable but not leave it out.

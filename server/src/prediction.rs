@@ -12,6 +12,8 @@ pub struct Prediction {
     pub class: usize,
     /// Probability of every class, in the order of the model's outputs.
     pub probabilities: Vec<f64>,
+    /// The model's outputs.
+    pub logits: Vec<f32>,
 }
 
 impl Prediction {
@@ -24,7 +26,13 @@ impl Prediction {
         let powers: Vec<f64> = logits.iter().map(|logit| f64::from(logit - largest).exp()).collect();
         let sum: f64 = powers.iter().sum();
         let probabilities: Vec<f64> = powers.iter().map(|power| power / sum).collect();
-        Some(Self { class: argmax(&probabilities)?, probabilities })
+        Some(Self { class: argmax(&probabilities)?, probabilities, logits: logits.to_vec() })
+    }
+
+    /// The probabilities in float32.
+    #[expect(clippy::cast_possible_truncation, reason = "as said")]
+    pub fn rounded(&self) -> Vec<f32> {
+        self.probabilities.iter().map(|p| *p as f32).collect()
     }
 
     /// Probability of the predicted class.

@@ -1,5 +1,6 @@
 //! What the server answers, as warp filters. Everything that is the same for all routes is in [`crate::frame`].
 
+mod feedback;
 mod model_info;
 mod openapi;
 mod pages;
@@ -7,6 +8,8 @@ mod predict;
 mod probes;
 #[cfg(test)]
 mod tests;
+mod upload;
+mod v2;
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -48,15 +51,20 @@ pub struct Route {
     pub summary: &'static str,
 }
 
+const fn post(path: &'static str, summary: &'static str) -> Route {
+    Route { method: "POST", path, summary }
+}
+
 const fn get(path: &'static str, summary: &'static str) -> Route {
     Route { method: "GET", path, summary }
 }
 
 /// Every route. Metrics, the pages and the OpenAPI document are made from this list.
-pub const ROUTES: [Route; 11] = [
+pub const ROUTES: [Route; 18] = [
     get("/", "What this server is and where to go on"),
     get("/health", "Whether predictions can be had"),
-    Route { method: "POST", path: "/predict", summary: "Classify an image" },
+    post("/predict", "Classify an image, or several"),
+    post("/feedback", "Say what the true class of an image was"),
     get("/model/info", "What is known about the model"),
     get("/metrics", "Metrics in Prometheus' text format"),
     get("/docs", "This interface, to read and to try"),
@@ -65,16 +73,22 @@ pub const ROUTES: [Route; 11] = [
     get("/livez", "Whether the process is alive"),
     get("/readyz", "Whether the server should get traffic"),
     get("/healthz", "The same as /livez"),
+    get("/v2", "Open Inference Protocol: the server"),
+    get("/v2/health/live", "Open Inference Protocol: whether the process is alive"),
+    get("/v2/health/ready", "Open Inference Protocol: whether the server should get traffic"),
+    get("/v2/models/{model}", "Open Inference Protocol: the model's inputs and outputs"),
+    get("/v2/models/{model}/ready", "Open Inference Protocol: whether the model can be asked"),
+    post("/v2/models/{model}/infer", "Open Inference Protocol: ask the model with tensors"),
 ];
 
 /// The path as the list has it, if it is in the list.
 pub fn known_path(path: &str) -> Option<&'static str> {
-    ROUTES.iter().map(|route| route.path).find(|known| *known == path)
+    ROUTES.iter().map(|route| route.path).find(|known| *known == path).or_else(|| v2::known_path(path))
 }
 
 /// Whether the path is one that probes and scrapers ask every few seconds.
 pub fn is_probe(path: &str) -> bool {
-    matches!(path, "/livez" | "/readyz" | "/healthz" | "/health" | "/metrics")
+    matches!(path, "/livez" | "/readyz" | "/healthz" | "/health" | "/metrics" | "/v2/health/live" | "/v2/health/ready")
 }
 
 /// All routes; every request gets an answer.
@@ -86,7 +100,10 @@ pub fn all(context: Context) -> BoxedFilter<(Response,)> {
     };
     let at = |path: &'static str| exactly(path).and(warp::get()).boxed();
 
-    let root = at("/").and(with.clone()).map(|c: Arc<Context>| pages::root(&c.life));
+    let root = at("/")
+        .and(with.clone())
+        .and(warp::header::optional("accept"))
+        .map(|c: Arc<Context>, accept: Option<String>| pages::root(&c.life, accept.as_deref()));
     let health = at("/health").and(with.clone()).map(|c: Arc<Context>| probes::health(&c.life));
     let live = at("/livez").or(at("/healthz")).unify().map(probes::live);
     let ready = at("/readyz").and(with.clone()).map(|c: Arc<Context>| probes::ready(&c.life));
@@ -98,14 +115,25 @@ pub fn all(context: Context) -> BoxedFilter<(Response,)> {
 
     let predict = exactly("/predict")
         .and(warp::post())
-        .and(with)
+        .and(with.clone())
         .and(warp::header::headers_cloned())
-        .and(predict::form())
+        .and(upload::body())
         .then(predict::answer);
+    let feedback =
+        exactly("/feedback").and(warp::post()).and(with.clone()).and(warp::body::bytes()).then(feedback::answer);
+    let v2 = warp::path("v2")
+        .and(warp::get().or(warp::post()).unify())
+        .and(with)
+        .and(warp::method())
+        .and(warp::path::full().map(|path: warp::path::FullPath| path.as_str().to_owned()))
+        .and(warp::header::headers_cloned())
+        .and(upload::body())
+        .then(v2::answer);
 
     let fixed = root.or(health).unify().or(live).unify().or(ready).unify().or(info).unify().or(metrics).unify().boxed();
     let pages = docs.or(redoc).unify().or(openapi).unify().boxed();
-    predict.boxed().or(fixed).unify().or(pages).unify().recover(refuse).unify().boxed()
+    let asking = predict.boxed().or(feedback.boxed()).unify().or(v2.boxed()).unify().boxed();
+    asking.or(fixed).unify().or(pages).unify().recover(refuse).unify().boxed()
 }
 
 /// Matches this path and no other.

@@ -1,6 +1,6 @@
 //! GET /model/info: what is known about the model.
 
-use anneal_api::{Sha256, checkpoint::Preprocessing, termination::DatasetResult};
+use anneal_api::{Sha256, checkpoint::Preprocessing, hyperparameters::Precision, termination::DatasetResult};
 use serde::Serialize;
 use warp::{http::StatusCode, reply::Response};
 
@@ -26,6 +26,8 @@ struct ModelInfo<'a> {
     dataset: Option<&'a DatasetResult>,
     preprocessing: &'a Preprocessing,
     workers: usize,
+    precision: Precision,
+    golden_set: Option<usize>,
 }
 
 pub(super) fn answer(life: &Life) -> Response {
@@ -45,6 +47,8 @@ pub(super) fn answer(life: &Life) -> Response {
         dataset: facts.dataset.as_ref(),
         preprocessing: &facts.preprocessing,
         workers: facts.workers,
+        precision: facts.precision,
+        golden_set: facts.golden,
     };
     json_response(StatusCode::OK, &info)
 }

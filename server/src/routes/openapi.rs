@@ -33,18 +33,33 @@ fn operation(route: Route) -> Value {
     if route.path == "/predict" {
         operation["requestBody"] = json!({
             "required": true,
-            "content": {"multipart/form-data": {"schema": {
-                "type": "object",
-                "required": ["file"],
-                "properties": {"file": {"type": "string", "format": "binary", "description": "A JPEG or PNG file, with an image/* content type"}},
-            }}},
+            "content": {
+                "multipart/form-data": {"schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {"file": {"type": "string", "format": "binary", "description": "An image file with an image/* content type; several files give the answer `predictions`"}},
+                }},
+                "image/*": {"schema": {"type": "string", "format": "binary"}},
+            },
         });
+    }
+    if route.path == "/feedback" {
+        operation["requestBody"] =
+            json!({"required": true, "content": {"application/json": {"schema": schema("Feedback")}}});
+    }
+    if route.path == "/v2/models/{model}/infer" {
+        operation["requestBody"] =
+            json!({"required": true, "content": {"application/json": {"schema": schema("Object")}}});
+    }
+    if route.path.contains("{model}") {
+        operation["parameters"] =
+            json!([{"name": "model", "in": "path", "required": true, "schema": {"type": "string"}}]);
     }
     operation
 }
 
 fn operation_id(path: &str) -> String {
-    match path.trim_matches('/').replace(['/', '.'], "_") {
+    match path.trim_matches('/').replace(['{', '}'], "").replace(['/', '.'], "_") {
         name if name.is_empty() => "root".to_owned(),
         name => name,
     }
@@ -56,13 +71,24 @@ fn responses(path: &str) -> Value {
     let json_of = |name: &str| json!({"description": "OK", "content": {"application/json": {"schema": schema(name)}}});
     match path {
         "/predict" => json!({
-            "200": json_of("Prediction"),
+            "200": {"description": "One prediction, with its id in X-Prediction-Id, or several", "content": {"application/json": {"schema": {"anyOf": [schema("Prediction"), schema("Predictions")]}}}},
             "400": error("The file is no image by its content type, or the form is malformed"),
             "408": error("The upload took too long"),
             "413": error("The body is too large"),
             "422": error("The field `file` is missing, or the image cannot be decoded"),
             "500": error("The model failed, or its outputs are not finite"),
             "503": error("No model yet, or the server is at its limit; Retry-After says when to ask again"),
+        }),
+        "/feedback" => json!({
+            "200": json_of("Object"),
+            "409": error("The prediction is of another checkpoint"),
+            "422": error("The id is not one of this deployment, or the class is none of the model's"),
+        }),
+        "/v2/models/{model}/infer" => json!({
+            "200": json_of("Object"),
+            "400": {"description": "The tensors are not what the model takes"},
+            "404": {"description": "There is no such model or version"},
+            "503": {"description": "No model yet, or the server is at its limit; Retry-After says when to ask again"},
         }),
         "/health" => json!({"200": json_of("Health"), "503": json_of("Health")}),
         "/readyz" => json!({"200": json_of("Object"), "503": json_of("Object")}),
@@ -94,6 +120,16 @@ fn schemas() -> Value {
                 "timestamp": {"type": "string", "description": "UTC, as Python's datetime.isoformat() writes it"},
                 "processing_time_ms": {"type": "number"},
             },
+        },
+        "Predictions": {
+            "type": "object",
+            "required": ["predictions", "timestamp", "processing_time_ms"],
+            "properties": {"predictions": {"type": "array", "items": {"type": "object"}}, "timestamp": {"type": "string"}, "processing_time_ms": {"type": "number"}},
+        },
+        "Feedback": {
+            "type": "object",
+            "required": ["id", "class"],
+            "properties": {"id": {"type": "string", "description": "The X-Prediction-Id of an answer"}, "class": {"type": "string", "description": "The true class"}},
         },
         "Health": {
             "type": "object",

@@ -3,7 +3,10 @@
 use std::fmt::Write as _;
 
 use serde_json::{Map, Value, json};
-use warp::{http::StatusCode, reply::Response};
+use warp::{
+    http::{HeaderValue, StatusCode, header},
+    reply::Response,
+};
 
 use super::{ROUTES, Route};
 use crate::{
@@ -34,8 +37,18 @@ document.getElementById("try").addEventListener("submit", async (event) => {
 });
 </script>"#;
 
-/// GET /: the reference's fields.
-pub(super) fn root(life: &Life) -> Response {
+/// A page to drop a photo on.
+const PAGE: &str = include_str!("page.html");
+
+/// GET /: a page for browsers, and for everybody else the reference's fields.
+pub(super) fn root(life: &Life, accept: Option<&str>) -> Response {
+    let browser = accept.is_some_and(|accept| accept.contains("text/html"));
+    let mut response = if browser { text_response("text/html; charset=utf-8", PAGE.to_owned()) } else { about(life) };
+    response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));
+    response
+}
+
+fn about(life: &Life) -> Response {
     let endpoints: Map<String, Value> = ROUTES
         .iter()
         .filter(|route| route.path != "/")

@@ -11,7 +11,7 @@ use warp::http::{HeaderMap, HeaderValue, Method, Request};
 
 use super::*;
 use crate::{
-    engine::{Engine, fake::Fake},
+    engine::{Bounds, Engine, fake::Fake},
     frame::Frame,
     life::Serving,
     model::Facts,
@@ -41,12 +41,15 @@ fn facts() -> Facts {
         run: None,
         dataset: None,
         workers: 1,
+        precision: anneal_api::hyperparameters::Precision::Float32,
+        golden: None,
     }
 }
 
 async fn ready(context: &Context, model: Fake) {
-    let engine = Engine::start(vec![model], 1, &unbounded_channel().0).await.expect("threads");
-    context.life.ready(Serving { facts: facts(), engine });
+    let bounds = Bounds { queue: 1, batch: 1 };
+    let engine = Engine::start(vec![model], bounds, &unbounded_channel().0).await.expect("threads");
+    context.life.ready(Serving::new(facts(), engine, None));
 }
 
 fn frame(context: Context) -> Frame {
@@ -182,10 +185,18 @@ async fn every_answer_has_the_headers_and_what_no_route_takes_is_refused_as_json
     let context = context();
     ready(&context, Fake(None)).await;
     let frame = frame(context);
-    let routes = ROUTES.map(|route| (route.method, route.path, if route.path == "/predict" { 422 } else { 200 }));
-    let others =
-        [("GET", "/nowhere", 404), ("GET", "/health/", 404), ("GET", "/predict", 405), ("POST", "/health", 405)];
-    for (method, path, expected) in routes.into_iter().chain(others) {
+    let fixed = ROUTES.into_iter().filter(|route| !route.path.contains('{'));
+    let routes = fixed.map(|route| (route.method, route.path, if route.method == "POST" { 422 } else { 200 }));
+    let others = [
+        ("GET", "/nowhere", 404),
+        ("GET", "/health/", 404),
+        ("GET", "/predict", 405),
+        ("POST", "/health", 405),
+        ("GET", "/v2/models/cats", 200),
+        ("GET", "/v2/models/cats/ready", 200),
+        ("GET", "/v2/models/cats/versions/010101010101", 200),
+    ];
+    for (method, path, expected) in routes.chain(others) {
         let (status, headers, body) = ask(&frame, plain(method, path)).await;
         assert_eq!(status, expected, "{method} {path}: {body}");
         assert_eq!(headers["x-anneal-revision"], "r7", "{method} {path}");
@@ -195,6 +206,111 @@ async fn every_answer_has_the_headers_and_what_no_route_takes_is_refused_as_json
         assert!(headers.contains_key("x-request-id"), "{method} {path}");
         assert!(status < 400 || !body["detail"].is_null(), "{method} {path}: {body}");
     }
+}
+
+#[tokio::test]
+async fn every_answer_says_which_checkpoint_run_and_dataset_it_is_from() {
+    let context = context();
+    ready(&context, Fake(None)).await;
+    let (_, headers, _) = ask(&frame(context), plain("GET", "/livez")).await;
+    assert_eq!(headers["x-anneal-checkpoint"], "01".repeat(32).as_str());
+    assert!(!headers.contains_key("x-anneal-training-run"), "it has none");
+}
+
+#[tokio::test]
+async fn an_image_may_be_the_whole_body_and_a_form_may_have_several() {
+    let context = context();
+    ready(&context, Fake(None)).await;
+    let frame = frame(context);
+    let (status, headers, body) = ask(&frame, post("/predict", "image/jpeg", "dog".to_owned())).await;
+    assert_eq!((status, &body["prediction"]), (200, &json!("dog")));
+    assert!(headers.contains_key("x-prediction-id"));
+
+    let part = |name: &str, content: &str| {
+        format!(
+            "--b\r\nContent-Disposition: form-data; name=\"file\"; filename=\"{name}\"\r\nContent-Type: image/png\r\n\r\n{content}\r\n"
+        )
+    };
+    let two = part("one.png", "cat") + &part("two.png", "dog") + "--b--\r\n";
+    // The queue of this engine has one place, so that the second may have to wait for the first.
+    let (status, _, body) = ask(&frame, post("/predict", CONTENT_TYPE, two)).await;
+    if status == 200 {
+        let words: Vec<_> = body["predictions"].as_array().expect("a list").iter().map(|p| &p["prediction"]).collect();
+        assert_eq!(words, [&json!("cat"), &json!("dog")]);
+        assert_eq!(body["predictions"][1]["filename"], "two.png");
+    } else {
+        assert_eq!(status, 503);
+    }
+    let many = part("x.png", "cat").repeat(33) + "--b--\r\n";
+    assert_eq!(ask(&frame, post("/predict", CONTENT_TYPE, many.clone())).await.0, 413, "{}", many.len());
+}
+
+#[tokio::test]
+async fn the_true_class_is_counted_once() {
+    let context = context();
+    ready(&context, Fake(None)).await;
+    let frame = frame(context.clone());
+    let (_, headers, _) = ask(&frame, post("/predict", "image/png", "dog".to_owned())).await;
+    let id = headers["x-prediction-id"].to_str().expect("text").to_owned();
+    let tell =
+        |id: &str, class: &str| post("/feedback", "application/json", json!({"id": id, "class": class}).to_string());
+    let (status, _, body) = ask(&frame, tell(&id, "cat")).await;
+    assert_eq!((status, body), (200, json!({"counted": true, "predicted": "dog", "correct": false})));
+    assert_eq!(ask(&frame, tell(&id, "cat")).await.2["counted"], false);
+    assert_eq!(ask(&frame, tell(&id, "cow")).await.0, 422);
+    assert_eq!(ask(&frame, tell("made-up", "cat")).await.0, 422);
+    assert_eq!(ask(&frame, post("/feedback", "application/json", "{}".to_owned())).await.0, 422);
+    let text = context.metrics.text(0).expect("text");
+    assert!(text.contains("anneal_feedback_total{actual=\"cat\",predicted=\"dog\"} 1"), "{text}");
+}
+
+#[tokio::test]
+async fn the_open_inference_protocol_takes_tensors() {
+    let context = Context { max_upload_bytes: 1 << 20, ..context() };
+    context.uploads.add_permits(1 << 10);
+    ready(&context, Fake(None)).await;
+    let frame = frame(context);
+    let infer =
+        |model: &str, body: &Value| post(&format!("/v2/models/{model}/infer"), "application/json", body.to_string());
+    let image = json!({"id": "42", "inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 32, 32, 3], "data": vec![0; 32 * 32 * 3]}]});
+    let (status, _, body) = ask(&frame, infer("cats", &image)).await;
+    assert_eq!((status, &body["id"], &body["model_name"]), (200, &json!("42"), &json!("cats")), "{body}");
+    assert_eq!(
+        body["outputs"][1],
+        json!({"name": "logits", "datatype": "FP32", "shape": [1, 2], "data": [0.0, 3072.0]})
+    );
+    let (status, _, body) = ask(&frame, infer("cows", &image)).await;
+    assert_eq!(status, 404);
+    assert!(body["error"].as_str().is_some_and(|error| error.contains("\"cats\"")), "{body}");
+    assert_eq!(ask(&frame, infer("cats/versions/2", &image)).await.0, 404);
+    assert_eq!(ask(&frame, infer("cats", &json!({}))).await.0, 400);
+    assert_eq!(ask(&frame, plain("GET", "/v2/models/cats/infer")).await.0, 405);
+
+    let binary = json!({"parameters": {"binary_data_output": true}, "outputs": [{"name": "logits"}],
+        "inputs": [{"name": "input", "datatype": "FP32", "shape": [1, 3, 32, 32], "parameters": {"binary_data_size": 12288}}]}).to_string();
+    let mut request = post("/v2/models/cats/infer", "application/octet-stream", binary.clone() + &"\0".repeat(12288));
+    request.headers_mut().insert("inference-header-content-length", HeaderValue::from(binary.len()));
+    let answer = frame.answer(request).await;
+    assert_eq!(answer.status(), StatusCode::OK);
+    let head: usize =
+        answer.headers()["inference-header-content-length"].to_str().expect("text").parse().expect("a number");
+    let bytes = answer.into_body().collect().await.expect("a body").to_bytes();
+    assert_eq!(bytes[head..], [3072.0_f32.to_le_bytes(), 0.0_f32.to_le_bytes()].concat());
+}
+
+#[tokio::test]
+async fn a_browser_gets_a_page_and_everybody_else_json() {
+    let frame = frame(context());
+    let mut request = plain("GET", "/");
+    request.headers_mut().insert("accept", HeaderValue::from_static("text/html,application/xhtml+xml,*/*;q=0.8"));
+    let (_, headers, page) = ask(&frame, request).await;
+    assert_eq!(
+        (&headers["content-type"], &headers["vary"]),
+        (&HeaderValue::from_static("text/html; charset=utf-8"), &HeaderValue::from_static("Accept"))
+    );
+    assert!(page.as_str().is_some_and(|page| page.contains("Drop a photo") && !page.contains("https://")));
+    let (_, headers, body) = ask(&frame, plain("GET", "/")).await;
+    assert_eq!((&headers["vary"], &body["status"]), (&HeaderValue::from_static("Accept"), &json!("running")));
 }
 
 #[tokio::test]

@@ -39,4 +39,12 @@ fn load_ends_by_itself_and_counts() {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     assert!(text.starts_with("requests ") && text.contains("errors 0") && text.contains("p99"), "{text}");
+
+    let image = picture_file();
+    let mut command = binary();
+    command.args(["load", "--url", &server.url(), "--duration", "300ms", "--json", "--image"]).arg(image.path());
+    let (output, _) = finish(command);
+    let result: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert!(result["predictions"].as_u64().is_some_and(|count| count > 0), "{result}");
+    assert_eq!(result["errors"], 0, "{result}");
 }

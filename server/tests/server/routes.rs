@@ -59,6 +59,19 @@ fn a_served_checkpoint_answers_as_the_reference_does() {
         assert!(answer.header("x-process-time").is_some_and(|seconds| seconds.parse::<f64>().is_ok()), "{answer:?}");
     }
 
+    let raw = server.ask(&request("POST", "/predict", "Content-Type: image/png\r\n", &picture()));
+    assert_eq!((raw.status, &raw.json()["prediction"]), (200, &json!("dog")));
+    assert_eq!(raw.header("x-anneal-training-run"), Some("cats-vs-dogs"));
+    let id = raw.header("x-prediction-id").expect("an id");
+    let told = json!({"id": id, "class": "cat"}).to_string();
+    let told = server.ask(&request("POST", "/feedback", "Content-Type: application/json\r\n", told.as_bytes()));
+    assert_eq!(told.json(), json!({"counted": true, "predicted": "dog", "correct": false}));
+
+    let pixels = json!({"inputs": [{"name": "image", "datatype": "UINT8", "shape": [2, 32, 32, 3], "data": vec![100; 2 * 32 * 32 * 3]}]});
+    let infer = server.ask(&request("POST", "/v2/models/cats/infer", "", pixels.to_string().as_bytes())).json();
+    assert_eq!(infer["outputs"][0]["shape"], json!([2, 2]), "{infer}");
+    assert!(infer["outputs"][0]["data"][1].as_f64().is_some_and(|dog| dog > 0.9), "{infer}");
+
     let truncated = &picture()[..300];
     for (sent, status) in [
         (predict("text/plain", &picture()), 400),
@@ -89,11 +102,12 @@ fn a_served_checkpoint_answers_as_the_reference_does() {
 
     let metrics = server.ask(&get("/metrics")).text();
     for line in [
-        r#"api_requests_total{endpoint="/predict",method="POST",status="200"} 2"#,
+        r#"api_requests_total{endpoint="/predict",method="POST",status="200"} 3"#,
         r#"api_requests_total{endpoint="other",method="GET",status="404"} 1"#,
-        r#"api_request_duration_seconds_count{endpoint="/predict",method="POST"} 10"#,
-        r#"predictions_total{predicted_class="dog"} 2"#,
-        "prediction_confidence_count 2",
+        r#"api_request_duration_seconds_count{endpoint="/predict",method="POST"} 11"#,
+        r#"predictions_total{predicted_class="dog"} 5"#,
+        "prediction_confidence_count 5",
+        r#"anneal_feedback_total{actual="cat",predicted="dog"} 1"#,
         "active_requests 1",
     ] {
         assert!(metrics.lines().any(|l| l == line), "{line} is missing in\n{metrics}");

@@ -6,6 +6,7 @@ use anneal_api::{
     failure::{Failure, FailureClass},
     termination::TerminationMessage,
 };
+use anneal_model::{Checkpoint, Classifier, GoldenSet, preprocess::RgbImage};
 use tempfile::TempDir;
 
 use crate::{
@@ -70,6 +71,38 @@ fn a_model_whose_outputs_are_no_numbers_never_becomes_ready() {
     });
     assert_eq!((code, failure.class), (Some(69), FailureClass::LoadFailed));
     assert!(failure.message.contains("not finite"), "{}", failure.message);
+}
+
+/// The checkpoint at `path` with the golden set of the one at `other`, beside it.
+fn with_golden_set_of(path: &Path, other: &Path) -> std::path::PathBuf {
+    let image =
+        RgbImage::from_fn(32, 32, |x, y| [x * 7, y * 5, x * y].map(|v| u8::try_from(v % 256).expect("a byte")).into());
+    let classifier = Classifier::load(other).expect("a classifier");
+    let golden = GoldenSet::new(&classifier, vec![image]).expect("a golden set");
+    let mut checkpoint = Checkpoint::load(path).expect("a checkpoint");
+    checkpoint.extra.push(golden.into_entry().expect("tensors"));
+    let target = path.with_extension("golden.pth");
+    checkpoint.save(&target).expect("a file");
+    target
+}
+
+#[test]
+fn only_a_model_that_reproduces_its_golden_set_becomes_ready() {
+    let dir = TempDir::new().expect("a directory");
+    let [dogs, cats] = ["dogs", "cats"].map(|name| {
+        let dir = dir.path().join(name);
+        fs::create_dir(&dir).expect("a directory");
+        checkpoint(&dir, if name == "dogs" { [0.0, 2.0] } else { [2.0, 0.0] })
+    });
+    let server = Server::ready(&with_golden_set_of(&dogs, &dogs), |_| {});
+    assert_eq!(server.ask(&get("/model/info")).json()["golden_set"], 1);
+
+    let damaged = with_golden_set_of(&dogs, &cats);
+    let (_, failure) = refused(|command| {
+        command.env("MODEL_PATH", &damaged);
+    });
+    assert_eq!(failure.class, FailureClass::LoadFailed);
+    assert!(failure.message.contains("golden set is not reproduced"), "{}", failure.message);
 }
 
 #[test]
