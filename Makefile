@@ -1,7 +1,7 @@
 # Thin: each target is a script that can be read and run by itself.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-clean test unit e2e test-cluster test-chart test-dashboards test-registry test-plain test-alerts book soak lint crds images install cluster cluster-down
+.PHONY: help demo demo-clean test unit e2e test-cluster test-chart test-dashboards test-registry test-plain test-alerts book soak lint bench-serve crds images install cluster cluster-down
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ images: ## Build the three images and bring them to the cluster (IMAGE_REGISTRY=
 
 install: ## Install the operator with these images into the cluster
 	@. scripts/environment && cluster && scripts/install
+
+bench-serve: ## Compare the server with FastAPI on PyTorch and with the bare forward pass (DATA=folder or tar of photos)
+	@DATA='$(DATA)' tests/bench/serve/run
 
 cluster: ## Bring up a real Kubernetes for this checkout (NODES=2 for two nodes) and print its KUBECONFIG
 	@NODES='$(or $(NODES),1)' tests/cluster/cluster up
