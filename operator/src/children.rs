@@ -1,6 +1,8 @@
 //! What every generated object has in common: its owner, its labels, and pods that the restricted Pod Security
 //! profile takes.
 
+mod pod;
+
 use std::collections::BTreeMap;
 
 use anneal_api::{
@@ -8,19 +10,14 @@ use anneal_api::{
     resources::{PodTemplate, Resources},
 };
 use k8s_openapi::{
-    api::core::v1::{
-        Capabilities, Container, EmptyDirVolumeSource, EnvVar, PodSecurityContext, PodSpec, PodTemplateSpec,
-        ResourceRequirements, SeccompProfile, SecurityContext, Volume, VolumeMount,
-    },
+    api::core::v1::{EnvVar, ResourceRequirements},
     apimachinery::pkg::{
         api::resource::Quantity,
         apis::meta::v1::{ObjectMeta, OwnerReference},
     },
 };
 use kube::{Resource, ResourceExt};
-
-/// User and group of generated pods; the images declare the same.
-const USER: i64 = 65532;
+pub use pod::{PodPlan, pod};
 
 /// Metadata of an object that `owner` controls.
 pub fn metadata<K: Resource<DynamicType = ()>>(
@@ -119,104 +116,6 @@ fn amount(quantity: &str) -> Option<f64> {
         .iter()
         .find_map(|(suffix, factor)| quantity.strip_suffix(suffix).map(|number| (number, *factor)))
         .map_or_else(|| quantity.parse().ok(), |(number, factor)| number.parse::<f64>().ok().map(|n| n * factor))
-}
-
-/// What the operator decides about a pod; the rest is the user's [`PodTemplate`].
-#[derive(Debug)]
-pub struct PodPlan {
-    /// Name of its one container.
-    pub container: &'static str,
-    /// Image where the user names none.
-    pub image: String,
-    /// Pull policy of the image.
-    pub image_pull_policy: Option<String>,
-    /// Arguments where the user gives neither command nor arguments.
-    pub args: Vec<String>,
-    /// Environment that the operator sets; it wins over the user's.
-    pub env: Vec<EnvVar>,
-    /// CPU and memory where the user says nothing.
-    pub resources: DefaultResources,
-    /// Labels that the operator sets; they win over the user's.
-    pub labels: BTreeMap<String, String>,
-    /// Volumes and where they are mounted.
-    pub volumes: Vec<(Volume, VolumeMount)>,
-}
-
-/// A pod with one container that the restricted Pod Security profile takes: non-root, no privileges, read-only root
-/// file system with an empty `/tmp`, and no API token unless the user names a service account.
-pub fn pod(plan: PodPlan, user: &PodTemplate) -> PodTemplateSpec {
-    let (mut volumes, mut mounts): (Vec<_>, Vec<_>) = plan.volumes.into_iter().unzip();
-    volumes.push(Volume {
-        name: "tmp".to_owned(),
-        empty_dir: Some(EmptyDirVolumeSource::default()),
-        ..Volume::default()
-    });
-    mounts.push(VolumeMount { name: "tmp".to_owned(), mount_path: "/tmp".to_owned(), ..VolumeMount::default() });
-
-    let own: Vec<&str> = plan.env.iter().map(|variable| variable.name.as_str()).collect();
-    let mut env: Vec<EnvVar> =
-        user.env.iter().filter(|variable| !own.contains(&variable.name.as_str())).cloned().collect();
-    env.extend(plan.env);
-
-    let own_entry_point = user.command.is_empty() && user.args.is_empty();
-    let container = Container {
-        name: plan.container.to_owned(),
-        image: Some(user.image.clone().unwrap_or(plan.image)),
-        image_pull_policy: plan.image_pull_policy,
-        command: some(user.command.clone()),
-        args: some(if own_entry_point { plan.args } else { user.args.clone() }),
-        env: some(env),
-        resources: Some(resources(user.resources.as_ref(), plan.resources)),
-        volume_mounts: Some(mounts),
-        security_context: Some(SecurityContext {
-            allow_privilege_escalation: Some(false),
-            capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), add: None }),
-            read_only_root_filesystem: Some(true),
-            ..SecurityContext::default()
-        }),
-        ..Container::default()
-    };
-
-    let mut labels = user.labels.clone();
-    labels.extend(plan.labels);
-    PodTemplateSpec {
-        metadata: Some(ObjectMeta {
-            labels: Some(labels),
-            annotations: Some(user.annotations.clone()).filter(|annotations| !annotations.is_empty()),
-            ..ObjectMeta::default()
-        }),
-        spec: Some(PodSpec {
-            containers: vec![container],
-            volumes: Some(volumes),
-            automount_service_account_token: Some(user.service_account_name.is_some()),
-            service_account_name: user.service_account_name.clone(),
-            enable_service_links: Some(false),
-            node_selector: Some(user.node_selector.clone()).filter(|selector| !selector.is_empty()),
-            tolerations: some(user.tolerations.clone()),
-            priority_class_name: user.priority_class_name.clone(),
-            image_pull_secrets: some(
-                user.image_pull_secrets
-                    .iter()
-                    .map(|secret| k8s_openapi::api::core::v1::LocalObjectReference { name: secret.name.clone() })
-                    .collect(),
-            ),
-            security_context: Some(PodSecurityContext {
-                run_as_non_root: Some(true),
-                run_as_user: Some(USER),
-                run_as_group: Some(USER),
-                fs_group: Some(USER),
-                // A claim with many checkpoints would otherwise be walked at every start.
-                fs_group_change_policy: Some("OnRootMismatch".to_owned()),
-                seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".to_owned(), localhost_profile: None }),
-                ..PodSecurityContext::default()
-            }),
-            ..PodSpec::default()
-        }),
-    }
-}
-
-fn some<T>(list: Vec<T>) -> Option<Vec<T>> {
-    if list.is_empty() { None } else { Some(list) }
 }
 
 #[cfg(test)]

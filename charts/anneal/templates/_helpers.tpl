@@ -70,9 +70,9 @@ capabilities: {drop: [ALL]}
 - apiGroups: [anneal.dev]
   resources: [trainingruns, modeldeployments, trainingsweeps, crontrainingruns]
   verbs: [get, list, watch]
-# Requests by annotation are removed once they are answered.
+# Requests by annotation are removed once they are answered; a finalizer is on runs whose claim is deleted with them.
 - apiGroups: [anneal.dev]
-  resources: [modeldeployments]
+  resources: [trainingruns, modeldeployments]
   verbs: [patch]
 - apiGroups: [anneal.dev]
   resources: [trainingruns/status, modeldeployments/status, trainingsweeps/status, crontrainingruns/status]
@@ -97,7 +97,7 @@ capabilities: {drop: [ALL]}
   verbs: [list, watch]
 - apiGroups: [""]
   resources: [persistentvolumeclaims]
-  verbs: [get, list, watch]
+  verbs: [get, list, watch, create, delete]
 - apiGroups: [""]
   resources: [configmaps]
   verbs: [get, create, patch, delete]

@@ -145,19 +145,20 @@ pub fn server_pod(deployment: &str, revision: &Revision, settings: &Settings) ->
                     ..VolumeMount::default()
                 },
             )],
+            // A server goes on for some seconds after it was told to stop, and then ends the requests under way.
+            grace_seconds: 45,
         },
         &revision.inputs.pod_template,
     );
     if let Some(spec) = pod.spec.as_mut() {
-        // A server goes on for some seconds after it was told to stop, and then ends the requests under way.
-        spec.termination_grace_period_seconds = Some(45);
-        spec.topology_spread_constraints = Some(vec![TopologySpreadConstraint {
+        let spread = TopologySpreadConstraint {
             max_skew: 1,
             topology_key: "kubernetes.io/hostname".to_owned(),
             when_unsatisfiable: "ScheduleAnyway".to_owned(),
             label_selector: Some(chosen_by(selector(deployment, revision.name.as_str()))),
             ..TopologySpreadConstraint::default()
-        }]);
+        };
+        spec.topology_spread_constraints.get_or_insert_with(|| vec![spread]);
         if let Some(container) = spec.containers.first_mut() {
             container.ports = Some(vec![ContainerPort {
                 name: Some("http".to_owned()),

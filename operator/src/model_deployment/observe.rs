@@ -217,7 +217,7 @@ async fn missing(
     let (client, namespace) = (&context.client, owner.namespace().unwrap_or_default());
     let pinned = owner.spec.pinned_revision.as_deref().and_then(RevisionName::parse);
     let pinned = pinned.and_then(|pinned| Some(records.get(&pinned)?.inputs.model.claim_name.clone()));
-    let named = || owner.spec.model.claim_name.clone().or_else(|| Some(run?.spec.output.claim_name.clone()));
+    let named = || owner.spec.model.claim_name.clone().or_else(|| run.map(TrainingRun::output_claim));
     let claim = pinned.or_else(named);
     let missing_claim = match claim {
         Some(name) => {

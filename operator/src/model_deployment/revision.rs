@@ -181,7 +181,7 @@ pub fn wanted(spec: &ValidDeployment, run: Option<&TrainingRun>, past: Past<'_>)
     let status = run.status.as_ref();
     match (status.and_then(|status| status.phase), status.and_then(|status| status.result.as_ref())) {
         (Some(RunPhase::Succeeded), Some(result)) => {
-            let claim_name = run.spec.output.claim_name.clone();
+            let claim_name = run.output_claim();
             let model = ModelFile { claim_name, path: result.checkpoint.clone(), sha256: result.sha256.clone() };
             Ok(past.revision(model, &spec.pods, Some(name.clone()), Some(result.metrics)))
         }

@@ -10,7 +10,8 @@ use anneal_api::{
 use k8s_openapi::api::{
     batch::v1::{Job, JobSpec},
     core::v1::{
-        ConfigMap, ConfigMapProjection, KeyToPath, ProjectedVolumeSource, Volume, VolumeMount, VolumeProjection,
+        Affinity, ConfigMap, ConfigMapProjection, KeyToPath, ProjectedVolumeSource, Volume, VolumeMount,
+        VolumeProjection,
     },
 };
 
@@ -111,7 +112,13 @@ pub fn job(owner: &ModelDeployment, spec: &ValidDeployment, test: &SmokeTest, se
     let placement = PodTemplate {
         node_selector: spec.pods.node_selector.clone(),
         tolerations: spec.pods.tolerations.clone(),
+        affinity: spec
+            .pods
+            .affinity
+            .as_ref()
+            .map(|affinity| Affinity { node_affinity: affinity.node_affinity.clone(), ..Affinity::default() }),
         priority_class_name: spec.pods.priority_class_name.clone(),
+        scheduler_name: spec.pods.scheduler_name.clone(),
         image_pull_secrets: spec.pods.image_pull_secrets.clone(),
         ..PodTemplate::default()
     };
@@ -138,12 +145,12 @@ pub fn job(owner: &ModelDeployment, spec: &ValidDeployment, test: &SmokeTest, se
                     ..VolumeMount::default()
                 },
             )],
+            grace_seconds: 1,
         },
         &placement,
     );
     if let Some(pod) = template.spec.as_mut() {
         pod.restart_policy = Some("Never".to_owned());
-        pod.termination_grace_period_seconds = Some(1);
     }
     Job {
         metadata,

@@ -43,6 +43,12 @@ pub async fn apply(context: &Context, seen: &Observed, mut plan: Plan, now: Time
 }
 
 async fn create(context: &Context, namespace: &str, start: &Start) -> Result<(), ClusterError> {
+    if let Some(claim) = &start.claim {
+        cluster::create(&context.client, namespace, claim).await?;
+    }
+    if let Some(nodes) = &start.nodes {
+        cluster::create(&context.client, namespace, nodes).await?;
+    }
     cluster::create(&context.client, namespace, &start.config).await?;
     cluster::create(&context.client, namespace, &start.job).await?;
     Ok(())

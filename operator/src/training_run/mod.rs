@@ -1,9 +1,12 @@
 //! The controller of `TrainingRun`: observe, validate, plan, apply, record.
 
 mod apply;
+pub mod claim;
 pub mod failure;
+pub mod nodes;
 pub mod objects;
 pub mod observe;
+pub mod output;
 pub mod plan;
 pub mod status;
 pub mod validate;
@@ -88,7 +91,7 @@ fn runs_of_claim(runs: &Store<TrainingRun>, claim: &PersistentVolumeClaim) -> Ve
         .filter(|run| run.status.as_ref().and_then(|status| status.phase).is_none_or(|phase| !phase.is_terminal()))
         .filter(|run| {
             let dataset = run.spec.dataset.uri.parse();
-            run.spec.output.claim_name == name || matches!(dataset, Ok(DatasetUri::Pvc { claim, .. }) if claim == name)
+            run.output_claim() == name || matches!(dataset, Ok(DatasetUri::Pvc { claim, .. }) if claim == name)
         })
         .map(|run| ObjectRef::from(run.as_ref()))
         .collect()
@@ -99,11 +102,15 @@ fn runs_of_claim(runs: &Store<TrainingRun>, claim: &PersistentVolumeClaim) -> Ve
 /// # Errors
 /// When the API server does not do as asked; what the user can mend is in the run's conditions instead.
 pub async fn reconcile(run: Arc<TrainingRun>, context: Arc<Context>) -> Result<Action, Error> {
+    output::release(&context, &run).await?;
     let Some(seen) = observe::observe(&context, &run).await? else {
-        // Everything that a run makes is collected with it; the claims are the user's and stay.
+        // Everything that a run makes is collected with it; claims are files, and stay or go as their owner said.
         context.progress.forget(&ObjectRef::from(run.as_ref()));
         return Ok(Action::await_change());
     };
+    if output::guard(&context, &seen.run).await? {
+        return Ok(Action::await_change());
+    }
     let now = Timestamp::now();
     let plan = match validate::validate(&seen.run) {
         Ok(valid) => plan::plan(&seen, &valid, &context.settings, now),

@@ -15,7 +15,7 @@ use k8s_openapi::api::{
     },
 };
 
-use super::validate::ValidRun;
+use super::{nodes, validate::ValidRun};
 use crate::{
     children::{DefaultResources, PodPlan, env, labels, metadata, pod},
     context::Settings,
@@ -76,7 +76,7 @@ pub fn job(owner: &TrainingRun, run: &ValidRun, attempt: i32, settings: &Setting
     own.insert(label::RUN_UID.to_owned(), owner.metadata.uid.clone().unwrap_or_default());
     let resume = if attempt > 1 { format!("{}/checkpoints", output_dir(run)) } else { String::new() };
     let mut volumes = vec![
-        claim_volume("output", &run.spec.output.claim_name, path::OUTPUT, false),
+        claim_volume("output", &owner.output_claim(), path::OUTPUT, false),
         (
             Volume {
                 name: "config".to_owned(),
@@ -95,34 +95,32 @@ pub fn job(owner: &TrainingRun, run: &ValidRun, attempt: i32, settings: &Setting
         // A claim may be mounted under two volume names; only one of them may write.
         volumes.push(claim_volume("dataset", claim, path::DATASET, true));
     }
+    let mut env = vec![
+        env(variable::RUN, &run.name),
+        env(variable::ATTEMPT, attempt.to_string()),
+        env(variable::OUTPUT_DIR, output_dir(run)),
+        env(variable::MODELS_DIR, models_dir()),
+        env(variable::RESUME_FROM, resume),
+    ];
+    env.extend(nodes::variables(run, attempt));
+    // Anneal's own trainer is told where its configuration is; another image starts as whoever built it decided.
+    let args = if run.spec.pod_template.image.is_none() { trainer_args() } else { Vec::new() };
     let mut template = pod(
         PodPlan {
             container: "trainer",
             image: settings.trainer_image.clone(),
             image_pull_policy: settings.image_pull_policy.clone(),
-            args: vec![
-                "train".to_owned(),
-                "--config".to_owned(),
-                path::RUN_CONFIG.to_owned(),
-                "--progress-address".to_owned(),
-                format!("0.0.0.0:{PROGRESS_PORT}"),
-            ],
-            env: vec![
-                env(variable::RUN, &run.name),
-                env(variable::ATTEMPT, attempt.to_string()),
-                env(variable::OUTPUT_DIR, output_dir(run)),
-                env(variable::MODELS_DIR, models_dir()),
-                env(variable::RESUME_FROM, resume),
-            ],
+            args,
+            env,
             resources: RESOURCES,
             labels: own.clone(),
             volumes,
+            grace_seconds: GRACE_SECONDS,
         },
         &run.spec.pod_template,
     );
     if let Some(spec) = template.spec.as_mut() {
         spec.restart_policy = Some("Never".to_owned());
-        spec.termination_grace_period_seconds = Some(GRACE_SECONDS);
         for container in &mut spec.containers {
             container.ports = Some(vec![ContainerPort {
                 name: Some("metrics".to_owned()),
@@ -131,7 +129,7 @@ pub fn job(owner: &TrainingRun, run: &ValidRun, attempt: i32, settings: &Setting
             }]);
         }
     }
-    Job {
+    let mut job = Job {
         metadata: metadata(owner, run.job_name(attempt), own),
         spec: Some(JobSpec {
             backoff_limit: Some(0),
@@ -144,7 +142,14 @@ pub fn job(owner: &TrainingRun, run: &ValidRun, attempt: i32, settings: &Setting
             ..JobSpec::default()
         }),
         status: None,
-    }
+    };
+    nodes::spread(&mut job, run);
+    job
+}
+
+fn trainer_args() -> Vec<String> {
+    let address = format!("0.0.0.0:{PROGRESS_PORT}");
+    ["train", "--config", path::RUN_CONFIG, "--progress-address", &address].map(str::to_owned).to_vec()
 }
 
 fn claim_volume(name: &str, claim: &str, mount_path: &str, read_only: bool) -> (Volume, VolumeMount) {

@@ -9,6 +9,7 @@ use k8s_openapi::api::{
 };
 use kube::{ResourceExt, runtime::reflector::ObjectRef};
 
+use super::claim::{self, Claim, Use};
 use crate::{
     children::is_controlled_by,
     cluster::{self, ClusterError},
@@ -30,19 +31,6 @@ pub struct Observed {
     pub writers: Vec<String>,
     /// The newest that the training pod said.
     pub progress: Option<Progress>,
-}
-
-/// A claim that a run needs.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Claim {
-    /// It can be used.
-    Present,
-    /// There is none of that name.
-    Missing(String),
-    /// It is being deleted.
-    Deleting(String),
-    /// It lost the volume that was bound to it.
-    Lost(String),
 }
 
 /// The Job of one attempt, with its newest pod.
@@ -74,16 +62,21 @@ pub async fn observe(context: &Context, known: &TrainingRun) -> Result<Option<Ob
         Ok(DatasetUri::Pvc { claim, .. }) => Some(claim),
         _ => None,
     };
+    let output_claim = run.output_claim();
     let (jobs, output) = tokio::try_join!(
         cluster::list::<Job>(client, &namespace, &labels),
-        claim(context, &namespace, &run.spec.output.claim_name),
+        claim(context, &namespace, &output_claim),
     )?;
     // After the Jobs: the pod of a Job that is over has its last words by then.
     let pods = cluster::list::<Pod>(client, &namespace, &labels).await?;
     let dataset = match &dataset_claim {
-        Some(name) => Some(claim(context, &namespace, name).await?),
+        Some(name) => {
+            let found = claim(context, &namespace, name).await?;
+            Some(claim::given(&run, name, found.as_ref(), Use::Read))
+        }
         None => None,
     };
+    let output = claim::output(&run, output.as_ref());
     let progress = context.progress.latest(&ObjectRef::from(&run));
     let uid = run.uid().unwrap_or_default();
     let writers = writers(&uid, &pods);
@@ -91,16 +84,8 @@ pub async fn observe(context: &Context, known: &TrainingRun) -> Result<Option<Ob
     Ok(Some(Observed { run: Arc::new(run), output, dataset, jobs, writers, progress }))
 }
 
-async fn claim(context: &Context, namespace: &str, name: &str) -> Result<Claim, ClusterError> {
-    let found: Option<PersistentVolumeClaim> = cluster::get(&context.client, namespace, name).await?;
-    Ok(match found {
-        None => Claim::Missing(name.to_owned()),
-        Some(claim) if claim.metadata.deletion_timestamp.is_some() => Claim::Deleting(name.to_owned()),
-        Some(claim) if claim.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Lost") => {
-            Claim::Lost(name.to_owned())
-        }
-        Some(_) => Claim::Present,
-    })
+async fn claim(context: &Context, namespace: &str, name: &str) -> Result<Option<PersistentVolumeClaim>, ClusterError> {
+    cluster::get(&context.client, namespace, name).await
 }
 
 /// The pods of the run with this UID that have not ended, also those whose Job is gone: a pod outlives its deleted Job

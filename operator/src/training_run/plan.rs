@@ -12,15 +12,17 @@ use jiff::Timestamp;
 use k8s_openapi::{
     api::{
         batch::v1::Job,
-        core::v1::{ConfigMap, Pod},
+        core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Service},
     },
     apimachinery::pkg::apis::meta::v1::Time,
 };
 
 use super::{
+    claim::Claim,
     failure::{Ending, ending, obstacle},
-    objects,
-    observe::{AttemptJob, Claim, Observed},
+    nodes, objects,
+    observe::{AttemptJob, Observed},
+    output,
     status::{self, State},
     validate::{SpecError, ValidRun},
 };
@@ -52,9 +54,13 @@ pub struct Plan {
     pub wake: Wake,
 }
 
-/// An attempt to start: its configuration first, its Job second.
+/// An attempt to start: what its pods need first, its Job last.
 #[derive(Debug)]
 pub struct Start {
+    /// The claim to write to, where the run has one made.
+    pub claim: Option<PersistentVolumeClaim>,
+    /// The Service under which several pods find each other.
+    pub nodes: Option<Service>,
     /// The trainer's configuration.
     pub config: ConfigMap,
     /// The Job.
@@ -182,32 +188,21 @@ fn start(
             return finish(seen, status, state, None, Wake::Never, now);
         }
     };
-    let job = objects::job(&seen.run, run, attempt, settings);
+    let start = Start {
+        claim: output::claim(&seen.run).filter(|_| seen.output == Claim::ToCreate),
+        nodes: nodes::service(&seen.run, run),
+        config,
+        job: objects::job(&seen.run, run, attempt, settings),
+    };
     let mut status = status;
     status.attempt = Some(attempt);
     status.progress = None;
     let state = State::working(RunPhase::Preparing, "JobCreated", format!("attempt {attempt}: the Job is created"));
-    finish(seen, status, state, Some(Start { config, job }), Wake::OnChange, now)
+    finish(seen, status, state, Some(start), Wake::OnChange, now)
 }
 
 fn waiting_for(role: &str, claim: &Claim) -> Option<State> {
-    let (reason, message) = match claim {
-        Claim::Present => return None,
-        Claim::Missing(name) => (
-            "ClaimNotFound",
-            format!(
-                "the {role} claim {name} does not exist; create PersistentVolumeClaim {name} in this namespace, and the run goes on by itself"
-            ),
-        ),
-        Claim::Deleting(name) => (
-            "ClaimDeleting",
-            format!("the {role} claim {name} is being deleted; create it again, and the run goes on by itself"),
-        ),
-        Claim::Lost(name) => (
-            "ClaimLost",
-            format!("the {role} claim {name} lost its volume; restore the volume or create the claim again"),
-        ),
-    };
+    let (reason, message) = claim.obstacle(role)?;
     Some(State::waiting(RunPhase::Pending, reason, message))
 }
 

@@ -28,11 +28,16 @@ pub enum SpecError {
     #[error(transparent)]
     Dataset(#[from] DatasetUriError),
     /// A user's variable hides one of the contract's.
-    #[error("podTemplate.env sets {0}: names that start with ANNEAL_ are set by the operator; remove it")]
+    #[error("podTemplate.env sets {0}: names that start with ANNEAL_ or PET_ are set by the operator; remove it")]
     ReservedVariable(String),
     /// A user's label or annotation would speak for the operator.
     #[error("podTemplate sets {0}: labels and annotations under anneal.dev/ are the operator's; remove it")]
     ReservedKey(String),
+    /// The operator's own trainer knows nothing of other pods.
+    #[error(
+        "numNodes is {0}, and Anneal's own trainer trains in one pod; name an image in podTemplate whose program spreads the training over nodes, as torchrun does"
+    )]
+    OneNodeOnly(i32),
 }
 
 impl SpecError {
@@ -42,6 +47,7 @@ impl SpecError {
             Self::Dataset(_) => "InvalidDataset",
             Self::ReservedVariable(_) => "ReservedVariable",
             Self::ReservedKey(_) => "ReservedKey",
+            Self::OneNodeOnly(_) => "OneNodeOnly",
         }
     }
 }
@@ -52,11 +58,15 @@ impl SpecError {
 /// [`SpecError`], with what to write instead.
 pub fn validate(run: &TrainingRun) -> Result<ValidRun, SpecError> {
     let spec = run.spec.clone();
-    if let Some(reserved) = spec.pod_template.env.iter().find(|variable| variable.name.starts_with("ANNEAL_")) {
+    let is_reserved = |name: &str| name.starts_with("ANNEAL_") || name.starts_with("PET_");
+    if let Some(reserved) = spec.pod_template.env.iter().find(|variable| is_reserved(&variable.name)) {
         return Err(SpecError::ReservedVariable(reserved.name.clone()));
     }
     if let Some(reserved) = reserved_key(&spec.pod_template) {
         return Err(SpecError::ReservedKey(reserved.clone()));
+    }
+    if spec.num_nodes > 1 && spec.pod_template.image.is_none() {
+        return Err(SpecError::OneNodeOnly(spec.num_nodes));
     }
     Ok(ValidRun {
         name: run.name_any(),
@@ -80,6 +90,11 @@ impl ValidRun {
     /// Name of the Job of an attempt.
     pub fn job_name(&self, attempt: i32) -> String {
         format!("{}-{attempt}", self.name)
+    }
+
+    /// Name of the Service under which the run's pods find each other.
+    pub fn nodes_name(&self) -> String {
+        format!("{}-nodes", self.name)
     }
 
     /// The claim that holds the dataset, where one does.

@@ -3,8 +3,10 @@
 mod condition;
 mod cron_training_run;
 mod model_deployment;
+mod output;
 mod parameter;
 mod pod_template;
+mod pod_volume;
 mod quantity;
 mod run_template;
 mod schema;
@@ -14,8 +16,12 @@ mod training_sweep;
 pub use condition::{condition, conditions_schema, set_condition};
 pub use cron_training_run::*;
 pub use model_deployment::*;
+pub use output::{
+    AccessMode, ClaimMetadata, ClaimRequests, ClaimResources, ClaimSpec, ClaimTemplate, Output, WhenDeleted,
+};
 pub use parameter::{field_value, parameter_name, tunable};
-pub use pod_template::{LocalReference, PodTemplate, Resources};
+pub use pod_template::{FsGroupChangePolicy, ImagePullPolicy, LocalReference, PodSecurity, PodTemplate, Resources};
+pub use pod_volume::{PodMount, PodVolume};
 pub use quantity::Quantity;
 pub use run_template::{RunTemplate, TemplateMetadata};
 pub use schema::{definitions, element, kubernetes_type, schema_of};

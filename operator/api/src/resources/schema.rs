@@ -34,12 +34,17 @@ pub fn kubernetes_type(path: &str) -> Option<&'static str> {
     Some(match field {
         "affinity" => "Affinity",
         "conditions" => "Condition",
+        "configMap" => "ConfigMapVolumeSource",
+        "csi" => "CSIVolumeSource",
+        "downwardAPI" => "DownwardAPIVolumeSource",
+        "emptyDir" => "EmptyDirVolumeSource",
         "env" => "EnvVar",
-        "securityContext" => "SecurityContext",
+        "envFrom" => "EnvFromSource",
+        "persistentVolumeClaim" => "PersistentVolumeClaimVolumeSource",
+        "projected" => "ProjectedVolumeSource",
+        "secret" => "SecretVolumeSource",
         "tolerations" => "Toleration",
         "topologySpreadConstraints" => "TopologySpreadConstraint",
-        "volumes" => "Volume",
-        "volumeMounts" => "VolumeMount",
         _ => return None,
     })
 }

@@ -5,7 +5,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{PodTemplate, conditions_schema};
+use super::{Output, PodTemplate, conditions_schema};
 use crate::{
     dataset::Dataset, failure::FailureClass, hyperparameters::Hyperparameters, model::ModelSpec, progress::Progress,
     termination::RunResult,
@@ -33,16 +33,22 @@ pub const MAX_ATTEMPTS: usize = 20;
     printcolumn(name = "Best", type_ = "number", json_path = ".status.progress.best"),
     printcolumn(name = "Attempt", type_ = "integer", json_path = ".status.attempt"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
-    validation = Rule::new("self.metadata.name.size() <= 40").message("metadata.name must be at most 40 characters: the names of Jobs and pods are made from it")
+    validation = Rule::new("self.metadata.name.size() <= 40").message("metadata.name must be at most 40 characters: the names of Jobs and pods are made from it"),
+    validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')").message("metadata.name must start with a letter and hold only a-z, 0-9 and -: the names of pods and Services are made from it")
 )]
 #[x_kube(
     validation = Rule::new("self.model.architecture != 'simple' || self.model.inputSize == 224").message("model.inputSize must be 224 for architecture simple; leave it out, or choose architecture improved, which takes any size"),
     validation = Rule::new("self.dataset.uri.matches('^(pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/.*)?|file:///.*|synthetic://([?][A-Za-z]+=[0-9]+(&[A-Za-z]+=[0-9]+)*)?)$')").message("dataset.uri must be pvc://CLAIM/PATH, file:///PATH or synthetic://?images=600&size=64"),
     validation = Rule::new("!self.dataset.uri.split('/').exists(part, part == '..')").message("dataset.uri must not contain a `..` part"),
+    // The API server cuts a bound's fraction off before it compares a whole number with it.
+    validation = Rule::new("self.hyperparameters.learningRate >= 0.000000001").message("hyperparameters.learningRate must be between 0.000000001 and 100"),
+    validation = Rule::new("self.hyperparameters.validationShare >= 0.01").message("hyperparameters.validationShare must be between 0.01 and 0.5"),
     validation = Rule::new("self.model == oldSelf.model").message("model is immutable; create a new TrainingRun"),
     validation = Rule::new("self.dataset == oldSelf.dataset").message("dataset is immutable; create a new TrainingRun"),
     validation = Rule::new("self.hyperparameters == oldSelf.hyperparameters").message("hyperparameters are immutable; create a new TrainingRun"),
-    validation = Rule::new("self.output == oldSelf.output").message("output is immutable; create a new TrainingRun")
+    validation = Rule::new("self.output == oldSelf.output").message("output is immutable; create a new TrainingRun"),
+    validation = Rule::new("self.numNodes == oldSelf.numNodes").message("numNodes is immutable; create a new TrainingRun"),
+    validation = Rule::new("self.numNodes == 1 || (has(self.podTemplate) && has(self.podTemplate.image))").message("numNodes above 1 needs podTemplate.image: Anneal's own trainer trains in one pod; bring an image whose program spreads the training over nodes, as torchrun does")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct TrainingRunSpec {
@@ -56,6 +62,11 @@ pub struct TrainingRunSpec {
     pub hyperparameters: Hyperparameters,
     /// Where checkpoints and reports go.
     pub output: Output,
+    /// Pods that train together. Above 1 each gets torchrun's `PET_*` variables and finds the others by the Service
+    /// `RUN-nodes`; one that fails ends the attempt for all.
+    #[serde(default = "one_node")]
+    #[schemars(range(min = 1, max = 256))]
+    pub num_nodes: i32,
     /// What to say about the training pod.
     #[serde(default)]
     pub pod_template: PodTemplate,
@@ -69,17 +80,12 @@ pub struct TrainingRunSpec {
     pub active_deadline_seconds: Option<i64>,
 }
 
-fn default_max_retries() -> i32 {
-    3
+fn one_node() -> i32 {
+    1
 }
 
-/// Where checkpoints and reports go.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Output {
-    /// An existing `PersistentVolumeClaim`. Runs write below `runs/`, published models lie below `models/`.
-    #[schemars(length(min = 1, max = 253), regex(pattern = "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
-    pub claim_name: String,
+fn default_max_retries() -> i32 {
+    3
 }
 
 /// Where a run stands. Derived from what was observed; only the end is remembered.
@@ -115,6 +121,13 @@ impl RunPhase {
             Self::Succeeded => "Succeeded",
             Self::Failed => "Failed",
         }
+    }
+}
+
+impl TrainingRun {
+    /// Name of the claim that the run writes to.
+    pub fn output_claim(&self) -> String {
+        self.spec.output.claim(self.metadata.name.as_deref().unwrap_or_default())
     }
 }
 
