@@ -86,7 +86,7 @@ pub fn smoke_case(files: &str, file: &str, expected_class: &str) -> Value {
 }
 
 /// A JSON merge patch (RFC 7386).
-fn merge(into: &mut Value, patch: Value) {
+pub fn merge(into: &mut Value, patch: Value) {
     match (into, patch) {
         (Value::Object(into), Value::Object(patch)) => {
             for (key, value) in patch {

@@ -36,7 +36,7 @@ pub struct Namespace {
 /// # Errors
 /// What the test gives, and panics as errors.
 pub async fn in_namespace(test: impl AsyncFnOnce(&Namespace) -> Result<()>) -> Outcome {
-    supervised(test).await.map_err(|problem| Failure(format!("{problem:#}")))
+    Box::pin(supervised(test)).await.map_err(|problem| Failure(format!("{problem:#}")))
 }
 
 /// How a test ended.
@@ -139,6 +139,15 @@ impl Namespace {
     pub async fn refusal(&self, verb: &str, manifest: &Value) -> Result<String> {
         let args = ["--namespace", &self.name, verb, "--dry-run=server", "--filename", "-"];
         kubectl::run(&args, Some(&manifest.to_string())).await?.refusal()
+    }
+
+    /// Makes sure that the API server would take a manifest; nothing is created.
+    ///
+    /// # Errors
+    /// What it has against it.
+    pub async fn would_take(&self, manifest: &Value) -> Result<()> {
+        let args = ["--namespace", &self.name, "apply", "--dry-run=server", "--filename", "-"];
+        kubectl::run(&args, Some(&manifest.to_string())).await?.ok().map(|_| ())
     }
 
     /// Watches an object from now on.

@@ -1,9 +1,13 @@
 //! What the API server refuses, and what it says.
 
+mod changes;
+mod runs;
+
 use anneal_tests::{
-    Namespace, Outcome, Result, ensure, in_namespace,
-    manifest::{cron_training_run, model_deployment, training_run, training_sweep},
+    Namespace, Outcome, Result, bail, ensure, in_namespace,
+    manifest::{cron_training_run, model_deployment, training_sweep},
 };
+use futures::{StreamExt as _, stream};
 use serde_json::{Value, json};
 
 async fn refused(ns: &Namespace, manifest: Value, sentence: &str) -> Result<()> {
@@ -16,42 +20,27 @@ async fn refused_by(ns: &Namespace, verb: &str, manifest: Value, sentence: &str)
     Ok(())
 }
 
-#[tokio::test]
-async fn a_run_that_makes_no_sense_is_refused_with_what_to_write() -> Outcome {
-    in_namespace(async |ns| {
-        let run = |spec: Value| training_run("cats", spec);
-        let cases = [
-            (json!({"hyperparameters": {"epoch": 3}}), "unknown field \"spec.hyperparameters.epoch\""),
-            (
-                json!({"model": {"architecture": "simple", "inputSize": 64}}),
-                "model.inputSize must be 224 for architecture simple",
-            ),
-            (json!({"model": {"architecture": "resnet"}}), "supported values: \"improved\", \"simple\""),
-            (
-                json!({"dataset": {"uri": "photos/cats"}}),
-                "dataset.uri must be pvc://CLAIM/PATH, file:///PATH or synthetic://",
-            ),
-            (json!({"dataset": {"uri": "pvc://photos/../secret"}}), "dataset.uri must not contain a `..` part"),
-            (json!({"hyperparameters": {"epochs": 0}}), "should be greater than or equal to 1"),
-            (json!({"hyperparameters": {"learningRate": "fast"}}), "spec.hyperparameters.learningRate"),
-            (json!({"output": null}), "spec.output: Required value"),
-            (json!({"output": {"claimName": "My_Claim"}}), "spec.output.claimName"),
-            (
-                json!({"podTemplate": {"resources": {"limits": {"memory": "lots"}}}}),
-                "spec.podTemplate.resources.limits.memory",
-            ),
-            (json!({"podTemplate": {"volumes": []}}), "unknown field \"spec.podTemplate.volumes\""),
-            (json!({"maxRetries": 1000}), "should be less than or equal to 100"),
-        ];
-        for (spec, sentence) in cases {
-            refused(ns, run(spec), sentence).await?;
-        }
-        let name = "c".repeat(41);
-        refused(ns, training_run(&name, json!({})), "metadata.name must be at most 40 characters").await?;
-        // The rest of each manifest is not to blame.
-        ns.apply(&run(json!({}))).await
-    })
-    .await
+/// Fails with every manifest that is taken, or refused with another sentence.
+async fn all_refused(ns: &Namespace, cases: Vec<(Value, &str)>) -> Result<()> {
+    // Each is a process of kubectl: a few at a time.
+    let wrong: Vec<String> = stream::iter(cases)
+        .map(|(manifest, sentence)| async move {
+            let problem = refused(ns, manifest.clone(), sentence).await.err()?;
+            Some(format!("{manifest}\n{problem:#}"))
+        })
+        .buffer_unordered(4)
+        .filter_map(|problem| async move { problem })
+        .collect()
+        .await;
+    if wrong.is_empty() { Ok(()) } else { bail!("{} manifests:\n{}", wrong.len(), wrong.join("\n\n")) }
+}
+
+/// Fails with the first manifest that is refused.
+async fn all_taken(ns: &Namespace, manifests: Vec<Value>) -> Result<()> {
+    for manifest in manifests {
+        ns.would_take(&manifest).await?;
+    }
+    Ok(())
 }
 
 #[tokio::test]
@@ -219,27 +208,6 @@ async fn every_example_is_what_the_api_server_takes() -> Outcome {
             ensure!(said.out.contains(&format!("{kind}.anneal.dev/")), "there is no {kind} among them:\n{}", said.out);
         }
         Ok(())
-    })
-    .await
-}
-
-#[tokio::test]
-async fn what_a_run_was_trained_with_cannot_be_changed_afterwards() -> Outcome {
-    in_namespace(async |ns| {
-        // Without its claim the run waits, and so costs nothing.
-        ns.apply(&training_run("cats", json!({}))).await?;
-        let cases = [
-            (json!({"hyperparameters": {"epochs": 2}}), "hyperparameters are immutable; create a new TrainingRun"),
-            (json!({"hyperparameters": null}), "hyperparameters are immutable; create a new TrainingRun"),
-            (json!({"model": {"inputSize": 64}}), "model is immutable; create a new TrainingRun"),
-            (json!({"dataset": {"uri": "synthetic://"}}), "dataset is immutable; create a new TrainingRun"),
-            (json!({"output": {"claimName": "other"}}), "output is immutable; create a new TrainingRun"),
-        ];
-        for (spec, sentence) in cases {
-            refused_by(ns, "replace", training_run("cats", spec), sentence).await?;
-        }
-        // How often it is tried is not what it was trained with.
-        ns.apply(&training_run("cats", json!({"maxRetries": 5}))).await
     })
     .await
 }
