@@ -9,5 +9,6 @@ mod scaling;
 mod scenario;
 mod schedules;
 mod schema;
+mod steering;
 mod sweeps;
 mod training;
