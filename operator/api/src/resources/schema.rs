@@ -51,6 +51,9 @@ pub fn kubernetes_type(path: &str) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
+    use serde::Deserialize as _;
+    use serde_yaml::Value;
+
     use super::*;
 
     /// Every field of a schema, by its path, with its schema.
@@ -80,5 +83,70 @@ mod tests {
             }
         }
         assert!(poor.is_empty(), "{}", poor.join("\n"));
+    }
+
+    /// What a manifest says at a path: of a list and a map, what each of their elements says.
+    fn said<'a>(value: &'a Value, path: &[&str]) -> Vec<&'a Value> {
+        match (value, path) {
+            (Value::Sequence(all), _) => all.iter().flat_map(|element| said(element, path)).collect(),
+            (_, []) => vec![value],
+            (Value::Mapping(map), [first, rest @ ..]) => map.get(*first).map_or_else(Vec::new, |it| said(it, rest)),
+            _ => Vec::new(),
+        }
+    }
+
+    /// The paths of a manifest that its schema does not know.
+    fn unknown(path: &str, value: &Value, schema: &JSONSchemaProps, into: &mut Vec<String>) {
+        let properties = element(schema).properties.as_ref();
+        match value {
+            Value::Sequence(all) => all.iter().for_each(|one| unknown(path, one, schema, into)),
+            // A map and a type of Kubernetes' own take keys of all sorts.
+            Value::Mapping(map) if properties.is_some() && kubernetes_type(path).is_none() => {
+                for (key, value) in map {
+                    let name = key.as_str().unwrap_or_default();
+                    let path = format!("{path}.{name}");
+                    match properties.and_then(|all| all.get(name)) {
+                        Some(field) => unknown(&path, value, field, into),
+                        None => into.push(path),
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn the_reference_examples_have_every_field_and_no_other() {
+        let examples = [
+            ("TrainingRun", include_str!("../../../../examples/trainingrun-reference.yaml")),
+            ("ModelDeployment", include_str!("../../../../examples/modeldeployment-reference.yaml")),
+        ];
+        for definition in definitions() {
+            let Some((kind, text)) = examples.iter().find(|(kind, _)| *kind == definition.spec.names.kind) else {
+                continue;
+            };
+            let documents: Vec<Value> =
+                serde_yaml::Deserializer::from_str(text).map(|it| Value::deserialize(it).expect("YAML")).collect();
+            let spec = &schema_of(&definition).and_then(|schema| schema.properties.as_ref()).expect("a schema")["spec"];
+            let mut all = Vec::new();
+            fields("spec", spec, &mut all);
+            for (path, _) in all {
+                let parts: Vec<&str> = path.split('.').collect();
+                let is_within_kubernetes =
+                    (1..parts.len()).any(|end| kubernetes_type(&parts[..end].join(".")).is_some());
+                let is_there = documents.iter().any(|document| !said(document, &parts).is_empty());
+                assert!(is_there || is_within_kubernetes, "{path} is to be added to the reference example of {kind}");
+            }
+            for document in &documents {
+                let mut surplus = Vec::new();
+                unknown("spec", &document["spec"], spec, &mut surplus);
+                assert!(surplus.is_empty(), "{kind} has no field {surplus:?}");
+                let taken = match *kind {
+                    "TrainingRun" => serde_yaml::from_value::<TrainingRun>(document.clone()).map(|_| ()),
+                    _ => serde_yaml::from_value::<ModelDeployment>(document.clone()).map(|_| ()),
+                };
+                taken.expect("what the operator reads");
+            }
+        }
     }
 }
