@@ -11,6 +11,7 @@ use tch::{TchError, Tensor};
 use crate::{
     augment,
     data::load::Photos,
+    outcome::Error,
     rng::{Draws, Purpose},
 };
 
@@ -94,13 +95,13 @@ pub fn workers(threads: usize) -> usize {
 /// Calls `take` with every batch in order, and ends at its first error.
 ///
 /// # Errors
-/// What `take` fails with.
-pub fn each<E>(pass: &Pass<'_>, mut take: impl FnMut(Batch) -> Result<(), E>) -> Result<(), E> {
+/// What `take` fails with, and when there is no memory for a batch.
+pub fn each<E: From<Error>>(pass: &Pass<'_>, mut take: impl FnMut(Batch) -> Result<(), E>) -> Result<(), E> {
     let batches: Vec<&[usize]> = pass.order.chunks(pass.batch_size).collect();
     let workers = pass.workers.clamp(1, batches.len().max(1));
     thread::scope(|scope| {
         // Worker w makes the batches w, w + workers, …: reading the channels in turn gives them in order.
-        let channels: Vec<Receiver<Batch>> = (0..workers)
+        let channels: Vec<Receiver<Result<Batch, Error>>> = (0..workers)
             .map(|worker| {
                 let (sender, receiver) = sync_channel(AHEAD);
                 let own = batches.iter().copied().skip(worker).step_by(workers);
@@ -110,13 +111,18 @@ pub fn each<E>(pass: &Pass<'_>, mut take: impl FnMut(Batch) -> Result<(), E>) ->
             })
             .collect();
         // A worker that is gone has panicked; the scope passes that on.
-        channels.iter().cycle().take(batches.len()).map_while(|channel| channel.recv().ok()).try_for_each(&mut take)
+        let mut ready = channels.iter().cycle().take(batches.len()).map_while(|channel| channel.recv().ok());
+        ready.try_for_each(|batch| take(batch?))
     })
 }
 
-fn prepare(pass: &Pass<'_>, photos: &[usize]) -> Batch {
+fn prepare(pass: &Pass<'_>, photos: &[usize]) -> Result<Batch, Error> {
     let size = pass.photos.size;
-    let mut pixels = vec![0.0; photos.len() * size * size * 3];
+    let count = photos.len() * size * size * 3;
+    let mut pixels = Vec::new();
+    let full = |_| Error::OutOfMemory { what: "pixels of a batch", bytes: count * size_of::<f32>() };
+    pixels.try_reserve_exact(count).map_err(full)?;
+    pixels.resize(count, 0.0);
     for (photo, out) in photos.iter().zip(pixels.chunks_exact_mut(size * size * 3)) {
         let change = pass.change.map_or_else(augment::none, |change| {
             let mut draws = Draws::new(change.seed, Purpose::Augmentation, change.epoch, *photo as u64);
@@ -125,7 +131,7 @@ fn prepare(pass: &Pass<'_>, photos: &[usize]) -> Batch {
         augment::apply(&change, pass.photos.pixels_of(*photo), size, pass.preprocessing, out);
     }
     let label = |photo: &usize| i64::try_from(pass.photos.labels[*photo]).unwrap_or_default();
-    Batch { pixels, labels: photos.iter().map(label).collect(), size }
+    Ok(Batch { pixels, labels: photos.iter().map(label).collect(), size })
 }
 
 #[cfg(test)]
@@ -152,7 +158,7 @@ mod tests {
         each(&pass, |batch| {
             labels.extend(&batch.labels);
             pixels.extend(&batch.pixels);
-            Ok::<_, ()>(())
+            Ok::<_, Error>(())
         })
         .expect("no error");
         (labels, pixels)
@@ -186,8 +192,8 @@ mod tests {
         let mut taken = 0;
         let ended = each(&pass, |_| {
             taken += 1;
-            if taken == 3 { Err("enough") } else { Ok(()) }
+            if taken == 3 { Err(Error::Internal("enough".to_owned())) } else { Ok(()) }
         });
-        assert_eq!((ended, taken), (Err("enough"), 3));
+        assert_eq!((ended.expect_err("an error").to_string().as_str(), taken), ("enough", 3));
     }
 }

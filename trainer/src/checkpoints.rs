@@ -6,7 +6,7 @@
 //! A checkpoint's `epoch` counts the epochs that are done, its `step` the optimiser steps.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io,
     path::{Path, PathBuf},
@@ -14,6 +14,7 @@ use std::{
 
 use anneal_api::{
     Sha256,
+    config::InitFrom,
     hyperparameters::{Hyperparameters, Schedule},
     model::ModelSpec,
 };
@@ -46,6 +47,16 @@ pub struct Identity {
     pub dataset: String,
     /// How it trains.
     pub hyperparameters: Hyperparameters,
+    /// What it began with: a checkpoint's digest, or else its path, and what is frozen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init_from: Option<InitIdentity>,
+}
+
+/// What a run begins with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InitIdentity {
+    checkpoint: String,
+    freeze: Vec<String>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -91,15 +102,29 @@ impl Identity {
             // Nothing before the last epoch depends on how many there will be, so a run can be made longer.
             hyperparameters.epochs = 0;
         }
-        Self { model, classes, dataset, hyperparameters }
+        Self { model, classes, dataset, hyperparameters, init_from: None }
+    }
+
+    /// The identity of a run that begins with a checkpoint. A digest says more than a path, which may be another one in
+    /// the next attempt.
+    #[must_use]
+    pub fn beginning_with(self, init: Option<&InitFrom>) -> Self {
+        let init_from = init.map(|init| InitIdentity {
+            checkpoint: init.sha256.as_ref().map_or_else(|| init.checkpoint.clone(), ToString::to_string),
+            freeze: init.freeze.clone(),
+        });
+        Self { init_from, ..self }
     }
 
     /// What differs, with both values, for a person.
     fn difference(&self, other: &Self) -> Option<String> {
         let (here, there) = (serde_json::to_value(self).ok()?, serde_json::to_value(other).ok()?);
-        let fields = here.as_object()?.keys().flat_map(|key| {
-            let nested = here[key].as_object().into_iter().flat_map(|inner| inner.keys());
-            let names: Vec<Vec<&str>> = nested.map(|name| vec![key.as_str(), name]).collect();
+        let keys: BTreeSet<&String> =
+            [&here, &there].into_iter().filter_map(|side| side.as_object()).flat_map(|o| o.keys()).collect();
+        let fields = keys.into_iter().flat_map(|key| {
+            let nested: BTreeSet<&String> =
+                [&here, &there].into_iter().filter_map(|side| side[key].as_object()).flat_map(|o| o.keys()).collect();
+            let names: Vec<Vec<&str>> = nested.into_iter().map(|name| vec![key.as_str(), name]).collect();
             if names.is_empty() { vec![vec![key.as_str()]] } else { names }
         });
         let differing = fields.filter_map(|path| {

@@ -1,6 +1,7 @@
 //! The command line.
 
 use std::{
+    any::Any,
     env,
     ffi::OsString,
     io::{IsTerminal, Write, stderr, stdin, stdout},
@@ -8,6 +9,7 @@ use std::{
     panic::{self, AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     process::ExitCode,
+    sync::{Arc, OnceLock},
 };
 
 use anneal_api::{
@@ -43,7 +45,7 @@ struct Cli {
     command: Command,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 done; 65 damaged data; 66 no data; 67 no checkpoint; 69 unusable checkpoint; \
+const EXIT_CODES: &str = "Exit codes: 0 done; 65 damaged data; 66 no data; 67 no checkpoint; 68 another checkpoint than declared; 69 unusable checkpoint; \
 70 the loss diverged; 78 unusable configuration; 80 out of memory; 81 disk full; 143 stopped by SIGTERM; 1 anything else.";
 
 #[derive(Subcommand, Debug)]
@@ -155,10 +157,11 @@ pub fn main() -> ExitCode {
             _ => None,
         },
         progress: progress::not_begun(0),
+        panic: Arc::default(),
     };
     last_words.leave_on_panic();
     let done = catch_unwind(AssertUnwindSafe(|| run(cli.command, &last_words.progress)));
-    match done.unwrap_or_else(|panic| Err(Error::from_panic(panic.as_ref()))) {
+    match done.unwrap_or_else(|panic| Err(last_words.of_panic(panic.as_ref()))) {
         Ok(None) => ExitCode::SUCCESS,
         Ok(Some(result)) => {
             last_words.leave(&TerminationMessage::Result(result));
@@ -177,6 +180,8 @@ pub fn main() -> ExitCode {
 struct LastWords {
     path: Option<PathBuf>,
     progress: Shared,
+    /// What the first panic said: the one of a thread reaches the top as that of whoever waited for it.
+    panic: Arc<OnceLock<String>>,
 }
 
 impl LastWords {
@@ -202,11 +207,16 @@ impl LastWords {
         let (last_words, print) = (self.clone(), panic::take_hook());
         panic::set_hook(Box::new(move |panic| {
             print(panic);
+            let failure = last_words.of_panic(panic.payload());
             // Whoever holds the lock may be the one that panics.
             if last_words.progress.try_lock().is_ok() {
-                last_words.leave(&last_words.of(&Error::from_panic(panic.payload())));
+                last_words.leave(&last_words.of(&failure));
             }
         }));
+    }
+
+    fn of_panic(&self, payload: &(dyn Any + Send)) -> Error {
+        Error::Internal(self.panic.get_or_init(|| Error::from_panic(payload).to_string()).clone())
     }
 }
 
@@ -328,4 +338,27 @@ fn draw(args: &SynthesizeArgs) -> Result<(), Error> {
 fn print(text: &str) -> Result<(), Error> {
     let mut out = stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(Error::writing("standard output"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, thread};
+
+    use super::*;
+
+    #[test]
+    fn a_panic_of_a_thread_leaves_its_own_words_behind() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("message");
+        let last_words =
+            LastWords { path: Some(path.clone()), progress: progress::not_begun(3), panic: Arc::default() };
+        last_words.leave_on_panic();
+        let top = catch_unwind(|| thread::scope(|scope| drop(scope.spawn(|| panic!("index 7 of 3")))));
+        drop(panic::take_hook());
+        let left = || TerminationMessage::parse(&fs::read_to_string(&path).expect("a message")).expect("one of ours");
+        let TerminationMessage::Failure(failure) = left() else { panic!("no failure") };
+        assert!(failure.message.contains("index 7 of 3"), "{failure:?}");
+        let at_the_top = last_words.of_panic(top.expect_err("a panic").as_ref());
+        assert!(at_the_top.to_string().contains("index 7 of 3"), "{at_the_top}");
+    }
 }

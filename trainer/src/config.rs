@@ -4,7 +4,7 @@ use std::{fmt::Display, fs, io, path::PathBuf};
 
 use anneal_api::{
     Sha256,
-    config::{CheckpointInterval, OutputDirs, TrainerConfig},
+    config::{CheckpointInterval, InitFrom, OutputDirs, TrainerConfig},
     dataset::{DatasetUri, DatasetUriError},
     hyperparameters::Hyperparameters,
     model::{Architecture, ModelSpec},
@@ -90,6 +90,8 @@ pub struct RunConfig {
     pub resume_from: Option<PathBuf>,
     /// How often to write a checkpoint.
     pub interval: CheckpointInterval,
+    /// What to begin with instead of random weights.
+    pub init_from: Option<InitFrom>,
     /// Digest of the configuration file.
     pub sha256: Sha256,
 }
@@ -145,7 +147,7 @@ fn siblings(config: &TrainerConfig, field: &str) -> String {
 }
 
 fn check(config: TrainerConfig, overrides: Overrides, sha256: Sha256) -> Result<RunConfig, ConfigError> {
-    let TrainerConfig { name, model, dataset, hyperparameters, output, checkpoints: interval } = config;
+    let TrainerConfig { name, model, dataset, hyperparameters, output, checkpoints: interval, init_from } = config;
     check_numbers(&hyperparameters)?;
     check_interval(interval)?;
     match (model.architecture, model.input_size) {
@@ -166,6 +168,7 @@ fn check(config: TrainerConfig, overrides: Overrides, sha256: Sha256) -> Result<
         models,
         resume_from: overrides.resume_from,
         interval,
+        init_from,
         sha256,
     })
 }

@@ -14,6 +14,7 @@ pub mod files;
 pub mod finished;
 pub mod history;
 pub mod import;
+pub mod init;
 pub mod inspect;
 pub mod ledger;
 pub mod machine;

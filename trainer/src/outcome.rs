@@ -14,6 +14,7 @@ use tch::TchError;
 use crate::{
     config::ConfigError,
     data::{DataError, load::LoadError},
+    init::InitError,
     optim::OptimError,
 };
 
@@ -32,6 +33,20 @@ pub enum Error {
     /// The network cannot be made or cannot take an input.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// The checkpoint to begin with cannot be used.
+    #[error(transparent)]
+    Init(#[from] InitError),
+    /// Memory ran out.
+    #[error(
+        "there is no memory for {bytes} bytes of {what}; raise the memory limit, or lower hyperparameters.batchSize or \
+         model.inputSize"
+    )]
+    OutOfMemory {
+        /// For what.
+        what: &'static str,
+        /// How much.
+        bytes: usize,
+    },
     /// An image cannot be used.
     #[error("{path:?}: {source}")]
     Image {
@@ -141,9 +156,15 @@ impl Error {
             return FailureClass::OutOfMemory;
         }
         match self {
-            Self::Config(_) | Self::Model(ModelError::Classes(_) | ModelError::InputSize { .. }) => {
-                FailureClass::BadConfig
-            }
+            Self::Config(_)
+            | Self::Model(
+                ModelError::Classes(_)
+                | ModelError::InputSize { .. }
+                | ModelError::UnknownParameter { .. }
+                | ModelError::AllFrozen,
+            ) => FailureClass::BadConfig,
+            Self::Init(error) => error.class(),
+            Self::OutOfMemory { .. } => FailureClass::OutOfMemory,
             Self::Data(error) => error.class(),
             Self::Image { .. } => FailureClass::DataCorrupt,
             Self::Checkpoint(error) if error.is_not_found() => FailureClass::ModelNotFound,

@@ -12,7 +12,7 @@ use crate::{
     config::RunConfig,
     data,
     evaluate::evaluate,
-    finished,
+    finished, init,
     outcome::Error,
     progress::{self, Shared},
     publish, report,
@@ -49,12 +49,15 @@ pub fn run(config: &RunConfig, around: &Surroundings<'_>) -> Result<RunResult, E
 fn attempt(config: &RunConfig, around: &Surroundings<'_>) -> Result<RunResult, Error> {
     let dataset = data::open(config, around)?;
     let run =
-        Identity::new(config.model, dataset.classes.clone(), dataset.identity.digest.clone(), &config.hyperparameters);
+        Identity::new(config.model, dataset.classes.clone(), dataset.identity.digest.clone(), &config.hyperparameters)
+            .beginning_with(config.init_from.as_ref());
     let checkpoints = Checkpoints::open(&config.checkpoints(), run)?;
     let found = checkpoints.find(config.resume_from.as_deref())?;
     let mut training = Training::begin(config, &dataset, around)?;
     if let Some(found) = &found {
         training.go_on_from(found)?;
+    } else if let Some(init) = &config.init_from {
+        init::load(init, &dataset.classes, &mut training.network)?;
     }
     let mut saver = Saver::new(checkpoints, config.interval, found.map(|found| found.step));
     training.all_epochs(&mut saver)?;

@@ -56,14 +56,19 @@ pub struct Training<'a> {
 }
 
 impl<'a> Training<'a> {
-    /// A training that has not made a step.
+    /// A training that has not made a step, with random weights. What is to be frozen is frozen.
     ///
     /// # Errors
-    /// When the network cannot be made.
+    /// When the network cannot be made, or has no such parameters to freeze.
     pub fn begin(config: &'a RunConfig, dataset: &'a Dataset, around: &'a Surroundings<'a>) -> Result<Self, Error> {
-        let network = Network::new(config.model.architecture, dataset.classes.len(), config.seed())?
+        let mut network = Network::new(config.model.architecture, dataset.classes.len(), config.seed())?
             .with_precision(config.hyperparameters.precision);
-        let parameters = network.named_parameters().into_iter().map(|(_, tensor)| tensor).collect();
+        let freeze = config.init_from.as_ref().map_or(&[][..], |init| &init.freeze);
+        if !freeze.is_empty() {
+            let frozen = network.freeze(freeze)?;
+            info!(parameters = frozen.len(), names = frozen.join(", "), "frozen");
+        }
+        let parameters = network.trainable_parameters().into_iter().map(|(_, tensor)| tensor).collect();
         Ok(Self {
             config,
             dataset,

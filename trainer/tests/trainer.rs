@@ -124,8 +124,89 @@ fn every_failure_has_its_class_exit_code_and_words() {
             "lower hyperparameters.learningRate",
         ),
     ] {
-        Run::new(&config).train().fails_as(class, words);
+        let failure = Run::new(&config).train().fails_as(class, words);
+        assert_eq!(failure.step.is_some(), class == FailureClass::Diverged, "{failure:?}");
     }
+}
+
+#[test]
+fn a_run_that_diverges_names_step_and_learning_rate() {
+    let run = Run::new(&SMALL.replace("epochs: 3", "epochs: 3, learningRate: 100, weightDecay: 1, optimizer: SGD"));
+    let failure = run.train().fails_as(FailureClass::Diverged, "with a learning rate of 100");
+    let step = failure.step.expect("a step");
+    assert!(failure.message.contains(&format!("at step {}", step + 1)), "{failure:?}");
+}
+
+#[test]
+fn memory_that_runs_out_is_a_failure_of_its_own() {
+    // A batch whose activations alone take gigabytes, in an address space that has none to give.
+    let config = SMALL.replace("images=600&size=32", "images=1200&size=128").replace("inputSize: 32", "inputSize: 128");
+    let run = Run::new(&config.replace("batchSize: 16", "batchSize: 1024"));
+    let trainer = format!(
+        "ulimit -v 3000000; exec '{}' train --config '{}' --output '{}' --termination-log '{}'",
+        env!("CARGO_BIN_EXE_anneal-trainer"),
+        run.path("run.yaml").display(),
+        run.path("out").display(),
+        run.path("message").display()
+    );
+    let done = process::command("bash").args(["-c", &trainer]).output().expect("a shell");
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert_eq!(done.status.code(), Some(FailureClass::OutOfMemory.exit_code()), "{said}");
+    let TerminationMessage::Failure(failure) = run.message() else { panic!("{said}") };
+    assert_eq!((failure.class, failure.step), (FailureClass::OutOfMemory, Some(0)), "{failure:?}");
+}
+
+#[test]
+fn a_run_begins_with_anothers_weights_and_keeps_what_is_frozen() {
+    let base = Run::new(&SMALL.replace("images=600", "images=60").replace("epochs: 3", "epochs: 1"));
+    let published = base.train().succeeds();
+    let model = base.path("out").join(&published.checkpoint);
+    let weights = |path: &Path| Checkpoint::load(path).expect("a checkpoint").state;
+    let config = |init: &str| {
+        let config = SMALL.replace("images=600", "images=60").replace("epochs: 3", "epochs: 2");
+        format!("{config}initFrom: {{checkpoint: '{}', {init}}}\n", text(&model))
+    };
+
+    let run = Run::new(&config(&format!("sha256: {}, freeze: [conv1, bn1, layer1, layer2.0]", published.sha256)));
+    let mut child = run.train().spawn();
+    let line = child.wait_for_line("weights of another run");
+    assert!(line.contains("\"new\":\"\"") && line.contains("\"kept\":93"), "{line}");
+    child.wait_for_line("checkpoint written");
+    child.terminate();
+    child.code();
+    let result = run.train().succeeds();
+    let (before, after) = (weights(&model), weights(&run.path("out").join(&result.checkpoint)));
+    let frozen = |name: &str| ["conv1.", "bn1.", "layer1.", "layer2.0."].iter().any(|prefix| name.starts_with(prefix));
+    for ((name, before), (_, after)) in before.0.iter().zip(&after.0) {
+        assert_eq!(before == after, frozen(name), "{name}");
+    }
+    // What is frozen has no state in the optimiser either, and the run that was interrupted is as good as one that was not.
+    let last = Checkpoint::load(run.path("out/checkpoints/last_checkpoint.pth")).expect("a checkpoint");
+    let slots = last.get("optimizer_state_dict").and_then(|state| state.as_dict()?.get("state")?.as_dict());
+    let trained =
+        after.0.iter().filter(|(name, _)| !frozen(name) && !name.contains("running") && !name.contains("num_b"));
+    assert_eq!(slots.map(|slots| slots.entries.len()), Some(trained.count()));
+    let whole = Run::new(&config(&format!("sha256: {}, freeze: [conv1, bn1, layer1, layer2.0]", published.sha256)));
+    assert_eq!(whole.train().succeeds().sha256, result.sha256);
+
+    // Other classes: another last layer.
+    let set = base.path("set");
+    prints(&["synthesize", "--output", text(&set), "--images", "60", "--size", "32"]);
+    for split in ["train", "val", "test"] {
+        fs::rename(set.join(split).join("cat"), set.join(split).join("lion")).expect("a folder");
+    }
+    let other = config("").replace("synthetic://?images=60&size=32", &format!("file://{}", text(&set)));
+    let mut child = Run::new(&other);
+    let mut training = child.train().spawn();
+    let line = training.wait_for_line("weights of another run");
+    assert!(line.contains("fc.weight, fc.bias") && line.contains("\"kept\":91"), "{line}");
+    assert_eq!(training.succeeds().classes, ["dog", "lion"]);
+    child = Run::new(&config("freeze: [layer9]"));
+    child.train().fails_as(FailureClass::BadConfig, "there are conv1, bn1, layer1, layer2, layer3, fc");
+    let wrong = config(&format!("sha256: '{}'", "0".repeat(64)));
+    Run::new(&wrong).train().fails_as(FailureClass::DigestMismatch, "correct initFrom.sha256");
+    let nowhere = config("").replace(text(&model), "/nowhere.pth");
+    Run::new(&nowhere).train().fails_as(FailureClass::ModelNotFound, "/nowhere.pth");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{dataset::Dataset, hyperparameters::Hyperparameters, model::ModelSpec};
+use crate::{Sha256, dataset::Dataset, hyperparameters::Hyperparameters, model::ModelSpec};
 
 /// What `anneal-trainer train --config` reads, as YAML.
 ///
@@ -28,6 +28,9 @@ pub struct TrainerConfig {
     /// How often to write a checkpoint.
     #[serde(default)]
     pub checkpoints: CheckpointInterval,
+    /// What to begin with instead of random weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init_from: Option<InitFrom>,
 }
 
 fn default_name() -> String {
@@ -65,4 +68,19 @@ impl Default for CheckpointInterval {
     fn default() -> Self {
         Self { interval_seconds: 60, interval_steps: None }
     }
+}
+
+/// A checkpoint to begin with. Where its classes are not those of the dataset, the last layer begins anew.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InitFrom {
+    /// Path of the checkpoint: ours, the reference's, or a plain state dict.
+    pub checkpoint: String,
+    /// SHA-256 that the checkpoint must have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<Sha256>,
+    /// Parameters that stay as they are in the checkpoint, by the first parts of their names: `layer1` or `layer1.0.conv1`.
+    /// A frozen `BatchNorm` keeps its running statistics and normalises by them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub freeze: Vec<String>,
 }

@@ -44,6 +44,7 @@ pub fn trainer_config(run: &ValidRun) -> TrainerConfig {
         hyperparameters: run.spec.hyperparameters.clone(),
         output: OutputDirs { dir: output_dir(run), models_dir: models_dir() },
         checkpoints: CheckpointInterval::default(),
+        init_from: None,
     }
 }
 

@@ -193,7 +193,8 @@ impl BatchNorm {
     }
 
     fn forward(&self, x: &Tensor, pass: Pass) -> Result<Tensor, TchError> {
-        let train = matches!(pass.mode, Mode::Train { .. });
+        // Frozen parameters belong to the statistics that they were trained with.
+        let train = matches!(pass.mode, Mode::Train { .. }) && self.weight.requires_grad();
         if train {
             tch::no_grad(|| self.num_batches_tracked.shallow_clone().f_add_scalar_(1).map(drop))?;
         }

@@ -28,6 +28,17 @@ pub enum ModelError {
         /// Height of the input in pixels.
         height: i64,
     },
+    /// No parameter has such a name.
+    #[error("no parameter to freeze is called {name:?} or begins with {name:?} and a dot; there are {}", known.join(", "))]
+    UnknownParameter {
+        /// What was asked for.
+        name: String,
+        /// First parts of the parameters' names.
+        known: Vec<String>,
+    },
+    /// Nothing would be trained.
+    #[error("all parameters are frozen, so there is nothing to train; leave the last layer out of freeze")]
+    AllFrozen,
     /// libtorch refused an operation.
     #[error("libtorch: {}", first_line(.0))]
     Torch(#[from] TchError),
@@ -100,6 +111,49 @@ impl Network {
     /// network; gradients are found on them after `backward`.
     pub fn named_parameters(&self) -> Vec<(String, Tensor)> {
         self.named(Role::Parameter)
+    }
+
+    /// Keeps parameters from being trained: those called by one of these names, or by a name that begins with one of them
+    /// and a dot. A `BatchNorm` with a frozen weight normalises by its running statistics, which stay as they are, too.
+    /// Gives the names of all frozen parameters.
+    ///
+    /// # Errors
+    /// When a name fits no parameter, or none is left to train.
+    pub fn freeze(&mut self, names: &[String]) -> Result<Vec<String>, ModelError> {
+        let parameters = self.named_parameters();
+        let fits = |parameter: &str, name: &str| {
+            parameter
+                .strip_prefix(name.trim_end_matches('.'))
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        };
+        if let Some(name) = names.iter().find(|name| !parameters.iter().any(|(parameter, _)| fits(parameter, name))) {
+            let mut known: Vec<String> =
+                parameters.iter().filter_map(|(parameter, _)| parameter.split('.').next()).map(str::to_owned).collect();
+            known.dedup();
+            return Err(ModelError::UnknownParameter { name: name.clone(), known });
+        }
+        let frozen = parameters.iter().filter(|(parameter, _)| names.iter().any(|name| fits(parameter, name)));
+        let frozen: Vec<_> = frozen.collect();
+        if frozen.len() == parameters.len() {
+            return Err(ModelError::AllFrozen);
+        }
+        frozen
+            .into_iter()
+            .map(|(name, tensor)| tensor.f_set_requires_grad(false).map(|_| name.clone()).map_err(Into::into))
+            .collect()
+    }
+
+    /// The parameters that are not frozen.
+    pub fn trainable_parameters(&self) -> Vec<(String, Tensor)> {
+        self.named_parameters().into_iter().filter(|(_, tensor)| tensor.requires_grad()).collect()
+    }
+
+    /// Names of the last layer's parameters, whose shapes depend on the count of classes.
+    pub fn head(&self) -> [&'static str; 2] {
+        match self.architecture {
+            Architecture::Improved => ["fc.weight", "fc.bias"],
+            Architecture::Simple => ["fc2.weight", "fc2.bias"],
+        }
     }
 
     /// `BatchNorm`'s running statistics and counters, by name, in the order of the state dict; storage is shared.
