@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     hash::{DefaultHasher, Hash, Hasher},
-    sync::Mutex,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -21,7 +21,7 @@ use kube::{
 };
 use tracing::warn;
 
-use crate::{metrics::Metrics, progress::Board, signals};
+use crate::{metrics::Metrics, progress::Board, signals, training_run::last_words::LastWords};
 
 /// What the person who installs the operator decides.
 #[derive(Clone, Debug)]
@@ -32,6 +32,8 @@ pub struct Settings {
     pub server_image: String,
     /// Pull policy of both.
     pub image_pull_policy: Option<String>,
+    /// Whether the operator may read the logs of pods.
+    pub failure_logs: bool,
     /// Whether pods are reached by their address, or through the API server's proxy when the operator runs outside.
     pub reach: Reach,
 }
@@ -57,6 +59,8 @@ pub struct Context {
     pub progress: Board,
     /// What the pods count that just got traffic.
     pub signals: signals::Board,
+    /// What training pods said when they left.
+    pub last_words: Arc<LastWords>,
     recorder: Recorder,
     failures: Mutex<HashMap<String, u32>>,
 }
@@ -104,9 +108,10 @@ impl Context {
         Self {
             client,
             settings,
-            metrics,
-            progress: Board::default(),
+            progress: Board::new(metrics.clone()),
             signals: signals::Board::default(),
+            metrics,
+            last_words: Arc::default(),
             recorder,
             failures: Mutex::default(),
         }
@@ -152,7 +157,9 @@ impl Context {
     pub fn forget(&self, kind: &str, namespace: &str, name: &str) {
         self.succeeded(&failure_key(&kind.to_lowercase(), namespace, name));
         if kind == TrainingRun::kind(&()) {
-            self.progress.forget(&ObjectRef::new(name).within(namespace));
+            let run = ObjectRef::new(name).within(namespace);
+            self.progress.forget(&run);
+            self.last_words.forget(&run);
         }
         if kind == ModelDeployment::kind(&()) {
             self.signals.forget(&ObjectRef::new(name).within(namespace));

@@ -13,11 +13,13 @@ use kube::{
     },
 };
 use serde::de::DeserializeOwned;
+use tokio::sync::Semaphore;
 use tracing::{Instrument, debug, error, info_span, warn};
 
 use crate::{
     cluster::Object,
     context::{Context, failure_key},
+    metrics::Metrics,
 };
 
 /// Longest sleep of an object that nothing wakes: a watch event that got lost is made up for by then.
@@ -94,6 +96,23 @@ where
         context.succeeded(&key);
     }
     result
+}
+
+/// Does a piece of work when its turn comes. What waits is the queue whose depth the metrics tell: kube-runtime's own
+/// cannot be seen, so its controllers run without a bound, and this is the bound.
+pub async fn in_turn<F: Future>(
+    turns: &Semaphore,
+    kind: &str,
+    metrics: &Metrics,
+    work: impl FnOnce() -> F,
+) -> F::Output {
+    metrics.queued(kind, 1);
+    let turn = turns.acquire().await;
+    metrics.queued(kind, -1);
+    // Thousands may wait: what a reconcile needs is taken when it begins.
+    let done = Box::pin(work()).await;
+    drop(turn);
+    done
 }
 
 /// Logs a failure and says when to try again.

@@ -73,6 +73,7 @@ async fn operate(options: Options) -> Result<(), Ended> {
         trainer_image: options.trainer_image.clone(),
         server_image: options.server_image.clone(),
         image_pull_policy: options.image_pull_policy.clone(),
+        failure_logs: options.failure_logs,
         reach: if inside { Reach::Address } else { Reach::Proxy },
     };
     let context = Arc::new(Context::new(client, settings, metrics.clone(), options.identity.clone()));

@@ -1,7 +1,18 @@
-//! The operator's own metrics, in the style of Kubernetes' Job controller: no label that grows with the objects.
+//! The operator's own metrics, in the style of Kubernetes' Job controller. No label grows with the objects, but for the
+//! training metrics of the runs that train at the moment, of which only so many are told.
 
-use anneal_api::failure::FailureClass;
-use prometheus::{Encoder, HistogramVec, IntCounterVec, Registry, TextEncoder, histogram_opts, opts};
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use anneal_api::{failure::FailureClass, progress::Progress, resources::RunPhase};
+use prometheus::{
+    Encoder, GaugeVec, HistogramVec, IntCounterVec, IntGaugeVec, Registry, TextEncoder, histogram_opts, opts,
+};
+
+/// Runs whose training metrics are told at one time. Of more, the first ones are told.
+const MAX_TRAININGS: usize = 500;
 
 /// Counters and histograms of the operator.
 #[derive(Clone, Debug)]
@@ -16,6 +27,13 @@ pub struct Metrics {
     trials: IntCounterVec,
     scheduled: IntCounterVec,
     progress_reads: IntCounterVec,
+    queue_depth: IntGaugeVec,
+    runs: IntGaugeVec,
+    loss: GaugeVec,
+    best: GaugeVec,
+    images_per_second: GaugeVec,
+    step: GaugeVec,
+    trainings: Arc<Mutex<HashSet<(String, String)>>>,
 }
 
 impl Metrics {
@@ -25,6 +43,8 @@ impl Metrics {
     /// When two metrics have one name.
     pub fn new() -> Result<Self, prometheus::Error> {
         let counter = |name: &str, help: &str, labels: &[&str]| IntCounterVec::new(opts!(name, help), labels);
+        let gauge = |name: &str, help: &str| GaugeVec::new(opts!(name, help), &["namespace", "training_run"]);
+        let count = |name: &str, help: &str, labels: &[&str]| IntGaugeVec::new(opts!(name, help), labels);
         let metrics = Self {
             registry: Registry::new(),
             reconciles: counter(
@@ -75,8 +95,15 @@ impl Metrics {
                 "Reads of training pods' progress, by result (success or error).",
                 &["result"],
             )?,
+            queue_depth: count("anneal_queue_depth", "Objects that wait for a reconcile, by kind.", &["kind"])?,
+            runs: count("anneal_training_runs", "Training runs, by phase.", &["phase"])?,
+            loss: gauge("anneal_training_loss", "Mean training loss of a run that trains.")?,
+            best: gauge("anneal_training_best_accuracy", "Best validation accuracy of a run that trains, 0 to 1.")?,
+            images_per_second: gauge("anneal_training_images_per_second", "Rate of a run that trains.")?,
+            step: gauge("anneal_training_step", "Optimiser steps that a run that trains has done.")?,
+            trainings: Arc::default(),
         };
-        let collectors: [Box<dyn prometheus::core::Collector>; 9] = [
+        let collectors: [Box<dyn prometheus::core::Collector>; 15] = [
             Box::new(metrics.reconciles.clone()),
             Box::new(metrics.reconcile_seconds.clone()),
             Box::new(metrics.runs_finished.clone()),
@@ -86,6 +113,12 @@ impl Metrics {
             Box::new(metrics.trials.clone()),
             Box::new(metrics.scheduled.clone()),
             Box::new(metrics.progress_reads.clone()),
+            Box::new(metrics.queue_depth.clone()),
+            Box::new(metrics.runs.clone()),
+            Box::new(metrics.loss.clone()),
+            Box::new(metrics.best.clone()),
+            Box::new(metrics.images_per_second.clone()),
+            Box::new(metrics.step.clone()),
         ];
         for collector in collectors {
             metrics.registry.register(collector)?;
@@ -164,6 +197,56 @@ impl Metrics {
         self.progress_reads.with_label_values(&[if success { "success" } else { "error" }]).inc();
     }
 
+    /// Tells how many objects of a kind wait for a reconcile.
+    pub fn queued(&self, kind: &str, more: i64) {
+        self.queue_depth.with_label_values(&[kind]).add(more);
+    }
+
+    /// Tells how many runs are in each phase; a run without one is Pending.
+    pub fn runs(&self, phases: impl Iterator<Item = Option<RunPhase>>) {
+        let mut counts = RunPhase::ALL.map(|phase| (phase, 0_i64));
+        for phase in phases {
+            let phase = phase.unwrap_or(RunPhase::Pending);
+            counts.iter_mut().filter(|(known, _)| *known == phase).for_each(|(_, count)| *count += 1);
+        }
+        for (phase, count) in counts {
+            self.runs.with_label_values(&[phase.as_str()]).set(count);
+        }
+    }
+
+    /// Tells how far a run is.
+    pub fn training(&self, namespace: &str, run: &str, progress: &Progress) {
+        let mut trainings = self.trainings.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (namespace.to_owned(), run.to_owned());
+        if !trainings.contains(&key) && trainings.len() >= MAX_TRAININGS {
+            return;
+        }
+        trainings.insert(key);
+        #[allow(clippy::cast_precision_loss)] // a gauge
+        let step = Some(progress.step as f64);
+        for (gauge, value) in [
+            (&self.loss, progress.loss),
+            (&self.best, progress.best),
+            (&self.images_per_second, progress.images_per_second),
+            (&self.step, step),
+        ] {
+            if let Some(value) = value {
+                gauge.with_label_values(&[namespace, run]).set(value);
+            }
+        }
+    }
+
+    /// Forgets the training metrics of a run.
+    pub fn training_ended(&self, namespace: &str, run: &str) {
+        let mut trainings = self.trainings.lock().unwrap_or_else(PoisonError::into_inner);
+        if trainings.remove(&(namespace.to_owned(), run.to_owned())) {
+            for gauge in [&self.loss, &self.best, &self.images_per_second, &self.step] {
+                // An error says that the run never told this one.
+                let _ = gauge.remove_label_values(&[namespace, run]);
+            }
+        }
+    }
+
     /// Everything in Prometheus' text format.
     ///
     /// # Errors
@@ -200,5 +283,31 @@ mod tests {
         ] {
             assert!(text.contains(line), "{line} is missing in\n{text}");
         }
+    }
+
+    #[test]
+    fn runs_are_counted_by_phase_and_a_phase_without_runs_is_zero() {
+        let metrics = Metrics::new().expect("unique names");
+        metrics.runs([None, Some(RunPhase::Running), Some(RunPhase::Running)].into_iter());
+        let text = String::from_utf8(metrics.text().expect("text")).expect("utf-8");
+        for line in ["{phase=\"Running\"} 2", "{phase=\"Pending\"} 1", "{phase=\"Failed\"} 0"] {
+            assert!(text.contains(&format!("anneal_training_runs{line}")), "{text}");
+        }
+    }
+
+    #[test]
+    fn training_metrics_go_with_the_run_and_are_bounded() {
+        let metrics = Metrics::new().expect("unique names");
+        let lines = || {
+            let text = String::from_utf8(metrics.text().expect("text")).expect("utf-8");
+            text.lines().filter(|line| line.starts_with("anneal_training_loss{")).count()
+        };
+        let progress = Progress { loss: Some(0.5), ..Progress::default() };
+        for number in 0..2 * MAX_TRAININGS {
+            metrics.training("ml", &number.to_string(), &progress);
+        }
+        assert_eq!(lines(), MAX_TRAININGS);
+        metrics.training_ended("ml", "0");
+        assert_eq!(lines(), MAX_TRAININGS - 1);
     }
 }

@@ -15,6 +15,9 @@ pub struct Options {
     /// Pull policy of both images: Always, `IfNotPresent` or Never. The cluster's default where it is absent.
     #[arg(long, env = "ANNEAL_IMAGE_PULL_POLICY", value_parser = ["Always", "IfNotPresent", "Never"])]
     pub image_pull_policy: Option<String>,
+    /// Put the end of failed attempts' logs into the status of runs that ask for it. Needs the right to get pods/log.
+    #[arg(long, env = "ANNEAL_FAILURE_LOGS", action = clap::ArgAction::Set, default_value_t = false)]
+    pub failure_logs: bool,
     /// Only namespace to watch; all of them where it is absent.
     #[arg(long, env = "ANNEAL_WATCH_NAMESPACE")]
     pub watch_namespace: Option<String>,

@@ -25,8 +25,12 @@ use crate::{
 
 /// How often one pod is read. A status write follows each read that brought news, so this bounds the writes too.
 const INTERVAL: Duration = Duration::from_secs(10);
+/// Reads of all pods together in one second: each one may bring a write.
+const READS_PER_SECOND: u32 = 50;
 /// How often to look who is due.
 const TICK: Duration = Duration::from_secs(2);
+/// Reads that fail in a row before a pod counts as silent.
+const SILENT: u32 = 3;
 /// Reads that may fail in a row before a pod is asked less often.
 const QUICK_TRIES: u32 = 15;
 /// Pause after that many.
@@ -36,6 +40,17 @@ const CONCURRENCY: usize = 16;
 
 /// What is asked.
 const QUESTION: Question = Question { port: PROGRESS_PORT, path: "/progress", max_bytes: MAX_BYTES };
+
+/// What a pod said, as far as it was asked.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Reading {
+    /// It was not asked, or not often enough to tell.
+    Unknown,
+    /// It was asked and does not answer.
+    Silent,
+    /// The newest that it said.
+    Said(Box<Progress>),
+}
 
 #[derive(Debug)]
 struct Entry {
@@ -47,12 +62,20 @@ struct Entry {
 }
 
 /// What is known about the progress of every running run.
-#[derive(Debug, Default)]
-pub struct Board(Mutex<HashMap<ObjectRef<TrainingRun>, Entry>>);
+#[derive(Debug)]
+pub struct Board {
+    entries: Mutex<HashMap<ObjectRef<TrainingRun>, Entry>>,
+    metrics: Metrics,
+}
 
 impl Board {
+    /// A board on which nothing stands yet.
+    pub fn new(metrics: Metrics) -> Self {
+        Self { entries: Mutex::default(), metrics }
+    }
+
     fn entries(&self) -> std::sync::MutexGuard<'_, HashMap<ObjectRef<TrainingRun>, Entry>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Starts to read `target` for `run`, or goes on; another pod than before starts afresh.
@@ -65,12 +88,20 @@ impl Board {
 
     /// Stops to read for `run`.
     pub fn forget(&self, run: &ObjectRef<TrainingRun>) {
-        self.entries().remove(run);
+        if self.entries().remove(run).is_some() {
+            self.metrics.training_ended(run.namespace.as_deref().unwrap_or_default(), &run.name);
+        }
     }
 
-    /// The newest progress of `run`.
-    pub fn latest(&self, run: &ObjectRef<TrainingRun>) -> Option<Progress> {
-        self.entries().get(run).and_then(|entry| entry.latest.clone())
+    /// What the pod of `run` said.
+    pub fn reading(&self, run: &ObjectRef<TrainingRun>) -> Reading {
+        let entries = self.entries();
+        let Some(entry) = entries.get(run) else { return Reading::Unknown };
+        match &entry.latest {
+            Some(progress) => Reading::Said(Box::new(progress.clone())),
+            None if entry.failures >= SILENT => Reading::Silent,
+            None => Reading::Unknown,
+        }
     }
 
     fn due(&self, now: Instant) -> Vec<(ObjectRef<TrainingRun>, Target)> {
@@ -84,19 +115,27 @@ impl Board {
     /// Records a read. Returns whether it brought news.
     fn record(&self, run: &ObjectRef<TrainingRun>, target: &Target, read: Option<Progress>, now: Instant) -> bool {
         let mut entries = self.entries();
+        let interval = interval(entries.len());
         let Some(entry) = entries.get_mut(run).filter(|entry| entry.target == *target) else { return false };
         let Some(progress) = read else {
             // The pod may not listen yet; an image that never does must not be asked for ever at this rate.
             entry.due = now + if entry.failures < QUICK_TRIES { TICK } else { LONGEST_PAUSE };
             entry.failures = entry.failures.saturating_add(1);
-            return false;
+            // A deadline on the heartbeat can be judged from now on.
+            return entry.failures == SILENT && entry.latest.is_none();
         };
-        entry.due = now + INTERVAL;
+        self.metrics.training(run.namespace.as_deref().unwrap_or_default(), &run.name, &progress);
+        entry.due = now + interval;
         entry.failures = 0;
         let news = entry.latest.as_ref() != Some(&progress);
         entry.latest = Some(progress);
         news
     }
+}
+
+/// How often one of this many pods is read.
+fn interval(pods: usize) -> Duration {
+    INTERVAL.max(Duration::from_secs(1) * u32::try_from(pods).unwrap_or(u32::MAX) / READS_PER_SECOND)
 }
 
 /// Reads for ever, and sends the runs that have news.
@@ -137,13 +176,17 @@ mod tests {
         Progress { epochs: 2, step, steps: 100, ..Progress::default() }
     }
 
+    fn board() -> Board {
+        Board::new(Metrics::new().expect("unique names"))
+    }
+
     fn target(pod: &str) -> Target {
         Target { namespace: "ml".into(), pod: pod.into(), address: "10.0.0.1".into() }
     }
 
     #[test]
     fn a_pod_is_read_again_only_after_the_interval() {
-        let (board, run, now) = (Board::default(), ObjectRef::new("cats").within("ml"), Instant::now());
+        let (board, run, now) = (board(), ObjectRef::new("cats").within("ml"), Instant::now());
         board.follow(run.clone(), target("cats-1-a"));
         assert_eq!(board.due(Instant::now()).len(), 1);
         assert!(board.record(&run, &target("cats-1-a"), Some(progress(1)), now));
@@ -154,25 +197,32 @@ mod tests {
 
     #[test]
     fn a_pod_that_stays_silent_is_asked_less_often() {
-        let (board, run, now) = (Board::default(), ObjectRef::new("cats").within("ml"), Instant::now());
+        let (board, run, now) = (board(), ObjectRef::new("cats").within("ml"), Instant::now());
         board.follow(run.clone(), target("cats-1-a"));
         board.record(&run, &target("cats-1-a"), None, now);
         assert_eq!(board.due(now + TICK).len(), 1, "it may just be starting");
         for _ in 0..QUICK_TRIES {
             board.record(&run, &target("cats-1-a"), None, now);
         }
+        assert_eq!(board.reading(&run), Reading::Silent);
         assert!(board.due(now + LONGEST_PAUSE / 2).is_empty());
         assert_eq!(board.due(now + LONGEST_PAUSE).len(), 1);
     }
 
     #[test]
     fn the_progress_of_a_former_pod_is_not_taken_for_the_new_ones() {
-        let (board, run) = (Board::default(), ObjectRef::new("cats").within("ml"));
+        let (board, run) = (board(), ObjectRef::new("cats").within("ml"));
         board.follow(run.clone(), target("cats-1-a"));
         board.record(&run, &target("cats-1-a"), Some(progress(50)), Instant::now());
         board.follow(run.clone(), target("cats-2-b"));
-        assert_eq!(board.latest(&run), None);
+        assert_eq!(board.reading(&run), Reading::Unknown);
         assert!(!board.record(&run, &target("cats-1-a"), Some(progress(60)), Instant::now()));
-        assert_eq!(board.latest(&run), None);
+        assert_eq!(board.reading(&run), Reading::Unknown);
+    }
+
+    #[test]
+    fn ten_thousand_runs_are_read_less_often_than_ten() {
+        assert_eq!((interval(10), interval(500)), (INTERVAL, INTERVAL));
+        assert_eq!(interval(10_000), Duration::from_secs(200));
     }
 }

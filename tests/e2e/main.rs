@@ -1,8 +1,10 @@
 //! What Anneal promises its users, on a real cluster. `make e2e` brings one up and runs this.
 
+mod campaign;
 mod crash;
 mod deletion;
 mod happy;
+mod lifecycle;
 mod quiet;
 mod rollout;
 mod scaling;

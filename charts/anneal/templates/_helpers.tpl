@@ -74,6 +74,10 @@ capabilities: {drop: [ALL]}
 - apiGroups: [anneal.dev]
   resources: [trainingruns, modeldeployments]
   verbs: [patch]
+# A run deletes itself when ttlSecondsAfterFinished has passed.
+- apiGroups: [anneal.dev]
+  resources: [trainingruns]
+  verbs: [delete]
 - apiGroups: [anneal.dev]
   resources: [trainingruns/status, modeldeployments/status, trainingsweeps/status, crontrainingruns/status]
   verbs: [update]
@@ -95,6 +99,11 @@ capabilities: {drop: [ALL]}
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch]
+{{- if .Values.failureLogs.enabled }}
+- apiGroups: [""]
+  resources: [pods/log]
+  verbs: [get]
+{{- end }}
 - apiGroups: [""]
   resources: [persistentvolumeclaims]
   verbs: [get, list, watch, create, delete]

@@ -21,6 +21,16 @@ use crate::{
 /// When the API server does not answer. What it refuses for a reason that the user can mend goes into the status.
 pub async fn apply(context: &Context, seen: &Observed, mut plan: Plan, now: Timestamp) -> Result<Wake, ClusterError> {
     let namespace = seen.run.namespace().unwrap_or_default();
+    let reference = ObjectRef::from(seen.run.as_ref());
+    if plan.delete_run {
+        context.progress.forget(&reference);
+        cluster::delete(&context.client, &namespace, seen.run.as_ref()).await?;
+        return Ok(plan.wake);
+    }
+    for job in &plan.delete {
+        // One that fails is tried again: the status says that it must go until it is gone.
+        cluster::delete(&context.client, &namespace, job).await?;
+    }
     if let Some(start) = plan.create.take() {
         match create(context, &namespace, &start).await {
             Ok(()) => {}
@@ -28,9 +38,8 @@ pub async fn apply(context: &Context, seen: &Observed, mut plan: Plan, now: Time
             Err(problem) => return Err(problem),
         }
     }
-    let reference = ObjectRef::from(seen.run.as_ref());
     match &plan.follow {
-        Some(target) => context.progress.follow(reference, target.clone()),
+        Some(target) => context.progress.follow(reference.clone(), target.clone()),
         None => context.progress.forget(&reference),
     }
     let former = seen.run.status.clone().unwrap_or_default();
@@ -38,6 +47,9 @@ pub async fn apply(context: &Context, seen: &Observed, mut plan: Plan, now: Time
         cluster::write_status(&context.client, seen.run.as_ref(), &plan.status).await?;
         count(context, &former, &plan.status);
         context.publish(&seen.run.object_ref(&()), &plan.events).await;
+    }
+    if plan.status.current_attempt.is_none() {
+        context.last_words.forget(&reference);
     }
     Ok(plan.wake)
 }
@@ -59,7 +71,7 @@ fn refused(seen: &Observed, plan: &mut Plan, problem: &ClusterError, now: Timest
     let former = seen.run.status.clone().unwrap_or_default();
     let state = State::waiting(RunPhase::Pending, problem.reason(), problem.to_string());
     let mut status = std::mem::take(&mut plan.status);
-    // Its Job does not exist: the number is still to be used.
+    // Its Job does not exist: the number is still to be used, and the start deadline goes on.
     status.attempt = status.attempts.last().map(|attempt| attempt.number);
     plan.status = state.write_into(status, seen.run.metadata.generation, now);
     plan.events = transitions(&former, &plan.status);

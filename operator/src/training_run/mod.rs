@@ -3,6 +3,8 @@
 mod apply;
 pub mod claim;
 pub mod failure;
+pub mod last_words;
+mod log;
 pub mod nodes;
 pub mod objects;
 pub mod observe;
@@ -28,15 +30,19 @@ use kube::{
     },
 };
 
+use tokio::sync::Semaphore;
+
 use crate::{
     cluster::ClusterError,
     context::Context,
-    controller::{api, back_off, drive, observed, watch},
+    controller::{api, back_off, drive, in_turn, observed, watch},
     progress::read_all,
 };
 
 /// The kind in metrics and logs.
 const KIND: &str = "trainingrun";
+/// How often runs are counted by phase.
+const COUNT_INTERVAL: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// A reconcile could not be finished; it is tried again.
 #[derive(Debug, thiserror::Error)]
@@ -49,30 +55,55 @@ pub enum Error {
 /// Runs the controller until the process ends.
 pub async fn run(context: Arc<Context>, namespace: Option<&str>, concurrency: u16) {
     let (news, woken) = mpsc::unbounded();
-    let controller = controller(&context, namespace, concurrency, woken);
+    let controller = controller(&context, namespace, woken);
+    let runs = controller.store();
+    let turns = Arc::new(Semaphore::new(usize::from(concurrency)));
     tokio::join!(
         drive(
             controller,
-            |run, context| observed(KIND, run.clone(), context.clone(), reconcile(run, context)),
+            move |run, context: Arc<Context>| {
+                let (turns, metrics) = (turns.clone(), context.metrics.clone());
+                async move {
+                    in_turn(&turns, KIND, &metrics, || {
+                        observed(KIND, run.clone(), context.clone(), reconcile(run, context))
+                    })
+                    .await
+                }
+            },
             |run, problem: &Error, context| back_off(KIND, run.as_ref(), problem, &context),
             context.clone(),
         ),
-        read_all(context, news),
+        read_all(context.clone(), news),
+        count_phases(&context, &runs),
     );
+}
+
+/// Tells the metrics for ever how many runs are in each phase.
+async fn count_phases(context: &Context, runs: &Store<TrainingRun>) {
+    let mut tick = tokio::time::interval(COUNT_INTERVAL);
+    loop {
+        tick.tick().await;
+        context.metrics.runs(runs.state().iter().map(|run| run.status.as_ref().and_then(|status| status.phase)));
+    }
 }
 
 fn controller(
     context: &Context,
     namespace: Option<&str>,
-    concurrency: u16,
     woken: impl Stream<Item = ObjectRef<TrainingRun>> + Send + 'static,
 ) -> Controller<TrainingRun> {
-    let controller = Controller::new(api::<TrainingRun>(context, namespace), watch())
-        .with_config(Config::default().concurrency(concurrency));
+    let last_words = context.last_words.clone();
+    // Bounded by `in_turn`.
+    let controller =
+        Controller::new(api::<TrainingRun>(context, namespace), watch()).with_config(Config::default().concurrency(0));
     let runs = controller.store();
     controller
         .owns(api::<Job>(context, namespace), watch().labels(label::RUN))
-        .watches(api::<Pod>(context, namespace), watch().labels(label::RUN), |pod: Pod| run_of_pod(&pod))
+        .watches(api::<Pod>(context, namespace), watch().labels(label::RUN), move |pod: Pod| {
+            let run = run_of_pod(&pod)?;
+            last_words.note(&run, &pod);
+            Some(run)
+        })
         .watches(api::<PersistentVolumeClaim>(context, namespace), watch(), move |claim| runs_of_claim(&runs, &claim))
         .reconcile_on(woken)
 }
@@ -102,16 +133,20 @@ fn runs_of_claim(runs: &Store<TrainingRun>, claim: &PersistentVolumeClaim) -> Ve
 /// # Errors
 /// When the API server does not do as asked; what the user can mend is in the run's conditions instead.
 pub async fn reconcile(run: Arc<TrainingRun>, context: Arc<Context>) -> Result<Action, Error> {
-    output::release(&context, &run).await?;
-    let Some(seen) = observe::observe(&context, &run).await? else {
+    let now = Timestamp::now();
+    if run.is_ours() {
+        output::release(&context, &run).await?;
+    }
+    let Some(seen) = observe::observe(&context, &run, now).await? else {
         // Everything that a run makes is collected with it; claims are files, and stay or go as their owner said.
-        context.progress.forget(&ObjectRef::from(run.as_ref()));
+        let reference = ObjectRef::from(run.as_ref());
+        context.progress.forget(&reference);
+        context.last_words.forget(&reference);
         return Ok(Action::await_change());
     };
     if output::guard(&context, &seen.run).await? {
         return Ok(Action::await_change());
     }
-    let now = Timestamp::now();
     let plan = match validate::validate(&seen.run) {
         Ok(valid) => plan::plan(&seen, &valid, &context.settings, now),
         Err(problem) => plan::refuse(&seen, &problem, now),

@@ -123,6 +123,7 @@ mod tests {
             trainer_image: "trainer:1".into(),
             server_image: "server:1".into(),
             image_pull_policy: None,
+            failure_logs: false,
             reach: Reach::Address,
         };
         objects::job(run, &validate(run).expect("valid"), 2, &settings)

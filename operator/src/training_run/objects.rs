@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use anneal_api::{
+    Sha256,
     config::{CheckpointInterval, OutputDirs, TrainerConfig},
     dataset::{Dataset, DatasetUri},
     names::{PROGRESS_PORT, env as variable, label, path},
-    resources::TrainingRun,
+    resources::{PodTemplate, TrainingRun},
 };
 use k8s_openapi::api::{
     batch::v1::{Job, JobSpec},
@@ -14,6 +15,7 @@ use k8s_openapi::api::{
         ConfigMap, ConfigMapVolumeSource, ContainerPort, PersistentVolumeClaimVolumeSource, Volume, VolumeMount,
     },
 };
+use sha2::Digest;
 
 use super::{nodes, validate::ValidRun};
 use crate::{
@@ -25,6 +27,33 @@ use crate::{
 const RESOURCES: DefaultResources = DefaultResources { requests: ("500m", "1Gi"), limits: ("4", "4Gi") };
 /// Seconds between SIGTERM and SIGKILL: time to write a checkpoint.
 const GRACE_SECONDS: i64 = 60;
+
+/// Annotation of a Job: which `podTemplate` its pods are made from.
+pub const TEMPLATE_DIGEST: &str = "anneal.dev/pod-template-digest";
+/// What the labels begin with by which Kueue queues a Job, sets its priority and limits its time.
+const QUEUE_LABELS: &str = "kueue.x-k8s.io/";
+
+/// The digest of what the user says about the pods. What the operator adds is not in it, so that a new version of the
+/// operator starts no pod again.
+pub fn template_digest(template: &PodTemplate) -> String {
+    let text = serde_json::to_string(template).unwrap_or_default();
+    digest(text.as_bytes()).short(16).to_owned()
+}
+
+/// SHA-256 of the configuration file in a `ConfigMap`.
+pub fn config_digest(config: &ConfigMap) -> Option<Sha256> {
+    config.data.as_ref()?.get("run.yaml").map(|text| digest(text.as_bytes()))
+}
+
+fn digest(bytes: &[u8]) -> Sha256 {
+    Sha256::from_bytes(sha2::Sha256::digest(bytes).into())
+}
+
+/// The labels of the run that a queue reads from the Job.
+fn queue_labels(owner: &TrainingRun) -> impl Iterator<Item = (String, String)> {
+    let labels = owner.metadata.labels.clone().unwrap_or_default();
+    labels.into_iter().filter(|(key, _)| key.starts_with(QUEUE_LABELS))
+}
 
 fn run_labels(run: &ValidRun) -> BTreeMap<String, String> {
     labels("trainer", label::RUN, &run.name)
@@ -130,15 +159,20 @@ pub fn job(owner: &TrainingRun, run: &ValidRun, attempt: i32, settings: &Setting
             }]);
         }
     }
+    let mut metadata = metadata(owner, run.job_name(attempt), own);
+    metadata.annotations =
+        Some(BTreeMap::from([(TEMPLATE_DIGEST.to_owned(), template_digest(&run.spec.pod_template))]));
+    if let Some(labels) = &mut metadata.labels {
+        labels.extend(queue_labels(owner));
+    }
     let mut job = Job {
-        metadata: metadata(owner, run.job_name(attempt), own),
+        metadata,
         spec: Some(JobSpec {
             backoff_limit: Some(0),
             completions: Some(1),
             parallelism: Some(1),
             // A pod that is still terminating may still write: its successor waits.
             pod_replacement_policy: Some("Failed".to_owned()),
-            active_deadline_seconds: run.spec.active_deadline_seconds,
             template,
             ..JobSpec::default()
         }),

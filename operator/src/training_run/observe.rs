@@ -2,18 +2,28 @@
 
 use std::sync::Arc;
 
-use anneal_api::{dataset::DatasetUri, names::label, progress::Progress, resources::TrainingRun};
+use anneal_api::{
+    dataset::DatasetUri,
+    names::label,
+    resources::{ModelDeployment, TrainingRun},
+};
+use jiff::Timestamp;
 use k8s_openapi::api::{
     batch::v1::Job,
     core::v1::{PersistentVolumeClaim, Pod},
 };
 use kube::{ResourceExt, runtime::reflector::ObjectRef};
 
-use super::claim::{self, Claim, Use};
+use super::{
+    claim::{self, Claim, Use},
+    log,
+    plan::retention,
+};
 use crate::{
     children::is_controlled_by,
     cluster::{self, ClusterError},
     context::Context,
+    progress::Reading,
 };
 
 /// What the cluster says about one run at one instant.
@@ -27,36 +37,86 @@ pub struct Observed {
     pub dataset: Option<Claim>,
     /// The run's own Jobs, by attempt.
     pub jobs: Vec<AttemptJob>,
-    /// The run's pods that have not ended: each of them may still write.
-    pub writers: Vec<String>,
-    /// The newest that the training pod said.
-    pub progress: Option<Progress>,
+    /// The run's pods, those that have just gone included, newest first.
+    pub pods: Vec<AttemptPod>,
+    /// What the training pod said, as far as it was asked.
+    pub reading: Reading,
+    /// The end of the log of the attempt that has just ended, where the user asks for it.
+    pub log: Option<String>,
+    /// The deployments that need the run; looked at only when it is to be deleted.
+    pub needed_by: Vec<String>,
 }
 
-/// The Job of one attempt, with its newest pod.
+/// The Job of one attempt.
 #[derive(Clone, Debug)]
 pub struct AttemptJob {
     /// Number of the attempt, counted from 1.
     pub number: i32,
     /// The Job.
     pub job: Job,
-    /// Its newest pod, where there is one.
-    pub pod: Option<Pod>,
+}
+
+/// A pod of one attempt.
+#[derive(Clone, Debug)]
+pub struct AttemptPod {
+    /// Number of the attempt, counted from 1.
+    pub number: i32,
+    /// The pod, or the last that was seen of it.
+    pub pod: Pod,
+    /// Whether it is gone from the API server.
+    pub gone: bool,
+}
+
+impl AttemptPod {
+    /// Whether its containers have ended, so that it writes no more.
+    pub fn has_ended(&self) -> bool {
+        matches!(self.phase(), Some("Succeeded" | "Failed"))
+    }
+
+    /// The phase that the kubelet reports.
+    pub fn phase(&self) -> Option<&str> {
+        self.pod.status.as_ref()?.phase.as_deref()
+    }
+
+    /// Whether it may still write.
+    pub fn is_writer(&self) -> bool {
+        !self.gone && !self.has_ended()
+    }
+}
+
+impl Observed {
+    /// The Job of an attempt.
+    pub fn job(&self, number: i32) -> Option<&Job> {
+        self.jobs.iter().find(|attempt| attempt.number == number).map(|attempt| &attempt.job)
+    }
+
+    /// The pods of an attempt, newest first. Of a Job that was made a second time under its name, only the newer pods.
+    pub fn pods(&self, number: i32) -> impl Iterator<Item = &AttemptPod> {
+        let job = self.job(number).and_then(ResourceExt::uid);
+        self.pods.iter().filter(move |attempt| {
+            attempt.number == number && job.as_ref().is_none_or(|uid| is_controlled_by(&attempt.pod, uid))
+        })
+    }
+
+    /// Names of the pods that may still write.
+    pub fn writers(&self) -> Vec<String> {
+        self.pods.iter().filter(|attempt| attempt.is_writer()).map(|attempt| attempt.pod.name_any()).collect()
+    }
 }
 
 /// Looks at everything that belongs to a run. The run itself is read again: the watch may lag behind the status that was
-/// just written, and a run that looks unfinished although it has ended would start once more. `None` where it is gone
-/// or on its way out.
+/// just written, and a run that looks unfinished although it has ended would start once more. `None` where it is gone,
+/// on its way out, or another's to bring about.
 ///
 /// # Errors
 /// When the API server does not answer.
-pub async fn observe(context: &Context, known: &TrainingRun) -> Result<Option<Observed>, ClusterError> {
+pub async fn observe(context: &Context, known: &TrainingRun, now: Timestamp) -> Result<Option<Observed>, ClusterError> {
     let namespace = known.namespace().unwrap_or_default();
     let client = &context.client;
     let run: Option<TrainingRun> = cluster::get(client, &namespace, &known.name_any()).await?;
-    let Some(run) = run.filter(|run| run.uid() == known.uid() && run.metadata.deletion_timestamp.is_none()) else {
-        return Ok(None);
-    };
+    let is_ours =
+        |run: &TrainingRun| run.uid() == known.uid() && run.metadata.deletion_timestamp.is_none() && run.is_ours();
+    let Some(run) = run.filter(is_ours) else { return Ok(None) };
     let labels = format!("{}={}", label::RUN, run.name_any());
     let dataset_claim = match run.spec.dataset.uri.parse() {
         Ok(DatasetUri::Pvc { claim, .. }) => Some(claim),
@@ -77,45 +137,58 @@ pub async fn observe(context: &Context, known: &TrainingRun) -> Result<Option<Ob
         None => None,
     };
     let output = claim::output(&run, output.as_ref());
-    let progress = context.progress.latest(&ObjectRef::from(&run));
+    let needed_by = if retention::is_due(&run, now) {
+        let all = cluster::list::<ModelDeployment>(client, &namespace, "").await?;
+        retention::needed_by(&run, &all)
+    } else {
+        Vec::new()
+    };
+    let reference = ObjectRef::from(&run);
     let uid = run.uid().unwrap_or_default();
-    let writers = writers(&uid, &pods);
-    let jobs = by_attempt(&uid, jobs, &pods);
-    Ok(Some(Observed { run: Arc::new(run), output, dataset, jobs, writers, progress }))
+    let mut seen = Observed {
+        reading: context.progress.reading(&reference),
+        jobs: by_attempt(&uid, jobs),
+        pods: own_pods(&uid, pods, context.last_words.of(&reference)),
+        run: Arc::new(run),
+        output,
+        dataset,
+        log: None,
+        needed_by,
+    };
+    seen.log = log::tail(context, &seen).await;
+    Ok(Some(seen))
 }
 
 async fn claim(context: &Context, namespace: &str, name: &str) -> Result<Option<PersistentVolumeClaim>, ClusterError> {
     cluster::get(&context.client, namespace, name).await
 }
 
-/// The pods of the run with this UID that have not ended, also those whose Job is gone: a pod outlives its deleted Job
-/// by its grace period, and writes a checkpoint in it.
-fn writers(uid: &str, pods: &[Pod]) -> Vec<String> {
-    let ended = |pod: &Pod| {
-        let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-        matches!(phase, Some("Succeeded" | "Failed"))
-    };
-    pods.iter()
-        .filter(|pod| pod.labels().get(label::RUN_UID).map(String::as_str) == Some(uid) && !ended(pod))
-        .map(ResourceExt::name_any)
-        .collect()
+fn number(object: &impl ResourceExt) -> Option<i32> {
+    object.labels().get(label::ATTEMPT)?.parse().ok()
 }
 
-/// The Jobs that the run with this UID controls, in the order of their attempts, each with its newest pod.
-fn by_attempt(uid: &str, jobs: Vec<Job>, pods: &[Pod]) -> Vec<AttemptJob> {
+/// The pods of the run with this UID, also those whose Job is gone: a pod outlives its deleted Job by its grace period,
+/// and writes a checkpoint in it. `gone` are pods that the watch saw leave; they are listed where nothing else is left
+/// of them.
+fn own_pods(uid: &str, listed: Vec<Pod>, gone: Vec<Pod>) -> Vec<AttemptPod> {
+    let of_run = |pod: &Pod| pod.labels().get(label::RUN_UID).map(String::as_str) == Some(uid);
+    let is_listed = |pod: &Pod| listed.iter().any(|other| other.uid() == pod.uid());
+    let gone: Vec<Pod> = gone.into_iter().filter(|pod| !is_listed(pod)).collect();
+    let all = listed.into_iter().map(|pod| (pod, false)).chain(gone.into_iter().map(|pod| (pod, true)));
+    let mut own: Vec<AttemptPod> = all
+        .filter(|(pod, _)| of_run(pod))
+        .filter_map(|(pod, gone)| Some(AttemptPod { number: number(&pod)?, pod, gone }))
+        .collect();
+    own.sort_by_key(|attempt| std::cmp::Reverse(attempt.pod.creation_timestamp()));
+    own
+}
+
+/// The Jobs that the run with this UID controls, in the order of their attempts.
+fn by_attempt(uid: &str, jobs: Vec<Job>) -> Vec<AttemptJob> {
     let mut own: Vec<AttemptJob> = jobs
         .into_iter()
         .filter(|job| is_controlled_by(job, uid))
-        .filter_map(|job| {
-            let number = job.labels().get(label::ATTEMPT)?.parse().ok()?;
-            let job_uid = job.uid().unwrap_or_default();
-            let pod = pods
-                .iter()
-                .filter(|pod| is_controlled_by(*pod, &job_uid))
-                .max_by_key(|pod| pod.creation_timestamp())
-                .cloned();
-            Some(AttemptJob { number, job, pod })
-        })
+        .filter_map(|job| Some(AttemptJob { number: number(&job)?, job }))
         .collect();
     own.sort_by_key(|attempt| attempt.number);
     own

@@ -3,27 +3,14 @@
 use anneal_api::{
     failure::FailureClass,
     progress::Progress,
-    resources::{ProgressStatus, RunPhase, TrainingRunStatus, condition, set_condition},
+    resources::{
+        ProgressStatus, RunPhase, TrainingRunStatus, condition, run_condition as kind, run_reason, set_condition,
+    },
     termination::RunResult,
 };
 use jiff::Timestamp;
 
-use super::observe::Observed;
 use crate::context::Transition;
-
-/// Condition types. `Ready` and `Stalled` are what kstatus reads.
-pub mod kind {
-    /// The run has succeeded.
-    pub const READY: &str = "Ready";
-    /// The run moves.
-    pub const PROGRESSING: &str = "Progressing";
-    /// The run has succeeded: what `kubectl wait --for=condition=Complete` waits for.
-    pub const COMPLETE: &str = "Complete";
-    /// The run has failed for good.
-    pub const FAILED: &str = "Failed";
-    /// Nothing moves until somebody changes something.
-    pub const STALLED: &str = "Stalled";
-}
 
 /// The phase of a run with the reason for it: everything that conditions and Events say follows from it.
 #[derive(Clone, Debug)]
@@ -32,27 +19,34 @@ pub struct State {
     reason: String,
     message: String,
     moves: bool,
+    /// Whether nothing moves until somebody changes something.
+    stalled: bool,
 }
 
 impl State {
     /// The run moves by itself.
     pub fn working(phase: RunPhase, reason: &str, message: String) -> Self {
-        Self { phase, reason: reason.to_owned(), message, moves: true }
+        Self { phase, reason: reason.to_owned(), message, moves: true, stalled: false }
     }
 
-    /// The run waits for somebody to do something.
+    /// The run waits for something outside, and goes on by itself when it comes.
     pub fn waiting(phase: RunPhase, reason: &str, message: String) -> Self {
-        Self { phase, reason: reason.to_owned(), message, moves: false }
+        Self { phase, reason: reason.to_owned(), message, moves: false, stalled: false }
+    }
+
+    /// The run waits until somebody changes its specification.
+    pub fn stalled(phase: RunPhase, reason: &str, message: String) -> Self {
+        Self { phase, reason: reason.to_owned(), message, moves: false, stalled: true }
     }
 
     /// The run has succeeded.
     pub fn complete(message: String) -> Self {
-        Self { phase: RunPhase::Succeeded, reason: "Published".to_owned(), message, moves: false }
+        Self::waiting(RunPhase::Succeeded, run_reason::PUBLISHED, message)
     }
 
     /// The run has failed for good.
     pub fn failed(class: FailureClass, message: String) -> Self {
-        Self { phase: RunPhase::Failed, reason: class.as_str().to_owned(), message, moves: false }
+        Self::stalled(RunPhase::Failed, class.as_str(), message)
     }
 
     /// Writes the phase and its conditions.
@@ -66,8 +60,9 @@ impl State {
             (kind::READY, self.phase == RunPhase::Succeeded),
             (kind::COMPLETE, self.phase == RunPhase::Succeeded),
             (kind::FAILED, self.phase == RunPhase::Failed),
-            (kind::STALLED, self.phase == RunPhase::Failed),
-            (kind::PROGRESSING, self.moves && !self.phase.is_terminal()),
+            (kind::SUSPENDED, self.phase == RunPhase::Suspended),
+            (kind::STALLED, self.stalled),
+            (kind::PROGRESSING, self.moves),
         ];
         for (kind, holds) in conditions {
             let new = condition(kind, holds, &self.reason, &self.message, generation);
@@ -80,10 +75,9 @@ impl State {
 }
 
 /// The progress of a run that has succeeded: all steps done, whatever the last reading caught.
-pub fn final_progress(seen: &Observed, result: &RunResult, end: Timestamp) -> ProgressStatus {
-    let recorded = seen.run.status.as_ref().and_then(|status| status.progress.as_ref()).map(|p| p.reported.clone());
-    let last = seen.progress.clone().or(recorded);
-    let steps = last.as_ref().map_or(1, |progress| progress.steps.max(1));
+pub fn final_progress(status: &TrainingRunStatus, result: &RunResult, end: Timestamp) -> ProgressStatus {
+    let last = status.progress.as_ref().map(|progress| &progress.reported);
+    let steps = last.map_or(1, |progress| progress.steps.max(1));
     ProgressStatus::from(Progress {
         epoch: result.epochs,
         epochs: result.epochs,
@@ -92,9 +86,9 @@ pub fn final_progress(seen: &Observed, result: &RunResult, end: Timestamp) -> Pr
         checkpoint_step: Some(steps),
         resumed_from_step: result.resumed_from_step,
         steps_lost: result.steps_lost,
-        loss: last.as_ref().and_then(|progress| progress.loss),
-        best: last.as_ref().and_then(|progress| progress.best).or(Some(result.metrics.accuracy)),
-        images_per_second: last.as_ref().and_then(|progress| progress.images_per_second),
+        loss: last.and_then(|progress| progress.loss),
+        best: last.and_then(|progress| progress.best).or(Some(result.metrics.accuracy)),
+        images_per_second: last.and_then(|progress| progress.images_per_second),
         estimated_completion_time: None,
         last_update_time: last.map_or(end, |progress| progress.last_update_time),
     })
@@ -115,9 +109,13 @@ pub fn transitions(former: &TrainingRunStatus, new: &TrainingRunStatus) -> Vec<T
         RunPhase::Succeeded => Transition::normal("Succeeded", message),
         RunPhase::Failed => Transition::warning("Failed", format!("{reason}: {message}")),
         RunPhase::Retrying => Transition::warning("Retrying", message),
-        RunPhase::Running => Transition::normal("Running", message),
         RunPhase::Pending => Transition::warning("Pending", format!("{reason}: {message}")),
+        RunPhase::Suspending => Transition::normal("Suspending", message),
+        RunPhase::Suspended => Transition::normal("Suspended", message),
+        RunPhase::Running if waits => Transition::warning("Running", format!("{reason}: {message}")),
         RunPhase::Preparing if waits => Transition::warning("Preparing", format!("{reason}: {message}")),
         RunPhase::Preparing => Transition::normal("Preparing", message),
+        RunPhase::Running if reason == run_reason::TRAINING => Transition::normal("Running", message),
+        RunPhase::Running => Transition::warning("Stopping", format!("{reason}: {message}")),
     }]
 }

@@ -37,6 +37,7 @@ pub fn settings() -> Settings {
         trainer_image: "trainer:1".to_owned(),
         server_image: "server:1".to_owned(),
         image_pull_policy: None,
+        failure_logs: false,
         reach: Reach::Address,
     }
 }

@@ -1,0 +1,129 @@
+//! An attempt under way: whether it may go on, and what to say about it.
+
+use anneal_api::{
+    failure::FailureClass,
+    resources::{CurrentAttempt, RunPhase, TrainingRunStatus, run_reason},
+};
+use jiff::Timestamp;
+use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
+
+use super::{
+    super::{
+        failure::obstacle,
+        observe::{AttemptPod, Observed},
+        status::State,
+        validate::ValidRun,
+    },
+    Plan, deadline, finish, is_held_back, stop,
+};
+use crate::{controller::Wake, progress::Target};
+
+/// The plan while the attempt's Job is there and has not ended.
+pub fn plan(
+    seen: &Observed,
+    run: &ValidRun,
+    status: TrainingRunStatus,
+    current: &CurrentAttempt,
+    job: &Job,
+    now: Timestamp,
+) -> Plan {
+    let end = |status, stop| stop::begin(seen, status, current.clone(), stop, now);
+    if run.spec.suspend {
+        return end(status, stop::suspended(now));
+    }
+    if is_held_back(job) {
+        let name = job.metadata.name.as_deref().unwrap_or_default();
+        let text = format!(
+            "attempt {}: Job {name} is suspended by somebody else, a queue for example, who lets it go",
+            current.number
+        );
+        let state = State::waiting(RunPhase::Suspended, run_reason::JOB_SUSPENDED, text);
+        return finish(seen, status, state, Wake::OnChange, now);
+    }
+    let active = deadline::active(run, &status);
+    if active.is_some_and(|limit| now >= limit) {
+        return end(status, deadline::stop(FailureClass::ActiveDeadline, deadline::active_message(run), now));
+    }
+    let pods: Vec<&AttemptPod> = seen.pods(current.number).filter(|attempt| !attempt.gone).collect();
+    let started = |attempt: &AttemptPod| attempt.phase() == Some("Running") || attempt.has_ended();
+    let (state, limit) = if pods.is_empty() || !pods.iter().all(|attempt| started(attempt)) {
+        // While a pod of several still starts, none of them trains.
+        let nothing_ran = current.running_time.is_none() && !pods.iter().any(|attempt| started(attempt));
+        if nothing_ran && stop::is_outdated(job, seen) {
+            return end(status, stop::replaced(now));
+        }
+        let limit = deadline::start(run, current, Some(job));
+        if current.running_time.is_none() && now >= limit {
+            return end(status, deadline::not_started(run, current, seen, now));
+        }
+        let waiting = pods.iter().find(|attempt| !started(attempt)).map(|attempt| &attempt.pod);
+        (preparing(current, waiting, now), Some(limit).filter(|_| current.running_time.is_none()))
+    } else {
+        let limit = deadline::progress(run, current, seen);
+        if limit.is_some_and(|limit| now >= limit) {
+            return end(status, deadline::stalled(run, now));
+        }
+        (running(current, &pods, now), limit)
+    };
+    let wake = [active, limit].into_iter().flatten().fold(Wake::OnChange, Wake::or_at);
+    let mut plan = finish(seen, status, state, wake, now);
+    // A pod that has ended answers no more; the Job follows within seconds.
+    let speaks = pods.iter().filter(|attempt| attempt.phase() == Some("Running"));
+    plan.follow = speaks.min_by_key(|attempt| index(&attempt.pod)).and_then(|attempt| target(&attempt.pod));
+    plan
+}
+
+fn preparing(current: &CurrentAttempt, waiting: Option<&Pod>, now: Timestamp) -> State {
+    let number = current.number;
+    let Some(pod) = waiting else {
+        let text = format!("attempt {number}: waiting for the pod");
+        return State::working(RunPhase::Preparing, run_reason::JOB_CREATED, text);
+    };
+    if let Some(text) = stop::out_of_reach(pod, now) {
+        return State::waiting(
+            RunPhase::Preparing,
+            FailureClass::NodeLost.as_str(),
+            format!("attempt {number}: {text}"),
+        );
+    }
+    match obstacle(pod) {
+        Some((class, message)) => State::waiting(
+            RunPhase::Preparing,
+            class.as_str(),
+            format!("attempt {number}: {message}. A change of podTemplate takes effect by itself"),
+        ),
+        None => {
+            State::working(RunPhase::Preparing, run_reason::POD_STARTING, format!("attempt {number}: the pod starts"))
+        }
+    }
+}
+
+fn running(current: &CurrentAttempt, pods: &[&AttemptPod], now: Timestamp) -> State {
+    let number = current.number;
+    let lost =
+        pods.iter().filter(|attempt| attempt.is_writer()).find_map(|attempt| stop::out_of_reach(&attempt.pod, now));
+    if let Some(text) = lost {
+        return State::waiting(RunPhase::Running, FailureClass::NodeLost.as_str(), format!("attempt {number}: {text}"));
+    }
+    if let Some(disruption) = &current.disruption {
+        let text = format!("attempt {number}: {}; it ends, and the run is tried again", disruption.message);
+        return State::working(RunPhase::Running, disruption.class.as_str(), text);
+    }
+    let node = current.node.as_deref().unwrap_or_default();
+    State::working(RunPhase::Running, run_reason::TRAINING, format!("attempt {number} runs on node {node}"))
+}
+
+/// Of the pods of several nodes, the first one speaks for all.
+fn index(pod: &Pod) -> i32 {
+    let labels = pod.metadata.labels.as_ref();
+    let index = labels.and_then(|labels| labels.get("batch.kubernetes.io/job-completion-index"));
+    index.and_then(|index| index.parse().ok()).unwrap_or(0)
+}
+
+fn target(pod: &Pod) -> Option<Target> {
+    Some(Target {
+        namespace: pod.metadata.namespace.clone()?,
+        pod: pod.metadata.name.clone()?,
+        address: pod.status.as_ref()?.pod_ip.clone()?,
+    })
+}

@@ -1,0 +1,6 @@
+//! The plan, case by case and over random histories.
+
+mod complaints;
+mod laws;
+mod life;
+mod world;

@@ -1,0 +1,135 @@
+//! Between two attempts, and before the first: what an attempt waits for, and how it begins.
+
+use anneal_api::{
+    failure::{Failure, FailureClass},
+    resources::{RunPhase, TrainingRunStatus, run_reason},
+};
+use jiff::Timestamp;
+
+use super::{
+    super::{
+        claim::Claim, failure::job_has_ended, nodes, objects, observe::Observed, output, status::State,
+        validate::ValidRun,
+    },
+    Plan, Start, deadline, finish, history,
+    retry::{LONGEST_PAUSE, Verdict, verdict},
+    stop,
+};
+use crate::{context::Settings, controller::Wake};
+
+/// The plan while no attempt is under way.
+pub fn plan(
+    seen: &Observed,
+    run: &ValidRun,
+    settings: &Settings,
+    mut status: TrainingRunStatus,
+    now: Timestamp,
+) -> Plan {
+    let verdict = status.attempts.last().map(|last| (last.clone(), verdict(&run.spec, &status, last)));
+    if let Some((last, Verdict::Fail(rest))) = &verdict {
+        let class = last.class.unwrap_or(FailureClass::AppError);
+        let message = format!("attempt {}: {}{rest}", last.number, last.message);
+        return failed(seen, status, class, message, last.end_time.0, now);
+    }
+    if run.spec.suspend {
+        status.current_attempt = None;
+        let text = "nothing runs; set spec.suspend to false, and the run goes on from its last checkpoint";
+        return finish(
+            seen,
+            status,
+            State::waiting(RunPhase::Suspended, run_reason::SUSPENDED, text.to_owned()),
+            Wake::OnChange,
+            now,
+        );
+    }
+    let limit = deadline::active(run, &status);
+    if limit.is_some_and(|limit| now >= limit) {
+        let message = deadline::active_message(run);
+        return failed(seen, status, FailureClass::ActiveDeadline, message, now, now);
+    }
+    let mut plan = match verdict {
+        Some((last, Verdict::Retry(due))) if is_pausing(due, now) => {
+            let class = last.class.unwrap_or(FailureClass::AppError).as_str();
+            let text =
+                format!("attempt {} failed ({class}): {}; the next one starts at {due:.0}", last.number, last.message);
+            finish(seen, status, State::working(RunPhase::Retrying, class, text), Wake::At(due), now)
+        }
+        _ => begin(seen, run, settings, status, now),
+    };
+    if let Some(limit) = limit {
+        plan.wake = plan.wake.or_at(limit);
+    }
+    plan
+}
+
+/// Whether the next attempt is not due yet. One that is further away than any pause is only so because the clock was set
+/// back; it is due.
+fn is_pausing(due: Timestamp, now: Timestamp) -> bool {
+    now < due && due.duration_since(now).unsigned_abs() <= LONGEST_PAUSE
+}
+
+fn failed(
+    seen: &Observed,
+    mut status: TrainingRunStatus,
+    class: FailureClass,
+    message: String,
+    end: Timestamp,
+    now: Timestamp,
+) -> Plan {
+    status.current_attempt = None;
+    super::conclude(seen, status, State::failed(class, message), end, now)
+}
+
+/// Starts the next attempt, once everything that it needs is there.
+fn begin(seen: &Observed, run: &ValidRun, settings: &Settings, mut status: TrainingRunStatus, now: Timestamp) -> Plan {
+    let number = status.attempts.last().map_or(1, |last| last.number + 1);
+    let is_live = |number: i32| seen.job(number).is_some_and(|job| !job_has_ended(job));
+    let writers = seen.writers();
+    if !writers.is_empty() || seen.jobs.iter().any(|attempt| is_live(attempt.number)) {
+        let waits = stop::waiting_for(seen, now);
+        let text =
+            format!("attempt {number} waits until the one before has stopped: one pod may write at a time{waits}");
+        let state = State::working(RunPhase::Retrying, run_reason::POD_STOPPING, text);
+        return finish(seen, status, state, Wake::OnChange, now);
+    }
+    let current = status.current_attempt.take().filter(|current| current.number == number && current.stop.is_none());
+    let current = current.unwrap_or_else(|| history::due(number, now));
+    let limit = deadline::start(run, &current, None);
+    let claims = [("output", Some(&seen.output)), ("dataset", seen.dataset.as_ref())];
+    for (role, claim) in claims {
+        let Some((reason, message)) = claim.and_then(|claim| claim.obstacle(role)) else { continue };
+        if now >= limit {
+            let seconds = run.spec.start_deadline_seconds;
+            let text = format!("{message}; it was not there within spec.startDeadlineSeconds ({seconds} s)");
+            let failure = Failure::new(FailureClass::VolumeMissing, text);
+            history::record_unstarted(&mut status, &current, &failure, now);
+            return plan(seen, run, settings, status, now);
+        }
+        status.current_attempt = Some(current);
+        let state = State::waiting(RunPhase::Pending, reason, message);
+        return finish(seen, status, state, Wake::At(limit), now);
+    }
+    let config = match objects::config_map(&seen.run, run) {
+        Ok(config) => config,
+        Err(problem) => {
+            let message = problem.to_string();
+            let state = State::stalled(RunPhase::Pending, run_reason::INVALID_CONFIGURATION, message);
+            return finish(seen, status, state, Wake::OnChange, now);
+        }
+    };
+    status.config_sha256 = objects::config_digest(&config);
+    let start = Start {
+        claim: output::claim(&seen.run).filter(|_| seen.output == Claim::ToCreate),
+        nodes: nodes::service(&seen.run, run),
+        config,
+        job: objects::job(&seen.run, run, number, settings),
+    };
+    status.attempt = Some(number);
+    status.current_attempt = Some(current);
+    status.progress = None;
+    let text = format!("attempt {number}: the Job is created");
+    let state = State::working(RunPhase::Preparing, run_reason::JOB_CREATED, text);
+    let mut plan = finish(seen, status, state, Wake::At(limit), now);
+    plan.create = Some(start);
+    plan
+}
