@@ -1,9 +1,11 @@
 //! What Anneal promises its users, on a real cluster. `make e2e` brings one up and runs this.
 
 mod campaign;
+mod claims;
 mod crash;
 mod deletion;
 mod happy;
+mod images;
 mod lifecycle;
 mod quiet;
 mod rollout;

@@ -1,0 +1,160 @@
+//! Where runs write: claims of their own, volumes that belong to root, volumes that are full.
+
+use anneal_api::{
+    failure::FailureClass,
+    resources::{RunPhase, TrainingRun},
+};
+use anneal_tests::{Context as _, Namespace, Node, Outcome, Result, ensure, in_namespace, manifest};
+use k8s_openapi::api::core::v1::PersistentVolumeClaim;
+use kube::ResourceExt as _;
+use serde_json::{Value, json};
+
+use crate::scenario::{PATIENCE, phase, until_succeeded};
+
+fn own_claim(when_deleted: &str) -> Value {
+    json!({"output": {
+        "claimName": null, "whenDeleted": when_deleted,
+        "volumeClaimTemplate": {"spec": {"resources": {"requests": {"storage": "1Gi"}}}}
+    }})
+}
+
+async fn claims(ns: &Namespace) -> Result<Vec<PersistentVolumeClaim>> {
+    ns.list("anneal.dev/training-run").await
+}
+
+async fn delete(ns: &Namespace, run: &str) -> Result<()> {
+    ns.kubectl(&["delete", "trainingrun", run, "--timeout=60s"]).await?.ok().map(|_| ())
+}
+
+#[tokio::test]
+async fn a_claim_made_for_a_run_goes_with_it_unless_it_shall_stay_or_something_serves_from_it() -> Outcome {
+    in_namespace(async |ns| {
+        for (name, when_deleted) in [("goes", "Delete"), ("stays", "Retain"), ("serves", "Delete")] {
+            ns.apply(&manifest::training_run(name, own_claim(when_deleted))).await?;
+            until_succeeded(&mut ns.watch(name)).await?;
+        }
+        ensure!(claims(ns).await?.len() == 3, "three runs, three claims");
+        // What it serves matters here, and not whether its pods run.
+        let deployment = json!({"model": {"trainingRunRef": {"name": "serves"}}, "replicas": 1});
+        ns.apply(&manifest::model_deployment("cats", deployment)).await?;
+        for name in ["goes", "stays", "serves"] {
+            delete(ns, name).await?;
+        }
+        let rest = ns
+            .until_all::<PersistentVolumeClaim>("anneal.dev/training-run", "one claim is gone", 60, |all| {
+                all.len() == 2
+            })
+            .await?;
+        let mut names: Vec<String> = rest.iter().map(kube::ResourceExt::name_any).collect();
+        names.sort();
+        ensure!(names == ["serves-output", "stays-output"], "{names:?}");
+        ensure!(rest.iter().all(|claim| claim.metadata.deletion_timestamp.is_none()), "a claim is on its way out");
+
+        // A namesake writes to the claim that stayed, and begins from the beginning.
+        ns.apply(&manifest::training_run("stays", own_claim("Delete"))).await?;
+        let result = until_succeeded(&mut ns.watch("stays")).await?;
+        ensure!(
+            result.resumed_from_step.is_none(),
+            "it went on from its namesake's step {:?}",
+            result.resumed_from_step
+        );
+        let claim: PersistentVolumeClaim = ns.get("stays-output").await?;
+        ensure!(rest.iter().any(|former| former.uid() == claim.uid()), "another claim was made");
+        // The files on it are not its own alone.
+        delete(ns, "stays").await?;
+        let claim: PersistentVolumeClaim = ns.get("stays-output").await?;
+        ensure!(claim.metadata.deletion_timestamp.is_none(), "the claim of a namesake was deleted");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_claim_that_somebody_else_made_is_never_taken() -> Outcome {
+    in_namespace(async |ns| {
+        ns.apply(&manifest::claim("cats-output")).await?;
+        ns.apply(&manifest::training_run("cats", own_claim("Delete"))).await?;
+        let mut run = ns.watch::<TrainingRun>("cats");
+        let waiting = run.until("it waits", 30, |run| phase(run) == Some(RunPhase::Pending)).await?;
+        let conditions = waiting.status.map(|status| status.conditions).unwrap_or_default();
+        let ready = conditions.iter().find(|condition| condition.type_ == "Ready").context("no condition Ready")?;
+        ensure!(ready.reason == "ClaimTaken" && ready.message.contains("was not made for this run"), "{ready:?}");
+        delete(ns, "cats").await?;
+        let claim: PersistentVolumeClaim = ns.get("cats-output").await?;
+        ensure!(claim.metadata.deletion_timestamp.is_none(), "it was deleted");
+        Ok(())
+    })
+    .await
+}
+
+/// A volume that is a directory of the node, and a claim `models` for it.
+async fn volume_at(ns: &Namespace, node: &Node, path: &str) -> Result<()> {
+    let name = format!("{}-volume", ns.name);
+    let place = json!({"required": {"nodeSelectorTerms": [{"matchExpressions": [
+        {"key": "kubernetes.io/hostname", "operator": "In", "values": [node.name]}
+    ]}]}});
+    ns.apply(&json!({
+        "apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": name},
+        "spec": {
+            "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"], "storageClassName": "by-hand",
+            "persistentVolumeReclaimPolicy": "Delete", "local": {"path": path}, "nodeAffinity": place,
+            "claimRef": {"namespace": ns.name, "name": "models"}
+        }
+    }))
+    .await?;
+    let mut claim = manifest::claim("models");
+    manifest::merge(&mut claim, json!({"spec": {"storageClassName": "by-hand", "volumeName": name}}));
+    ns.apply(&claim).await
+}
+
+#[tokio::test]
+async fn a_volume_that_belongs_to_root_is_written_to_without_being_root() -> Outcome {
+    in_namespace(async |ns| {
+        let node = Node::first();
+        let path = format!("/var/lib/{}", ns.name);
+        node.run(&["mkdir", "--mode=0755", &path]).await?;
+        volume_at(ns, &node, &path).await?;
+        ns.apply(&manifest::training_run("cats", json!({}))).await?;
+        let outcome = until_succeeded(&mut ns.watch("cats")).await;
+        let owner = node.run(&["stat", "--format=%u:%g", &path]).await;
+        node.run(&["rm", "--recursive", &path]).await?;
+        outcome?;
+        let owner = owner?;
+        ensure!(owner.trim() == "0:65532", "it belongs to {owner}");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_run_on_a_full_volume_says_so_and_goes_on_from_its_last_good_checkpoint_when_there_is_room() -> Outcome {
+    in_namespace(async |ns| {
+        let node = Node::first();
+        let path = format!("/var/lib/{}", ns.name);
+        node.run(&["mkdir", &path]).await?;
+        // Room for a checkpoint or two, but not for all that the run writes.
+        node.run(&["mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", &path]).await?;
+        let outcome = full(ns, &node, &path).await;
+        node.run(&["umount", "--lazy", &path]).await?;
+        node.run(&["rmdir", &path]).await?;
+        outcome
+    })
+    .await
+}
+
+async fn full(ns: &Namespace, node: &Node, path: &str) -> Result<()> {
+    volume_at(ns, node, path).await?;
+    ns.apply(&manifest::training_run("cats", json!({"hyperparameters": {"epochs": 3}, "maxRetries": 8}))).await?;
+    let mut watch = ns.watch::<TrainingRun>("cats");
+    let failed = |run: &TrainingRun| run.status.as_ref().is_some_and(|status| !status.attempts.is_empty());
+    let run = watch.until("an attempt has failed", PATIENCE, failed).await?;
+    let attempts = run.status.map(|status| status.attempts).unwrap_or_default();
+    ensure!(attempts[0].class == Some(FailureClass::DiskFull), "{attempts:?}");
+    ensure!(attempts[0].message.contains("No space left on device"), "{attempts:?}");
+    ensure!(phase(&ns.get("cats").await?) == Some(RunPhase::Retrying), "it is not tried again");
+
+    node.run(&["mount", "-o", "remount,size=1g", path]).await?;
+    let result = until_succeeded(&mut watch).await?;
+    ensure!(result.resumed_from_step.is_some_and(|step| step > 0), "it began anew: {result:?}");
+    Ok(())
+}
