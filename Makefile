@@ -1,7 +1,7 @@
 # Thin: each target is a script that can be read and run by itself.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-clean test unit e2e test-cluster test-chart test-dashboards test-registry test-plain test-alerts book soak lint bench-serve crds images install cluster cluster-down
+.PHONY: help demo demo-clean test unit fuzz e2e test-cluster test-chart test-dashboards test-registry test-plain test-alerts book soak lint bench-serve crds images install cluster cluster-down
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,6 +17,9 @@ test: ## All tests: unit, parity with PyTorch, end to end on a real cluster
 
 unit: ## Tests that need no cluster
 	@scripts/test unit
+
+fuzz: ## Fuzz the reader of .pth files, each target for a minute (SECONDS=60)
+	@scripts/fuzz '$(or $(SECONDS),60)'
 
 e2e: ## Tests on a real cluster
 	@scripts/test e2e

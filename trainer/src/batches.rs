@@ -142,7 +142,7 @@ mod tests {
 
     fn photos(count: usize) -> Photos {
         let shades = (0..count).flat_map(|shade| [u8::try_from(shade % 256).expect("a byte"); 2 * 2 * 3]);
-        Photos { size: 2, pixels: shades.collect(), labels: (0..count).collect() }
+        Photos { size: 2, pixels: shades.collect(), labels: (0..count).collect(), ..Photos::default() }
     }
 
     fn collect(

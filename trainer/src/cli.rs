@@ -2,9 +2,9 @@
 
 use std::{
     any::Any,
-    env,
     ffi::OsString,
-    io::{IsTerminal, Write, stderr, stdin, stdout},
+    fs,
+    io::{self, IsTerminal, stderr, stdin},
     net::SocketAddr,
     panic::{self, AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
@@ -13,27 +13,25 @@ use std::{
 };
 
 use anneal_api::{
-    dataset::{DatasetUri, Synthetic},
+    dataset::Synthetic,
     failure::Failure,
     names::{env as names, path::TERMINATION_LOG},
     progress::Progress,
     termination::{RunResult, TerminationMessage, cut},
 };
-use base64::{Engine as _, prelude::BASE64_STANDARD};
 use clap::{Args, Parser, Subcommand};
-use serde_json::json;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 
 use crate::{
-    config::{self, Overrides},
+    commands,
+    config::{self, Overrides, RunConfig},
+    export::Format,
     import, inspect, machine,
     outcome::{Error, write_message},
-    predict,
     progress::{self, Shared},
-    report,
     service::Service,
-    synthesize,
+    tracking::{self, Recorder},
     train::{self, Surroundings},
 };
 
@@ -54,12 +52,22 @@ enum Command {
     Train(TrainArgs),
     /// Measure a checkpoint on a dataset: its test split, else its validation split, else all photos.
     Evaluate(EvaluateArgs),
-    /// Classify single photos.
+    /// Classify photos, or all photos in folders.
     Predict(PredictArgs),
     /// Show what a .pth file holds: description, keys, shapes and number formats.
     Inspect {
         /// The checkpoint.
         file: PathBuf,
+    },
+    /// Write a checkpoint for other programs.
+    Export(ExportArgs),
+    /// Send what a run could not send to its tracking server.
+    Sync {
+        /// Directory of the run, which has `tracking/`.
+        dir: PathBuf,
+        /// Address of the server, instead of the one that the run was told.
+        #[arg(long)]
+        uri: Option<String>,
     },
     /// Draw the synthetic set of cats and dogs as PNG files in DIR/{train,val,test}/{cat,dog}/.
     Synthesize(SynthesizeArgs),
@@ -96,55 +104,81 @@ struct TrainArgs {
     termination_log: Option<PathBuf>,
 }
 
+/// What `evaluate` takes.
 #[derive(Args, Debug)]
-struct EvaluateArgs {
+pub struct EvaluateArgs {
     /// The checkpoint.
     #[arg(long, value_name = "FILE")]
-    checkpoint: PathBuf,
-    /// The dataset: a folder, a tar, or a URI as in a configuration.
+    pub checkpoint: PathBuf,
+    /// The dataset: a folder, a tar, a .dvc file, or a URI as in a configuration.
     #[arg(long, value_name = "URI")]
-    data: String,
+    pub data: String,
+    /// Average the probabilities of each photo and of its mirror image: slower, and a little better.
+    #[arg(long)]
+    pub flip: bool,
+    /// Write reports (pictures, report.html, metrics.json) into this directory.
+    #[arg(long, value_name = "DIR")]
+    pub reports: Option<PathBuf>,
+    /// Keep what is downloaded in this directory for the next time.
+    #[arg(long, value_name = "DIR")]
+    pub downloads: Option<PathBuf>,
     /// Print JSON instead of a table.
     #[arg(long)]
-    json: bool,
+    pub json: bool,
 }
 
+/// What `predict` takes.
 #[derive(Args, Debug)]
-struct PredictArgs {
+pub struct PredictArgs {
     /// The checkpoint.
     #[arg(long, value_name = "FILE")]
-    checkpoint: PathBuf,
-    /// Print JSON instead of a table.
+    pub checkpoint: PathBuf,
+    /// Print one JSON object a line instead of a table.
     #[arg(long)]
-    json: bool,
-    /// The photos.
-    #[arg(required = true)]
-    files: Vec<PathBuf>,
+    pub json: bool,
+    /// The photos, or folders of photos.
+    #[arg(required = true, value_name = "PATH")]
+    pub paths: Vec<PathBuf>,
 }
 
+/// What `export` takes.
 #[derive(Args, Debug)]
-struct SynthesizeArgs {
+pub struct ExportArgs {
+    /// The checkpoint.
+    #[arg(long, value_name = "FILE")]
+    pub checkpoint: PathBuf,
+    /// The format.
+    #[arg(long, value_enum)]
+    pub format: Format,
+    /// The file to write [default: beside the checkpoint].
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+/// What `synthesize` takes.
+#[derive(Args, Debug)]
+pub struct SynthesizeArgs {
     /// Folder to write to; it is made where it is missing.
     #[arg(long, value_name = "DIR", required_unless_present = "stdout")]
-    output: Option<PathBuf>,
+    pub output: Option<PathBuf>,
     /// Pictures of all splits and classes together.
     #[arg(long, default_value_t = Synthetic::default().images, value_parser = clap::value_parser!(u32).range(20..=1_000_000))]
-    images: u32,
+    pub images: u32,
     /// Side of the pictures in pixels.
     #[arg(long, default_value_t = Synthetic::default().size, value_parser = clap::value_parser!(u32).range(16..=1024))]
-    size: u32,
+    pub size: u32,
     /// Seed of the drawing.
     #[arg(long, default_value_t = 0)]
-    seed: u64,
+    pub seed: u64,
     /// Class of the one picture for --stdout.
     #[arg(long, requires = "stdout", default_value = "cat", value_parser = ["cat", "dog"])]
-    class: String,
+    pub class: String,
     /// Write one picture to standard output instead.
     #[arg(long, conflicts_with = "output")]
-    stdout: bool,
+    pub stdout: bool,
     /// Write that picture as text, for `kubectl logs`: the log of a pod takes a line's end for one byte.
     #[arg(long, requires = "stdout")]
-    base64: bool,
+    pub base64: bool,
 }
 
 /// Runs the command line of this process.
@@ -234,13 +268,15 @@ fn set_up_logging() {
 fn run(command: Command, progress: &Shared) -> Result<Option<RunResult>, Error> {
     match command {
         Command::Train(args) => return train(args, progress).map(Some),
-        Command::Evaluate(args) => evaluate(&args)?,
-        Command::Predict(args) => classify(args)?,
-        Command::Inspect { file } => print(&inspect::describe(&file)?)?,
-        Command::Synthesize(args) => draw(&args)?,
+        Command::Evaluate(args) => commands::evaluate(&args)?,
+        Command::Predict(args) => commands::predict(args)?,
+        Command::Inspect { file } => commands::print(&inspect::describe(&file)?)?,
+        Command::Export(args) => commands::export(&args)?,
+        Command::Sync { dir, uri } => commands::print(&tracking::sync(&dir, uri.as_deref())?)?,
+        Command::Synthesize(args) => commands::synthesize(&args)?,
         Command::Import { to } => {
             let done = import::import(stdin().lock(), &to)?;
-            print(&format!("{} files, {} bytes, sha256:{}\n", done.files, done.bytes, done.digest))?;
+            commands::print(&format!("{} files, {} bytes, sha256:{}\n", done.files, done.bytes, done.digest))?;
         }
     }
     Ok(None)
@@ -263,86 +299,44 @@ fn train(args: TrainArgs, progress: &Shared) -> Result<RunResult, Error> {
     if let Some(address) = args.progress_address {
         service.answer(address, progress.clone());
     }
-    info!(run = config.name, dataset = %config.dataset, output = %config.output.display(), threads, "run begins");
-    let around = Surroundings { threads, memory: machine::memory(), stop: service.stop(), progress: progress.clone() };
-    let result = train::run(&config, &around)?;
+    info!(run = config.name, dataset = config.dataset.shown(), output = %config.output.display(), threads, "run begins");
+    let recorder = Recorder::start(&config);
+    let around = Surroundings {
+        threads,
+        memory: machine::memory(),
+        stop: service.stop(),
+        progress: progress.clone(),
+        recorder: &recorder,
+    };
+    let result = train::run(&config, &around);
+    recorder.end(result.as_ref().err());
+    let result = result?;
+    remove_downloads(&config);
     info!(accuracy = result.metrics.accuracy, checkpoint = result.checkpoint, "run done");
     Ok(result)
 }
 
+/// A run that is done needs no photos any more; the volume may be small.
+fn remove_downloads(config: &RunConfig) {
+    let dir = config.downloads();
+    if let Err(error) = fs::remove_dir_all(&dir)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        warn!("{dir:?} cannot be removed: {error}");
+    }
+}
+
 /// Must come before anything else of libtorch.
-fn set_threads(asked_for: Option<i32>) -> usize {
+pub(crate) fn set_threads(asked_for: Option<i32>) -> usize {
     let threads = asked_for.and_then(|count| usize::try_from(count).ok()).unwrap_or_else(machine::threads).max(1);
     tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
     tch::set_num_interop_threads(1);
     threads
 }
 
-fn evaluate(args: &EvaluateArgs) -> Result<(), Error> {
-    let threads = set_threads(None);
-    let service = Service::start().map_err(|error| Error::Internal(format!("signals cannot be heard: {error}")))?;
-    let uri = dataset_uri(&args.data)?;
-    let measured = predict::measure(&args.checkpoint, &uri, threads, machine::memory(), service.stop())?;
-    if args.json {
-        return print(&format!("{:#}\n", report::evaluation(&measured.classes, &measured.evaluation)));
-    }
-    print(&format!(
-        "{}\nloss {:.4}\n",
-        measured.evaluation.confusion.report(&measured.classes),
-        measured.evaluation.loss
-    ))
-}
-
-/// A URI, or a path as people type it.
-fn dataset_uri(text: &str) -> Result<DatasetUri, Error> {
-    if text.contains("://") {
-        return text.parse().map_err(|error| Error::Data(crate::data::DataError::Uri(error)));
-    }
-    let path = env::current_dir().unwrap_or_default().join(text);
-    Ok(DatasetUri::File { path: path.display().to_string() })
-}
-
-fn classify(args: PredictArgs) -> Result<(), Error> {
-    set_threads(None);
-    let predictions = predict::predict(&args.checkpoint, args.files)?;
-    for (path, probabilities) in predictions.photos {
-        let named = || predictions.classes.iter().zip(&probabilities);
-        let Some((class, confidence)) = named().max_by(|a, b| a.1.total_cmp(b.1)) else { continue };
-        print(&if args.json {
-            let probabilities: serde_json::Map<_, _> = named().map(|(name, p)| (name.clone(), json!(p))).collect();
-            let path = path.display().to_string();
-            format!(
-                "{}\n",
-                json!({"file": path, "prediction": class, "confidence": confidence, "probabilities": probabilities})
-            )
-        } else {
-            format!("{}: {class} ({:.1} %)\n", path.display(), confidence * 100.0)
-        })?;
-    }
-    Ok(())
-}
-
-fn draw(args: &SynthesizeArgs) -> Result<(), Error> {
-    let set = Synthetic { images: args.images, size: args.size, seed: args.seed };
-    match &args.output {
-        None if args.base64 => print(&format!("{}\n", BASE64_STANDARD.encode(synthesize::first_of(set, &args.class)?))),
-        None => synthesize::to_stream(set, &args.class, &mut stdout().lock()),
-        Some(dir) => {
-            let count = synthesize::to_folder(set, dir)?;
-            print(&format!("{count} pictures in {}\n", dir.display()))
-        }
-    }
-}
-
-/// Prints to standard output, whose reader may have gone.
-fn print(text: &str) -> Result<(), Error> {
-    let mut out = stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(Error::writing("standard output"))
-}
-
 #[cfg(test)]
 mod tests {
-    use std::{fs, thread};
+    use std::thread;
 
     use super::*;
 

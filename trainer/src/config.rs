@@ -8,8 +8,11 @@ use anneal_api::{
     dataset::{DatasetUri, DatasetUriError},
     hyperparameters::Hyperparameters,
     model::{Architecture, ModelSpec},
+    tracking::Mlflow,
 };
 use sha2::{Digest, Sha256 as Hasher};
+
+use crate::tracking;
 
 /// The configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +51,17 @@ pub enum ConfigError {
     /// The dataset's URI is none.
     #[error(transparent)]
     Dataset(#[from] DatasetUriError),
+    /// The digest of the dataset is none.
+    #[error(
+        "dataset.digest {0:?} is no digest; write sha256: and the 64 digits that a run's result shows, or, for a dvc+ URI, \
+         md5: and what the .dvc file names"
+    )]
+    Digest(String),
+    /// The address of the tracking server is none.
+    #[error(
+        "tracking.mlflow.uri {0:?} is no address; write http://HOST:PORT or https://HOST, without a password in it"
+    )]
+    Tracking(String),
     /// A directory already belongs to a run of another kind.
     #[error("{dir:?} holds checkpoints of another run: {differs}; choose another output directory or remove that one")]
     AnotherRun {
@@ -80,8 +94,12 @@ pub struct RunConfig {
     pub model: ModelSpec,
     /// Where the dataset is.
     pub dataset: DatasetUri,
+    /// What its digest must be.
+    pub digest: Option<String>,
     /// How to train.
     pub hyperparameters: Hyperparameters,
+    /// Where the run is recorded beside its own directory.
+    pub tracking: Option<Mlflow>,
     /// Directory of the run.
     pub output: PathBuf,
     /// Directory of published models.
@@ -105,6 +123,11 @@ impl RunConfig {
     /// Directory of the run's reports.
     pub fn reports(&self) -> PathBuf {
         self.output.join("reports")
+    }
+
+    /// Directory of what is downloaded of the dataset, until the run is done.
+    pub fn downloads(&self) -> PathBuf {
+        self.output.join("dataset")
     }
 
     /// Side of the network's input in pixels.
@@ -147,7 +170,8 @@ fn siblings(config: &TrainerConfig, field: &str) -> String {
 }
 
 fn check(config: TrainerConfig, overrides: Overrides, sha256: Sha256) -> Result<RunConfig, ConfigError> {
-    let TrainerConfig { name, model, dataset, hyperparameters, output, checkpoints: interval, init_from } = config;
+    let TrainerConfig { name, model, dataset, hyperparameters, tracking, output, checkpoints: interval, init_from } =
+        config;
     check_numbers(&hyperparameters)?;
     check_interval(interval)?;
     match (model.architecture, model.input_size) {
@@ -159,11 +183,22 @@ fn check(config: TrainerConfig, overrides: Overrides, sha256: Sha256) -> Result<
         Some(dir) if output.models_dir == OutputDirs::default().models_dir => dir.join("models"),
         _ => PathBuf::from(output.models_dir),
     });
+    if let Some(uri) = tracking.as_ref().and_then(|of| of.mlflow.as_ref()).map(|mlflow| &mlflow.uri)
+        && !tracking::is_address(uri)
+    {
+        return Err(ConfigError::Tracking(uri.clone()));
+    }
+    let uri: DatasetUri = dataset.uri.parse()?;
+    if let Some(digest) = dataset.digest.as_ref().filter(|digest| !is_digest(digest, &uri)) {
+        return Err(ConfigError::Digest(digest.clone()));
+    }
     Ok(RunConfig {
         name: overrides.name.unwrap_or(name),
         model,
-        dataset: dataset.uri.parse()?,
+        dataset: uri,
+        digest: dataset.digest,
         hyperparameters,
+        tracking: tracking.and_then(|tracking| tracking.mlflow),
         output: overrides.output.unwrap_or_else(|| PathBuf::from(output.dir)),
         models,
         resume_from: overrides.resume_from,
@@ -181,6 +216,19 @@ fn check_interval(interval: CheckpointInterval) -> Result<(), ConfigError> {
     #[expect(clippy::cast_precision_loss, reason = "a number beyond 2^53 is out of range anyway")]
     let steps = interval.interval_steps.map_or(1.0, |steps| steps as f64);
     within("checkpoints.intervalSteps", steps, 1e9)
+}
+
+/// Whether a text is the digest of a dataset of this kind.
+fn is_digest(text: &str, uri: &DatasetUri) -> bool {
+    let is_hex = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
+    match text.split_once(':') {
+        Some(("sha256", hex)) => hex.len() == 64 && is_hex(hex),
+        Some(("md5", hex)) => {
+            let hex = hex.strip_suffix(".dir").unwrap_or(hex);
+            matches!(uri, DatasetUri::Dvc { .. }) && hex.len() == 32 && is_hex(hex)
+        }
+        _ => false,
+    }
 }
 
 fn check_numbers(of: &Hyperparameters) -> Result<(), ConfigError> {

@@ -4,9 +4,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anneal_api::checkpoint::Preprocessing;
 use anneal_model::{Mode, Network};
-use tch::{Reduction, Tensor, no_grad};
+use tch::{Kind, Reduction, Tensor, no_grad};
 
 use crate::{
+    answers::Answers,
     batches::{self, Batch, Pass},
     data::load::Photos,
     metrics::Confusion,
@@ -25,6 +26,33 @@ pub struct Evaluation {
     pub loss: f64,
     /// Which class was taken for which.
     pub confusion: Confusion,
+    /// What was said about each photo, in order.
+    pub answers: Answers,
+}
+
+/// What the network gets to see of a photo.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Views {
+    /// The photo.
+    #[default]
+    Single,
+    /// The photo and its mirror image, whose probabilities are averaged.
+    Flipped,
+}
+
+/// How to evaluate.
+#[derive(Clone, Copy)]
+pub struct How<'a> {
+    /// How a photo becomes input.
+    pub preprocessing: &'a Preprocessing,
+    /// What is seen of each.
+    pub views: Views,
+    /// Threads to compute with.
+    pub threads: usize,
+    /// Set when the process was asked to stop.
+    pub stop: &'a AtomicBool,
+    /// Hears how many photos a batch had.
+    pub done: &'a dyn Fn(usize),
 }
 
 /// Sums up over batches.
@@ -73,7 +101,7 @@ pub fn cross_entropy(logits: &Tensor, labels: &Tensor, smoothing: f64) -> Result
     Ok(logits.f_cross_entropy_loss::<Tensor>(labels, None, Reduction::Mean, IGNORED, smoothing)?)
 }
 
-/// Lets the network classify every photo.
+/// Lets the network classify every photo, each seen once.
 ///
 /// # Errors
 /// When the network does not take the photos, libtorch fails, or the process was asked to stop.
@@ -84,25 +112,56 @@ pub fn evaluate(
     threads: usize,
     stop: &AtomicBool,
 ) -> Result<Evaluation, Error> {
+    let how = How { preprocessing, views: Views::Single, threads, stop, done: &|_| {} };
+    evaluate_how(network, photos, &how)
+}
+
+/// Lets the network classify every photo.
+///
+/// # Errors
+/// As [`evaluate`].
+pub fn evaluate_how(network: &Network, photos: &Photos, how: &How<'_>) -> Result<Evaluation, Error> {
+    let mut answers = Answers::new(network.classes());
     let mut tally = Tally::new(network.classes());
     let pass = Pass {
         photos,
         order: (0..photos.len()).collect(),
         batch_size: BATCH,
-        preprocessing,
+        preprocessing: how.preprocessing,
         change: None,
-        workers: batches::workers(threads),
+        workers: batches::workers(how.threads),
     };
     batches::each(&pass, |batch| {
-        if stop.load(Ordering::Relaxed) {
+        if how.stop.load(Ordering::Relaxed) {
             return Err(Error::Interrupted("while photos were evaluated".to_owned()));
         }
         no_grad(|| {
             let (images, labels) = batch.tensors()?;
-            let logits = network.forward(&images, Mode::Eval)?;
-            let loss = cross_entropy(&logits, &labels, 0.0)?.f_double_value(&[])?;
-            tally.count(loss, &logits, &batch)
-        })
+            let said = log_probabilities(network, &images, how.views)?;
+            let loss = said.f_nll_loss::<Tensor>(&labels, None, Reduction::Mean, IGNORED)?.f_double_value(&[])?;
+            answers.extend(batch.labels(), &Vec::<f32>::try_from(&said.f_reshape([-1])?)?);
+            tally.count(loss, &said, &batch)
+        })?;
+        (how.done)(batch.len());
+        Ok(())
     })?;
-    Ok(Evaluation { loss: tally.loss(), confusion: tally.confusion })
+    Ok(Evaluation { loss: tally.loss(), confusion: tally.confusion, answers })
+}
+
+/// Natural logarithms of the classes' probabilities, float32 [N, classes].
+///
+/// # Errors
+/// When the network does not take the images, or libtorch fails.
+pub fn log_probabilities(network: &Network, images: &Tensor, views: Views) -> Result<Tensor, Error> {
+    let of = |images: &Tensor| -> Result<Tensor, Error> {
+        Ok(network.forward(images, Mode::Eval)?.f_log_softmax(1, Kind::Float)?)
+    };
+    let seen = of(images)?;
+    match views {
+        Views::Single => Ok(seen),
+        Views::Flipped => {
+            let mirrored = of(&images.f_flip([3])?)?;
+            Ok(seen.f_logaddexp(&mirrored)?.f_sub_scalar(std::f64::consts::LN_2)?)
+        }
+    }
 }

@@ -2,14 +2,18 @@
 //!
 //! [`train::run`] tells the whole story; the other modules are its parts.
 
+pub mod answers;
 pub mod augment;
 pub mod batches;
+pub mod calibration;
 pub mod charts;
 pub mod checkpoints;
 pub mod cli;
+pub mod commands;
 pub mod config;
 pub mod data;
 pub mod evaluate;
+pub mod export;
 pub mod files;
 pub mod finished;
 pub mod history;
@@ -26,9 +30,11 @@ pub mod progress;
 pub mod publish;
 pub mod report;
 pub mod rng;
+pub mod roc;
 pub mod saver;
 pub mod schedule;
 pub mod service;
 pub mod synthesize;
+pub mod tracking;
 pub mod train;
 pub mod training;

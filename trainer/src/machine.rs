@@ -62,6 +62,13 @@ pub fn threads() -> usize {
     limits(Path::new("/sys/fs/cgroup"), Path::new("/proc")).cpus.map_or(all, rounded_up)
 }
 
+/// Processors that this process may use, in fractions.
+pub fn cpus() -> f64 {
+    let all = thread::available_parallelism().map_or(1, usize::from);
+    #[expect(clippy::cast_precision_loss, reason = "a count of processors")]
+    limits(Path::new("/sys/fs/cgroup"), Path::new("/proc")).cpus.unwrap_or(all as f64)
+}
+
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count of processors")]
 fn rounded_up(cpus: f64) -> usize {
     (cpus.ceil() as usize).max(1)

@@ -52,6 +52,20 @@ impl Confusion {
         share(self.right(), self.total())
     }
 
+    /// Wilson's interval, which holds the accuracy on further photos of this kind in 95 of 100 cases.
+    pub fn interval(&self) -> (f64, f64) {
+        const Z: f64 = 1.959_963_984_540_054;
+        if self.total() == 0 {
+            return (0.0, 1.0);
+        }
+        #[expect(clippy::cast_precision_loss, reason = "a count of photos")]
+        let (n, p) = (self.total() as f64, self.accuracy());
+        let centre = p + Z * Z / (2.0 * n);
+        let half = Z * (p * (1.0 - p) / n + Z * Z / (4.0 * n * n)).sqrt();
+        let scale = 1.0 + Z * Z / n;
+        (((centre - half) / scale).max(0.0), ((centre + half) / scale).min(1.0))
+    }
+
     /// Metrics of each class.
     pub fn by_class(&self) -> Vec<ClassMetrics> {
         let of = |class: usize| {
@@ -143,6 +157,13 @@ mod tests {
         assert!((metrics.accuracy - 0.6).abs() < 1e-12);
         assert!((metrics.precision - 0.3).abs() < 1e-12);
         assert!((metrics.f1 - 0.375).abs() < 1e-12);
+    }
+
+    #[test]
+    fn the_interval_is_what_statsmodels_gives() {
+        // proportion_confint(92, 100, method="wilson") is (0.8501, 0.9589)
+        let (low, high) = confusion(&[&[46, 4], &[4, 46]]).interval();
+        assert!((low - 0.8501).abs() < 1e-4 && (high - 0.9589).abs() < 1e-4, "{low} to {high}");
     }
 
     proptest! {

@@ -194,7 +194,7 @@ impl Error {
     }
 }
 
-fn class_of_io(error: &io::Error) -> FailureClass {
+pub(crate) fn class_of_io(error: &io::Error) -> FailureClass {
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
             FailureClass::DiskFull

@@ -1,12 +1,13 @@
 //! What a checkpoint makes of single photos and of whole datasets.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     sync::atomic::AtomicBool,
 };
 
-use anneal_api::dataset::DatasetUri;
+use anneal_api::{dataset::DatasetUri, termination::DatasetResult};
 use anneal_model::{
     Checkpoint, Classifier,
     preprocess::{self, ImageError, ImageLimits},
@@ -14,66 +15,153 @@ use anneal_model::{
 
 use crate::{
     data::{
-        DataError, arrange, listing,
-        load::{self, Loading},
+        DataError, Split, arrange, listing,
+        load::{self, Loading, Photos},
+        remote::Downloads,
     },
-    evaluate::{Evaluation, evaluate},
+    evaluate::{Evaluation, How, Views, evaluate_how},
     outcome::Error,
+    progress,
 };
 
-/// The classes and what each photo was taken for: a probability for each class.
-pub struct Predictions {
+/// Folders nest at most this deep, so that a link to a parent folder ends.
+const MAX_DEPTH: usize = 8;
+
+/// What single photos are taken for.
+pub struct Predictor {
+    classifier: Classifier,
     /// The classes.
     pub classes: Vec<String>,
-    /// Each photo with its probabilities.
-    pub photos: Vec<(PathBuf, Vec<f64>)>,
 }
 
-/// Classifies single photos.
+impl Predictor {
+    /// Loads a checkpoint.
+    ///
+    /// # Errors
+    /// When it cannot be used.
+    pub fn load(checkpoint: &Path) -> Result<Self, Error> {
+        let classifier = Classifier::load(checkpoint)?;
+        let classes = classifier.contract().classes.clone();
+        Ok(Self { classifier, classes })
+    }
+
+    /// The probability of each class for a photo.
+    ///
+    /// # Errors
+    /// When the photo cannot be read or decoded, or libtorch fails.
+    pub fn probabilities(&self, path: &Path) -> Result<Vec<f64>, Error> {
+        let content = fs::read(path).map_err(DataError::reading(path))?;
+        let problem = |source: ImageError| Error::Image { path: path.to_owned(), source };
+        let image = preprocess::decode(&content, &ImageLimits::default()).map_err(problem)?;
+        let input = preprocess::to_tensor(&[image], &self.classifier.contract().preprocessing).map_err(problem)?;
+        Ok(self.classifier.probabilities(&input)?.into_iter().flatten().map(f64::from).collect())
+    }
+}
+
+/// The photos that paths name: files as they are, folders with all photos below them, sorted.
 ///
 /// # Errors
-/// When the checkpoint or a photo cannot be read.
-pub fn predict(checkpoint: &Path, files: Vec<PathBuf>) -> Result<Predictions, Error> {
-    let classifier = Classifier::load(checkpoint)?;
-    let contract = classifier.contract().clone();
-    let one = |path: PathBuf| -> Result<(PathBuf, Vec<f64>), Error> {
-        let content = fs::read(&path).map_err(DataError::reading(&path))?;
-        let problem = |source: ImageError| Error::Image { path: path.clone(), source };
-        let image = preprocess::decode(&content, &ImageLimits::default()).map_err(problem)?;
-        let input = preprocess::to_tensor(&[image], &contract.preprocessing).map_err(problem)?;
-        let probabilities = classifier.probabilities(&input)?.into_iter().flatten().map(f64::from).collect();
-        Ok((path, probabilities))
-    };
-    let photos = files.into_iter().map(one).collect::<Result<_, _>>()?;
-    Ok(Predictions { classes: contract.classes, photos })
+/// When a path cannot be read, or a folder holds no photo.
+pub fn photos_of(paths: Vec<PathBuf>) -> Result<Vec<PathBuf>, DataError> {
+    let mut photos = Vec::new();
+    for path in paths {
+        if fs::metadata(&path).map_err(DataError::reading(&path))?.is_dir() {
+            let mut found = BTreeSet::new();
+            walk(&path, 0, &mut found)?;
+            if found.is_empty() {
+                return Err(DataError::Empty(path));
+            }
+            photos.extend(found);
+        } else {
+            photos.push(path);
+        }
+    }
+    Ok(photos)
 }
 
-/// The classes, and what came out on a dataset.
+fn walk(folder: &Path, depth: usize, found: &mut BTreeSet<PathBuf>) -> Result<(), DataError> {
+    for entry in fs::read_dir(folder).map_err(DataError::reading(folder))? {
+        let path = entry.map_err(DataError::reading(folder))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if listing::is_hidden(&name) {
+            continue;
+        }
+        if fs::metadata(&path).map_err(DataError::reading(&path))?.is_dir() {
+            if depth < MAX_DEPTH {
+                walk(&path, depth + 1, found)?;
+            }
+        } else if listing::is_photo(&name) {
+            found.insert(path);
+        }
+    }
+    Ok(())
+}
+
+/// How a checkpoint is measured.
+pub struct Measuring<'a> {
+    /// The checkpoint.
+    pub checkpoint: &'a Path,
+    /// The dataset.
+    pub dataset: &'a DatasetUri,
+    /// What the network sees of each photo.
+    pub views: Views,
+    /// Threads to compute with.
+    pub threads: usize,
+    /// Bytes of memory that the process may use, if that is known.
+    pub memory: Option<u64>,
+    /// Where downloads go.
+    pub downloads: &'a Path,
+    /// Set when the process was asked to stop.
+    pub stop: &'a AtomicBool,
+}
+
+/// What came out on a dataset.
 pub struct Measured {
     /// The classes.
     pub classes: Vec<String>,
+    /// The split that was measured; training photos stand for a dataset without splits.
+    pub split: Split,
+    /// Its photos.
+    pub photos: Photos,
     /// What came out.
     pub evaluation: Evaluation,
+    /// What it was measured on.
+    pub identity: DatasetResult,
+    /// Temperature that the checkpoint names, or 1.
+    pub temperature: f64,
+    /// Photos that were skipped, with reasons.
+    pub broken: Vec<String>,
 }
 
 /// Evaluates a checkpoint on a dataset: on its test split, or else on its validation split, or else on all photos.
 ///
 /// # Errors
 /// When the checkpoint or the dataset cannot be used, or their classes differ.
-pub fn measure(
-    checkpoint: &Path,
-    uri: &DatasetUri,
-    threads: usize,
-    memory: Option<u64>,
-    stop: &AtomicBool,
-) -> Result<Measured, Error> {
+pub fn measure(how: &Measuring<'_>) -> Result<Measured, Error> {
+    let Measuring { checkpoint, dataset, views, threads, memory, downloads, stop } = *how;
     let checkpoint = Checkpoint::load(checkpoint)?;
     let contract = checkpoint.contract()?;
     let network = checkpoint.network()?;
-    let arrangement = arrange::for_measuring(listing::list(uri)?, &contract.classes)?;
+    let (listing, _) = listing::list(dataset, Downloads { dir: downloads, stop })?;
+    let (arrangement, split) = arrange::for_measuring(listing, &contract.classes)?;
     let size = usize::try_from(contract.preprocessing.size).unwrap_or_default();
-    let loading = Loading { size, threads, memory, stop, done: &|_| {} };
-    let dataset = load::load(uri, arrangement, &loading)?;
-    let evaluation = evaluate(&network, &dataset.test, &contract.preprocessing, threads, stop)?;
-    Ok(Measured { classes: contract.classes, evaluation })
+    let bar = progress::loading_bar(arrangement.len());
+    let loading = Loading { size, threads, memory, stop, done: &|done| bar.set_position(done as u64) };
+    let loaded = load::load(dataset, arrangement, &loading)?;
+    bar.finish_and_clear();
+    let bar = progress::answering_bar(loaded.test.len());
+    let done = |photos| bar.inc(photos as u64);
+    let how = How { preprocessing: &contract.preprocessing, views, threads, stop, done: &done };
+    let evaluation = evaluate_how(&network, &loaded.test, &how)?;
+    bar.finish_and_clear();
+    let profile = checkpoint.info.and_then(|info| info.validation);
+    Ok(Measured {
+        classes: contract.classes,
+        split,
+        photos: loaded.test,
+        evaluation,
+        identity: loaded.identity,
+        temperature: profile.map_or(1.0, |profile| profile.calibration.temperature),
+        broken: loaded.broken,
+    })
 }

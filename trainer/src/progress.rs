@@ -53,6 +53,16 @@ pub fn loading_bar(photos: usize) -> ProgressBar {
     bar(photos as u64, "decoding {bar:40} {pos}/{len} photos, {per_sec}, {eta} left")
 }
 
+/// A bar for counting files while they are downloaded.
+pub fn download_bar(files: usize) -> ProgressBar {
+    bar(files as u64, "downloading {bar:40} {pos}/{len} files, {per_sec}, {eta} left")
+}
+
+/// A bar for counting photos while they are classified.
+pub fn answering_bar(photos: usize) -> ProgressBar {
+    bar(photos as u64, "classifying {bar:40} {pos}/{len} photos, {per_sec}, {eta} left")
+}
+
 fn bar(length: u64, template: &str) -> ProgressBar {
     let bar = if stderr().is_terminal() { ProgressBar::new(length) } else { ProgressBar::hidden() };
     ProgressStyle::with_template(template).map(|style| bar.clone().with_style(style)).unwrap_or(bar)

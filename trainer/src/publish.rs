@@ -74,7 +74,12 @@ mod tests {
     fn a_golden_set_is_made_of_photos_from_all_over_the_list() {
         let network = Network::new(Architecture::Improved, 2, 0).expect("a network");
         let model = Checkpoint { info: None, state: network.state().expect("weights"), extra: Vec::new() };
-        let photos = |count: usize| Photos { size: 16, pixels: vec![9; 16 * 16 * 3 * count], labels: vec![0; count] };
+        let photos = |count: usize| Photos {
+            size: 16,
+            pixels: vec![9; 16 * 16 * 3 * count],
+            labels: vec![0; count],
+            ..Photos::default()
+        };
         for (count, golden) in [(0, None), (1, Some(1)), (3, Some(3)), (10, Some(4)), (1000, Some(4))] {
             let published = with_golden_set(model.clone(), &photos(count)).expect("a model");
             assert_eq!(GoldenSet::of(&published).expect("a golden set").map(|set| set.len()), golden, "{count} photos");

@@ -99,10 +99,17 @@ impl Saver {
     ///
     /// # Errors
     /// When the last one could not be written.
-    pub fn wait(&mut self) -> Result<Option<u64>, Error> {
+    pub fn wait(&mut self) -> Result<(), Error> {
         let checkpoints = self.idle()?;
         self.writing = Writing::Nothing(checkpoints);
-        Ok(self.durable)
+        Ok(())
+    }
+
+    /// Step of the newest checkpoint that is whole, once nothing is being written, whether or not the last one failed.
+    pub fn settled(&mut self) -> Option<u64> {
+        // Whoever asks at the end of a run knows why it ends.
+        drop(self.wait());
+        self.durable
     }
 
     /// The checkpoints, after everything is written.

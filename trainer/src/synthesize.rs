@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use anneal_api::dataset::{DatasetUri, Synthetic};
+use anneal_api::dataset::Synthetic;
 use image::ImageFormat;
 
 use crate::{
@@ -27,7 +27,7 @@ const SHARE: f64 = 0.1;
 /// # Errors
 /// When the file system refuses.
 pub fn to_folder(set: Synthetic, dir: &Path) -> Result<usize, Error> {
-    let arrangement = arrange(listing::list(&DatasetUri::Synthetic(set))?, SHARE, set.seed)?;
+    let arrangement = arrange(listing::drawn(set), SHARE, set.seed)?;
     let splits = [
         (Split::Train, &arrangement.train),
         (Split::Validation, &arrangement.validation),

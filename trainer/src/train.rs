@@ -2,12 +2,13 @@
 
 use std::{path::Path, sync::atomic::AtomicBool};
 
-use anneal_api::termination::RunResult;
+use anneal_api::{checkpoint::CheckpointInfo, termination::RunResult};
 use anneal_model::Checkpoint;
 use anneal_pth::Value;
 use tracing::{info, warn};
 
 use crate::{
+    calibration,
     checkpoints::{self, Checkpoints, Identity},
     config::RunConfig,
     data,
@@ -17,6 +18,7 @@ use crate::{
     progress::{self, Shared},
     publish, report,
     saver::Saver,
+    tracking::Recorder,
     training::Training,
 };
 
@@ -30,6 +32,8 @@ pub struct Surroundings<'a> {
     pub stop: &'a AtomicBool,
     /// Where progress is told.
     pub progress: Shared,
+    /// What is recorded beside the run's own directory.
+    pub recorder: &'a Recorder,
 }
 
 /// Trains as the configuration says and publishes the best epoch. A run that is done already gives its result again.
@@ -48,6 +52,7 @@ pub fn run(config: &RunConfig, around: &Surroundings<'_>) -> Result<RunResult, E
 
 fn attempt(config: &RunConfig, around: &Surroundings<'_>) -> Result<RunResult, Error> {
     let dataset = data::open(config, around)?;
+    around.recorder.begin(config, &dataset);
     let run =
         Identity::new(config.model, dataset.classes.clone(), dataset.identity.digest.clone(), &config.hyperparameters)
             .beginning_with(config.init_from.as_ref());
@@ -74,31 +79,36 @@ fn conclude(mut training: Training<'_>, checkpoints: &Checkpoints) -> Result<Run
         training.epoch
     };
     let Training { config, dataset, around, .. } = training;
-    let (split, photos) = if dataset.test.is_empty() {
-        (data::Split::Validation, &dataset.validation)
+    let measure = |photos| evaluate(&training.network, photos, &training.preprocessing, around.threads, around.stop);
+    let validation = measure(&dataset.validation)?;
+    let profile = calibration::profile(&validation.answers);
+    let (split, photos, evaluation) = if dataset.test.is_empty() {
+        (data::Split::Validation, &dataset.validation, validation)
     } else {
-        (data::Split::Test, &dataset.test)
+        (data::Split::Test, &dataset.test, measure(&dataset.test)?)
     };
-    let evaluation = evaluate(&training.network, photos, &training.preprocessing, around.threads, around.stop)?;
     let metrics = evaluation.confusion.metrics();
     report::write(
         &config.reports(),
         &report::Report {
+            name: &config.name,
             classes: &dataset.classes,
             split,
+            photos,
             evaluation: &evaluation,
-            history: &training.history,
-            best_epoch,
-            broken: &dataset.broken,
+            temperature: profile.calibration.temperature,
+            training: Some(report::Trained { config, dataset, history: &training.history, best_epoch }),
         },
     )?;
     let model = Checkpoint {
-        info: Some(training.info(Some(metrics), None)),
+        info: Some(CheckpointInfo { validation: Some(profile), ..training.info(Some(metrics), None) }),
         state: training.network.state()?,
         extra: vec![("epoch".to_owned(), Value::Int(i64::from(best_epoch)))],
     };
     let model = publish::with_golden_set(model, photos)?;
+    let tracked = around.recorder.wants_model().then(|| model.clone());
     let published = publish::publish(model, &config.models, Path::new(&config.output))?;
+    around.recorder.result(&evaluation, config, tracked.as_ref(), &published);
     let progress = progress::snapshot(&around.progress);
     let result = RunResult {
         checkpoint: published.path,

@@ -22,7 +22,7 @@ use crate::{
     machine,
     optim::Optimizer,
     outcome::Error,
-    progress::Tracker,
+    progress::{self, Tracker},
     saver::{Saver, Snapshot},
     schedule,
     train::Surroundings,
@@ -130,15 +130,22 @@ impl<'a> Training<'a> {
         let mut tracker = Tracker::new(shared, self.epoch, self.step, steps, self.history.best());
         tracker.resumed(self.resumed_from, ledger.lost());
         tracker.durable(self.resumed_from);
-        let done = self.remaining_epochs(saver, &mut tracker, &mut ledger);
-        if matches!(done, Err(Error::Interrupted(_))) && self.step > saver.handed() {
-            saver.save(self.snapshot(false)?)?;
-        }
-        if matches!(done, Ok(()) | Err(Error::Interrupted(_))) {
-            tracker.durable(saver.wait()?);
-        }
+        let done = match self.remaining_epochs(saver, &mut tracker, &mut ledger) {
+            Ok(()) => saver.wait(),
+            Err(Error::Interrupted(when)) => self.keep(saver).and(Err(Error::Interrupted(when))),
+            Err(failure) => Err(failure),
+        };
+        tracker.durable(saver.settled());
         tracker.finish();
         done
+    }
+
+    /// Writes the steps that no checkpoint has yet.
+    fn keep(&self, saver: &mut Saver) -> Result<(), Error> {
+        if self.step > saver.handed() {
+            saver.save(self.snapshot(false)?)?;
+        }
+        saver.wait()
     }
 
     fn remaining_epochs(&mut self, saver: &mut Saver, tracker: &mut Tracker, ledger: &mut Ledger) -> Result<(), Error> {
@@ -161,6 +168,8 @@ impl<'a> Training<'a> {
             self.history.0.push(result);
             saver.save(self.snapshot(self.history.newest_is_best())?)?;
             tracker.epoch(self.epoch, &result, self.history.best());
+            let speed = progress::snapshot(&self.around.progress).images_per_second;
+            self.around.recorder.epoch(self.epoch, &result, rate, speed);
         }
         Ok(())
     }
@@ -265,6 +274,7 @@ impl<'a> Training<'a> {
             dataset: Some(self.dataset.identity.clone()),
             run: self.config.name.clone(),
             seed: self.config.hyperparameters.seed,
+            validation: None,
             libtorch: env!("LIBTORCH_VERSION").to_owned(),
             position,
         }

@@ -22,6 +22,10 @@ dataset: {uri: 'synthetic://?images=600&size=32'}
 hyperparameters: {epochs: 3, batchSize: 16, threads: 1}
 ";
 
+fn info_of(path: &Path) -> anneal_api::checkpoint::CheckpointInfo {
+    Checkpoint::load(path).expect("a checkpoint").info.expect("a description")
+}
+
 #[test]
 fn a_run_learns_the_synthetic_set_and_publishes_what_it_learned() {
     let run = Run::new(SMALL);
@@ -33,18 +37,27 @@ fn a_run_learns_the_synthetic_set_and_publishes_what_it_learned() {
 
     let published = run.path("out").join(&result.checkpoint);
     assert_eq!(sha256_file(&published).expect("the model").sha256, result.sha256);
-    let info = Checkpoint::load(&published).expect("the model").info.expect("a description");
+    let info = info_of(&published);
     assert_eq!((info.metrics, info.classes), (Some(result.metrics), result.classes));
     for report in [
         "metrics.json",
         "classification_report.txt",
         "training_history.json",
-        "training_curves.svg",
-        "confusion_matrix.svg",
+        "report.html",
+        "training_curves.png",
+        "confusion_matrix.png",
+        "roc_curve.png",
+        "calibration.png",
+        "worst_mistakes.png",
     ] {
-        let content = fs::read_to_string(run.path("out/reports").join(report)).expect(report);
+        let content = fs::read(run.path("out/reports").join(report)).expect(report);
         assert!(!content.is_empty(), "{report} is empty");
+        assert!(!report.contains(".png") || image::load_from_memory(&content).is_ok(), "{report} is no picture");
     }
+    let page = fs::read_to_string(run.path("out/reports/report.html")).expect("a page");
+    assert_eq!(page.matches("<img ").count(), page.matches("src=\"data:image/png;base64,").count());
+    let profile = info_of(&published).validation.expect("a profile of the validation split");
+    assert_eq!((profile.images, profile.class_shares.len(), profile.confidence_histogram.len()), (60, 2, 10));
 
     // The published file is all that the other commands need.
     let picture = run.path("dog.png");
@@ -215,6 +228,8 @@ fn photos_in_a_folder_and_in_a_tar_are_the_same_dataset() {
     let set = run.path("set");
     prints(&["synthesize", "--output", text(&set), "--images", "60", "--size", "32"]);
     fs::write(set.join("train/cat/broken.png"), "no photo").expect("a file");
+    let first = fs::read_dir(set.join("train/dog")).expect("a folder").next().expect("a photo").expect("a photo");
+    fs::copy(first.path(), set.join("val/dog/again.png")).expect("a copy");
     let mut tar = tar::Builder::new(fs::File::create(run.path("set.tar")).expect("a file"));
     tar.append_dir_all("photos", &set).expect("a tar");
     tar.finish().expect("a tar");
@@ -223,8 +238,12 @@ fn photos_in_a_folder_and_in_a_tar_are_the_same_dataset() {
         let config = SMALL
             .replace("synthetic://?images=600&size=32", &format!("file://{}", path.display()))
             .replace("epochs: 3", "epochs: 1");
-        let result = Run::new(&config).train().succeeds();
-        assert_eq!((result.dataset.images, result.dataset.skipped), (60, 1));
+        let run = Run::new(&config);
+        let result = run.train().succeeds();
+        assert_eq!((result.dataset.images, result.dataset.skipped), (61, 1));
+        let listed = |name| fs::read_to_string(run.path("out/reports").join(name)).expect(name);
+        assert!(listed("skipped.txt").starts_with("train/cat/broken.png: "), "{}", listed("skipped.txt"));
+        assert!(listed("duplicates.txt").starts_with("val/dog/again.png (val) is the same photo as train/dog/"));
         result.dataset.digest
     });
     assert_eq!(digests[0], digests[1]);

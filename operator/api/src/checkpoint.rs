@@ -32,6 +32,9 @@ pub struct CheckpointInfo {
     /// Metrics on the test set, or on the validation set where there is no test set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metrics: Option<Metrics>,
+    /// How the network answered on the validation set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation: Option<ValidationProfile>,
     /// What it was trained on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dataset: Option<DatasetResult>,
@@ -87,6 +90,33 @@ pub struct Machine {
     pub layout: String,
     /// Version of libtorch.
     pub libtorch: String,
+}
+
+/// How the network answered on the validation set: what answers to users are compared with, to see that their photos are
+/// of another kind.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ValidationProfile {
+    /// Count of images.
+    pub images: i64,
+    /// Share of the images that were taken for each class, in the order of the classes.
+    pub class_shares: Vec<f64>,
+    /// Share of the images whose confidence lies in each of ten bins of one width from 0 to 1.
+    pub confidence_histogram: Vec<f64>,
+    /// Whether the network is as often right as it is sure.
+    pub calibration: Calibration,
+}
+
+/// How far confidence and accuracy are apart.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Calibration {
+    /// What logits are divided by for the best calibrated probabilities; which class wins does not change.
+    pub temperature: f64,
+    /// Expected calibration error over the ten bins, of the probabilities as they are.
+    pub expected_error: f64,
+    /// The same with logits divided by the temperature.
+    pub expected_error_at_temperature: f64,
 }
 
 /// How an image becomes the model's input: resize to a square, scale to [0, 1], subtract mean, divide by std.

@@ -2,12 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Sha256, dataset::Dataset, hyperparameters::Hyperparameters, model::ModelSpec};
+use crate::{Sha256, dataset::Dataset, hyperparameters::Hyperparameters, model::ModelSpec, tracking::Tracking};
 
 /// What `anneal-trainer train --config` reads, as YAML.
 ///
 /// Unknown fields are for the reader of the file to refuse: the same types are part of the custom resources, where an
-/// operator must go on reading what a newer version wrote. `dataset.uri` is `file://` or `synthetic://` here: the operator mounts a claim and writes where.
+/// operator must go on reading what a newer version wrote. `dataset.uri` is never `pvc://` here: the operator mounts the
+/// claim and writes the path.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TrainerConfig {
@@ -22,6 +23,9 @@ pub struct TrainerConfig {
     /// How to train.
     #[serde(default)]
     pub hyperparameters: Hyperparameters,
+    /// Where the run is recorded beside its own directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tracking: Option<Tracking>,
     /// Where to write. The environment of a Job (`ANNEAL_OUTPUT_DIR`, `ANNEAL_MODELS_DIR`) wins over it.
     #[serde(default)]
     pub output: OutputDirs,

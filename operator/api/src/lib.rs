@@ -14,6 +14,7 @@ pub mod progress;
 pub mod sha256;
 pub mod smoke;
 pub mod termination;
+pub mod tracking;
 
 #[cfg(feature = "resources")]
 pub mod resources;

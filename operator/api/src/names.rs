@@ -17,6 +17,8 @@ pub mod env {
     pub const MODELS_DIR: &str = "ANNEAL_MODELS_DIR";
     /// Checkpoint directory to continue from. Empty on the first attempt.
     pub const RESUME_FROM: &str = "ANNEAL_RESUME_FROM";
+    /// Image that the trainer runs in, for its records.
+    pub const IMAGE: &str = "ANNEAL_IMAGE";
     /// Path of the checkpoint that the server loads.
     pub const MODEL_PATH: &str = "MODEL_PATH";
     /// SHA-256 that the checkpoint at `MODEL_PATH` must have.

@@ -8,11 +8,13 @@ use anneal_api::{
     dataset::{Dataset, DatasetUri},
     names::{PROGRESS_PORT, env as variable, label, path},
     resources::{PodTemplate, TrainingRun},
+    tracking::Tracking,
 };
 use k8s_openapi::api::{
     batch::v1::{Job, JobSpec},
     core::v1::{
-        ConfigMap, ConfigMapVolumeSource, ContainerPort, PersistentVolumeClaimVolumeSource, Volume, VolumeMount,
+        ConfigMap, ConfigMapVolumeSource, ContainerPort, EnvFromSource, PersistentVolumeClaimVolumeSource,
+        SecretEnvSource, Volume, VolumeMount,
     },
 };
 use sha2::Digest;
@@ -69,12 +71,21 @@ pub fn trainer_config(run: &ValidRun) -> TrainerConfig {
     TrainerConfig {
         name: run.name.clone(),
         model: run.spec.model,
-        dataset: Dataset { uri },
+        dataset: Dataset { uri, digest: run.spec.dataset.digest.clone(), credentials_secret_ref: None },
         hyperparameters: run.spec.hyperparameters.clone(),
+        tracking: run.spec.tracking.clone().map(without_secrets),
         output: OutputDirs { dir: output_dir(run), models_dir: models_dir() },
         checkpoints: CheckpointInterval::default(),
         init_from: None,
     }
+}
+
+/// The trainer gets the keys of Secrets as variables; their names are none of its business.
+fn without_secrets(mut tracking: Tracking) -> Tracking {
+    if let Some(mlflow) = &mut tracking.mlflow {
+        mlflow.credentials_secret_ref = None;
+    }
+    tracking
 }
 
 fn output_dir(run: &ValidRun) -> String {
@@ -131,6 +142,7 @@ pub fn job(owner: &TrainingRun, run: &ValidRun, attempt: i32, settings: &Setting
         env(variable::OUTPUT_DIR, output_dir(run)),
         env(variable::MODELS_DIR, models_dir()),
         env(variable::RESUME_FROM, resume),
+        env(variable::IMAGE, run.spec.pod_template.image.as_ref().unwrap_or(&settings.trainer_image)),
     ];
     env.extend(nodes::variables(run, attempt));
     // Anneal's own trainer is told where its configuration is; another image starts as whoever built it decided.
@@ -152,6 +164,7 @@ pub fn job(owner: &TrainingRun, run: &ValidRun, attempt: i32, settings: &Setting
     if let Some(spec) = template.spec.as_mut() {
         spec.restart_policy = Some("Never".to_owned());
         for container in &mut spec.containers {
+            container.env_from.get_or_insert_default().extend(credentials(run));
             container.ports = Some(vec![ContainerPort {
                 name: Some("metrics".to_owned()),
                 container_port: i32::from(PROGRESS_PORT),
@@ -187,6 +200,19 @@ fn trainer_args() -> Vec<String> {
     ["train", "--config", path::RUN_CONFIG, "--progress-address", &address].map(str::to_owned).to_vec()
 }
 
+/// The Secrets whose keys become the trainer's environment. The pod waits where one does not exist yet.
+fn credentials(run: &ValidRun) -> impl Iterator<Item = EnvFromSource> {
+    let mlflow = run.spec.tracking.as_ref().and_then(|tracking| tracking.mlflow.as_ref());
+    let references = [
+        run.spec.dataset.credentials_secret_ref.as_ref(),
+        mlflow.and_then(|mlflow| mlflow.credentials_secret_ref.as_ref()),
+    ];
+    references.into_iter().flatten().map(|reference| EnvFromSource {
+        secret_ref: Some(SecretEnvSource { name: reference.name.clone(), optional: Some(false) }),
+        ..EnvFromSource::default()
+    })
+}
+
 fn claim_volume(name: &str, claim: &str, mount_path: &str, read_only: bool) -> (Volume, VolumeMount) {
     (
         Volume {
@@ -204,4 +230,88 @@ fn claim_volume(name: &str, claim: &str, mount_path: &str, read_only: bool) -> (
             ..VolumeMount::default()
         },
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::{context::Reach, training_run::validate::validate};
+
+    fn run(spec: &Value) -> TrainingRun {
+        let mut all = json!({"dataset": {"uri": "synthetic://"}, "output": {"claimName": "models"}});
+        all.as_object_mut().expect("a spec").extend(spec.as_object().expect("a patch").clone());
+        let mut run = TrainingRun::new("cats", serde_json::from_value(all).expect("a spec"));
+        run.metadata.uid = Some("0123456789".into());
+        run
+    }
+
+    /// The container of the run's first attempt.
+    fn container(run: &TrainingRun) -> Value {
+        let settings = Settings {
+            trainer_image: "trainer:1".into(),
+            server_image: "server:1".into(),
+            image_pull_policy: None,
+            failure_logs: false,
+            reach: Reach::Address,
+        };
+        let job = job(run, &validate(run).expect("valid"), 1, &settings);
+        serde_json::to_value(job).expect("JSON")["spec"]["template"]["spec"]["containers"][0].take()
+    }
+
+    fn config(run: &TrainingRun) -> String {
+        let map = config_map(run, &validate(run).expect("valid")).expect("YAML");
+        map.data.expect("data")["run.yaml"].clone()
+    }
+
+    fn tracked() -> Value {
+        json!({
+            "dataset": {
+                "uri": "s3://photos/set", "digest": format!("sha256:{:064}", 0),
+                "credentialsSecretRef": {"name": "bucket"}
+            },
+            "tracking": {"mlflow": {
+                "uri": "http://mlflow:5000", "registeredModel": "pets", "credentialsSecretRef": {"name": "mlflow"}
+            }}
+        })
+    }
+
+    #[test]
+    fn the_trainer_gets_every_key_of_the_secrets_that_the_run_names() {
+        let mut spec = tracked();
+        spec["podTemplate"] = json!({"envFrom": [{"configMapRef": {"name": "settings"}}]});
+        let secret = |name: &str| json!({"secretRef": {"name": name, "optional": false}});
+        assert_eq!(
+            container(&run(&spec))["envFrom"],
+            json!([{"configMapRef": {"name": "settings"}}, secret("bucket"), secret("mlflow")])
+        );
+        let none = container(&run(&json!({})));
+        assert!(none["envFrom"].as_array().is_none_or(Vec::is_empty), "{none}");
+    }
+
+    #[test]
+    fn the_configuration_says_what_to_fetch_and_where_to_record_but_names_no_secret() {
+        let text = config(&run(&tracked()));
+        let written: TrainerConfig = serde_yaml::from_str(&text).expect("a configuration");
+        assert_eq!(written.dataset.uri, "s3://photos/set");
+        assert_eq!(written.dataset.digest, Some(format!("sha256:{:064}", 0)));
+        let mlflow = written.tracking.and_then(|tracking| tracking.mlflow).expect("a server");
+        assert_eq!((mlflow.uri.as_str(), mlflow.experiment.as_str()), ("http://mlflow:5000", "anneal"));
+        assert_eq!(mlflow.registered_model.as_deref(), Some("pets"));
+        assert!(!text.contains("bucket") && !text.contains("credentialsSecretRef"), "{text}");
+    }
+
+    #[test]
+    fn the_trainer_knows_its_image_for_its_records() {
+        let image = |run: &TrainingRun| {
+            let container = container(run);
+            let env = container["env"].as_array().expect("variables").clone();
+            let told = env.iter().find(|variable| variable["name"] == variable::IMAGE).expect("the variable");
+            assert_eq!(told["value"], container["image"]);
+            container["image"].as_str().expect("an image").to_owned()
+        };
+        assert_eq!(image(&run(&json!({}))), "trainer:1");
+        assert_eq!(image(&run(&json!({"podTemplate": {"image": "mine:2"}}))), "mine:2");
+    }
 }

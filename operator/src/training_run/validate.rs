@@ -101,7 +101,7 @@ impl ValidRun {
     pub fn dataset_claim(&self) -> Option<&str> {
         match &self.dataset {
             DatasetUri::Pvc { claim, .. } => Some(claim),
-            DatasetUri::File { .. } | DatasetUri::Synthetic(_) => None,
+            _ => None,
         }
     }
 }

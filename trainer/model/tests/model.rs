@@ -32,6 +32,7 @@ fn info(classes: &[&str]) -> CheckpointInfo {
         model: ModelSpec { architecture: Architecture::Improved, input_size: 64 },
         classes: classes.iter().map(|&class| class.to_owned()).collect(),
         preprocessing: Preprocessing::imagenet(64),
+        validation: None,
         metrics: None,
         dataset: None,
         run: "pets".to_owned(),

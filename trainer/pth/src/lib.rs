@@ -16,6 +16,8 @@
 //! `caffe2/serialize/inline_container.cc` of PyTorch define it. What [`write`] writes, `torch.load(weights_only=True)`
 //! takes, with `mmap=True` too.
 
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod limits;
 mod pickle;
 mod read;

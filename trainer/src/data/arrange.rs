@@ -82,20 +82,22 @@ pub fn arrange(listing: Listing, share: f64, seed: u64) -> Result<Arrangement, D
     Ok(arrangement)
 }
 
-/// Arranges a listing for an evaluation: the test split, or else the validation split, or else all photos, as `test`.
+/// Arranges a listing for an evaluation: the test split, or else the validation split, or else all photos, as `test`;
+/// and which split that is.
 ///
 /// # Errors
 /// When the folders fit no layout, or their classes are not those expected.
-pub fn for_measuring(listing: Listing, expected: &[String]) -> Result<Arrangement, DataError> {
+pub fn for_measuring(listing: Listing, expected: &[String]) -> Result<(Arrangement, Split), DataError> {
     let mut splits = by_split(listing)?;
-    let measured = [Split::Test, Split::Validation, Split::Train].into_iter().find_map(|split| splits.remove(&split));
-    let measured = measured.unwrap_or_default();
+    let best = [Split::Test, Split::Validation, Split::Train].into_iter().find(|split| splits.contains_key(split));
+    let split = best.unwrap_or(Split::Train);
+    let measured = splits.remove(&split).unwrap_or_default();
     if !measured.keys().eq(expected) {
         let found = measured.into_keys().collect();
         return Err(DataError::OtherClasses { found, expected: expected.to_vec() });
     }
     let test = labelled(measured);
-    Ok(Arrangement { classes: expected.to_vec(), train: Vec::new(), validation: Vec::new(), test })
+    Ok((Arrangement { classes: expected.to_vec(), train: Vec::new(), validation: Vec::new(), test }, split))
 }
 
 /// Photos of a class that each of `parts` parts gets, if that leaves any for training.

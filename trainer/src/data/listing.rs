@@ -12,7 +12,11 @@ use std::{
 
 use anneal_api::dataset::{DatasetUri, Synthetic};
 
-use super::{DataError, PHOTO_EXTENSIONS, Split, archive, synthetic};
+use super::{
+    DataError, PHOTO_EXTENSIONS, Split, archive,
+    remote::{self, Downloads},
+    synthetic,
+};
 
 /// Folders nest at most this deep, so that a link to a parent folder ends.
 const MAX_DEPTH: usize = 8;
@@ -58,19 +62,28 @@ pub enum Place {
     },
 }
 
-/// Lists the dataset that a URI names.
+/// Lists the dataset that a URI names, after what is at a server was downloaded; the second part is the MD5s that `.dvc`
+/// files name.
 ///
 /// # Errors
-/// When it does not exist, cannot be read, or holds no photo.
-pub fn list(uri: &DatasetUri) -> Result<Listing, DataError> {
-    let mut listing = match uri {
+/// When it does not exist, cannot be fetched or read, or holds no photo.
+pub fn list(uri: &DatasetUri, to: Downloads<'_>) -> Result<(Listing, Vec<String>), DataError> {
+    let (listing, digests) = match uri {
         DatasetUri::Pvc { .. } => return Err(DataError::Claim(uri.clone())),
-        DatasetUri::Synthetic(set) => synthetic::list(*set),
-        DatasetUri::File { path } => list_path(Path::new(path))?,
+        DatasetUri::Synthetic(set) => return Ok((drawn(*set), Vec::new())),
+        DatasetUri::File { path } => (list_path(Path::new(path))?, Vec::new()),
+        DatasetUri::Remote { url } => (remote::list(url, to)?, Vec::new()),
+        DatasetUri::Dvc { url } => remote::list_dvc(url, to)?,
     };
-    listing.strip_common_folder();
-    listing.photos.sort_by(|a, b| a.path.cmp(&b.path));
-    Ok(listing)
+    if listing.photos.is_empty() {
+        return Err(DataError::Empty(uri.to_string().into()));
+    }
+    Ok((listing.in_order(), digests))
+}
+
+/// Lists a set that the trainer draws.
+pub fn drawn(set: Synthetic) -> Listing {
+    synthetic::list(set).in_order()
 }
 
 fn list_path(path: &Path) -> Result<Listing, DataError> {
@@ -118,7 +131,13 @@ fn split_of_tar(name: &str) -> Option<Split> {
 }
 
 impl Listing {
-    fn append_below(&mut self, folder: &str, part: Self) {
+    fn in_order(mut self) -> Self {
+        self.strip_common_folder();
+        self.photos.sort_by(|a, b| a.path.cmp(&b.path));
+        self
+    }
+
+    pub(super) fn append_below(&mut self, folder: &str, part: Self) {
         let below = |path: String| format!("{folder}/{path}");
         self.folders.insert(folder.to_owned());
         self.folders.extend(part.folders.into_iter().map(below));
@@ -126,7 +145,7 @@ impl Listing {
     }
 
     /// Removes folders that hold everything else, such as the one that a tar was made of.
-    fn strip_common_folder(&mut self) {
+    pub(super) fn strip_common_folder(&mut self) {
         while let Some(common) = self.common_folder() {
             let strip = |path: &str| path[common.len()..].to_owned();
             self.photos.iter_mut().for_each(|photo| photo.path = strip(&photo.path));
@@ -166,12 +185,12 @@ impl Photo {
 }
 
 /// Whether a name is that of a file or folder that no person put into the dataset.
-pub(super) fn is_hidden(name: &str) -> bool {
+pub(crate) fn is_hidden(name: &str) -> bool {
     name.starts_with('.') || name == "lost+found" || name == "__MACOSX"
 }
 
 /// Whether the name is that of a photo.
-pub(super) fn is_photo(name: &str) -> bool {
+pub(crate) fn is_photo(name: &str) -> bool {
     PHOTO_EXTENSIONS.iter().any(|extension| has_extension(name, extension))
 }
 

@@ -1,6 +1,7 @@
 //! Decodes all photos once, in threads, to bytes of the size that the network takes.
 
 use std::{
+    collections::HashMap,
     io,
     sync::{
         Mutex, PoisonError,
@@ -38,6 +39,8 @@ pub struct Dataset {
     pub identity: DatasetResult,
     /// Photos that were skipped, with reasons.
     pub broken: Vec<String>,
+    /// Photos of which the same bytes lie in another split: what is measured there was seen in training.
+    pub duplicates: Vec<String>,
 }
 
 /// Decoded photos of one split.
@@ -49,6 +52,8 @@ pub struct Photos {
     pub pixels: Vec<u8>,
     /// The label of each photo.
     pub labels: Vec<usize>,
+    /// The path of each photo in the dataset.
+    pub paths: Vec<String>,
 }
 
 impl Photos {
@@ -66,6 +71,12 @@ impl Photos {
     pub fn pixels_of(&self, index: usize) -> &[u8] {
         let bytes = photo_bytes(self.size);
         &self.pixels[index * bytes..(index + 1) * bytes]
+    }
+
+    /// One photo as a picture.
+    pub fn picture(&self, index: usize) -> Option<RgbImage> {
+        let side = u32::try_from(self.size).ok()?;
+        RgbImage::from_raw(side, side, self.pixels_of(index).to_vec())
     }
 }
 
@@ -103,12 +114,12 @@ pub fn load(uri: &DatasetUri, arrangement: Arrangement, how: &Loading<'_>) -> Re
     let Arrangement { classes, train, validation, test } = arrangement;
     check_memory(count, how)?;
 
-    let mut digests = Vec::with_capacity(count);
+    let mut digests = Vec::with_capacity(Split::ALL.len());
     let mut broken = Vec::new();
     let done = AtomicUsize::new(0);
     let mut load_split = |photos: Vec<Labelled>| -> Result<Photos, LoadError> {
         let loaded = load_photos(&photos, how, &done)?;
-        digests.extend(loaded.digests);
+        digests.push(loaded.digests);
         broken.extend(loaded.broken);
         Ok(loaded.photos)
     };
@@ -118,9 +129,11 @@ pub fn load(uri: &DatasetUri, arrangement: Arrangement, how: &Loading<'_>) -> Re
     check_broken(&broken, count)?;
     check_classes(&classes, [(Split::Train, &train), (Split::Validation, &validation), (Split::Test, &test)])?;
 
-    let digest = match uri {
-        DatasetUri::Synthetic(set) => Sha256::from_bytes(Hasher::digest(synthetic::identity(*set)).into()),
-        _ => listing_digest(digests),
+    let (digest, duplicates) = if let DatasetUri::Synthetic(set) = uri {
+        (Sha256::from_bytes(Hasher::digest(synthetic::identity(*set)).into()), Vec::new())
+    } else {
+        let duplicates = duplicates(&digests);
+        (listing_digest(digests.into_iter().flatten().collect()), duplicates)
     };
     let whole = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
     let identity = DatasetResult {
@@ -128,7 +141,22 @@ pub fn load(uri: &DatasetUri, arrangement: Arrangement, how: &Loading<'_>) -> Re
         images: whole(count - broken.len()),
         skipped: whole(broken.len()),
     };
-    Ok(Dataset { classes, train, validation, test, identity, broken })
+    Ok(Dataset { classes, train, validation, test, identity, broken, duplicates })
+}
+
+/// Photos whose bytes lie in more than one split, given the digests of each split in the order of [`Split::ALL`].
+fn duplicates(splits: &[Vec<(String, Sha256)>]) -> Vec<String> {
+    let mut seen: HashMap<&Sha256, (Split, &str)> = HashMap::new();
+    let mut found = Vec::new();
+    for (split, photos) in Split::ALL.into_iter().zip(splits) {
+        for (path, digest) in photos {
+            let (first, at) = *seen.entry(digest).or_insert((split, path));
+            if first != split {
+                found.push(format!("{path} ({split}) is the same photo as {at} ({first})"));
+            }
+        }
+    }
+    found
 }
 
 /// The digest of the sorted list of `path sha256` lines.
@@ -221,8 +249,9 @@ fn load_photos(photos: &[Labelled], how: &Loading<'_>, done: &AtomicUsize) -> Re
         let path = labelled.photo.path.clone();
         match fate.ok_or(LoadError::Stopped)?? {
             Fate::Good(digest) => {
-                loaded.digests.push((path, digest));
+                loaded.digests.push((path.clone(), digest));
                 loaded.photos.labels.push(labelled.label);
+                loaded.photos.paths.push(path);
                 // Closes the gap that broken photos left.
                 pixels.copy_within(index * bytes..(index + 1) * bytes, kept * bytes);
                 kept += 1;
@@ -234,7 +263,7 @@ fn load_photos(photos: &[Labelled], how: &Loading<'_>, done: &AtomicUsize) -> Re
         }
     }
     pixels.truncate(kept * bytes);
-    loaded.photos = Photos { size: how.size, pixels, labels: loaded.photos.labels };
+    (loaded.photos.size, loaded.photos.pixels) = (how.size, pixels);
     Ok(loaded)
 }
 

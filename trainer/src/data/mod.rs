@@ -4,6 +4,7 @@ pub mod archive;
 pub mod arrange;
 pub mod listing;
 pub mod load;
+pub mod remote;
 pub mod synthetic;
 
 use std::{fmt, io, path::PathBuf};
@@ -14,7 +15,10 @@ use anneal_api::{
 };
 use tracing::{info, warn};
 
-use self::load::{Dataset, Loading};
+use self::{
+    load::{Dataset, Loading},
+    remote::{Downloads, RemoteError},
+};
 use crate::{config::RunConfig, outcome::Error, progress, train::Surroundings};
 
 /// File name endings that are taken for photos.
@@ -37,11 +41,16 @@ impl Split {
 
     /// The split that a folder or tar of this name holds.
     pub fn from_name(name: &str) -> Option<Self> {
-        match name.to_ascii_lowercase().as_str() {
-            "train" => Some(Self::Train),
-            "val" | "validation" | "valid" => Some(Self::Validation),
-            "test" => Some(Self::Test),
-            _ => None,
+        let name = name.to_ascii_lowercase();
+        Self::ALL.into_iter().find(|split| split.names().contains(&name.as_str()))
+    }
+
+    /// The names that a folder, tar or `.dvc` file of the split may have.
+    pub fn names(self) -> &'static [&'static str] {
+        match self {
+            Self::Train => &["train"],
+            Self::Validation => &["val", "validation", "valid"],
+            Self::Test => &["test"],
         }
     }
 
@@ -70,6 +79,20 @@ pub enum DataError {
     /// A claim is named, which only the operator can mount.
     #[error("dataset.uri {0} names a claim, which only the operator mounts; outside a cluster write file:///PATH")]
     Claim(DatasetUri),
+    /// It cannot be fetched.
+    #[error("the dataset cannot be had: {0}")]
+    Remote(#[from] RemoteError),
+    /// It is another dataset than the one that was meant.
+    #[error(
+        "the dataset has the digest {found}, and dataset.digest asks for {asked}; correct dataset.uri, or dataset.digest \
+         where the dataset was changed on purpose"
+    )]
+    Digest {
+        /// What `dataset.digest` says.
+        asked: String,
+        /// What it is.
+        found: String,
+    },
     /// Nothing is there.
     #[error("the dataset {0:?} does not exist; check dataset.uri")]
     Missing(PathBuf),
@@ -177,6 +200,7 @@ impl DataError {
         match self {
             Self::Uri(_) | Self::Claim(_) | Self::Memory { .. } => FailureClass::BadConfig,
             Self::Missing(_) | Self::Empty(_) => FailureClass::DataMissing,
+            Self::Remote(error) => error.class(),
             _ => FailureClass::DataCorrupt,
         }
     }
@@ -198,7 +222,10 @@ impl DataError {
 /// # Errors
 /// When the dataset cannot be used, or the process was asked to stop.
 pub fn open(config: &RunConfig, around: &Surroundings<'_>) -> Result<Dataset, Error> {
-    let listing = listing::list(&config.dataset)?;
+    let downloads = config.downloads();
+    let to = Downloads { dir: &downloads, stop: around.stop };
+    let (listing, md5s) = listing::list(&config.dataset, to)?;
+    check_digest(config.digest.as_deref(), "md5:", || format!("md5:{}", md5s.join(", md5:")))?;
     let arrangement = arrange::arrange(listing, config.hyperparameters.validation_share, config.seed())?;
     let bar = progress::loading_bar(arrangement.len());
     let loading = Loading {
@@ -210,8 +237,15 @@ pub fn open(config: &RunConfig, around: &Surroundings<'_>) -> Result<Dataset, Er
     };
     let dataset = load::load(&config.dataset, arrangement, &loading)?;
     bar.finish_and_clear();
+    check_digest(config.digest.as_deref(), "sha256:", || dataset.identity.digest.clone())?;
     for broken in &dataset.broken {
         warn!("a photo is skipped: {broken}");
+    }
+    if let Some(first) = dataset.duplicates.first() {
+        warn!(
+            photos = dataset.duplicates.len(),
+            "photos lie in two splits, so the accuracy there is too good: {first}; all are in reports/duplicates.txt"
+        );
     }
     info!(
         classes = ?dataset.classes,
@@ -223,4 +257,11 @@ pub fn open(config: &RunConfig, around: &Surroundings<'_>) -> Result<Dataset, Er
         "dataset loaded"
     );
     Ok(dataset)
+}
+
+/// Compares the digest that was asked for, where it is of this kind.
+fn check_digest(asked: Option<&str>, kind: &str, found: impl FnOnce() -> String) -> Result<(), DataError> {
+    let Some(asked) = asked.filter(|asked| asked.starts_with(kind)) else { return Ok(()) };
+    let found = found();
+    if found == asked { Ok(()) } else { Err(DataError::Digest { asked: asked.to_owned(), found }) }
 }

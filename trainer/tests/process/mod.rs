@@ -2,6 +2,9 @@
 
 #![allow(clippy::expect_used, clippy::panic, reason = "all of this is test code")]
 
+#[allow(dead_code, reason = "each test binary uses a part of it")]
+pub mod tools;
+
 use std::{
     ffi::OsStr,
     fs,
@@ -146,6 +149,12 @@ impl<'a> Train<'a> {
 
     pub fn args<S: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
         self.command.args(args);
+        self
+    }
+
+    #[allow(dead_code, reason = "each test binary uses a part of it")]
+    pub fn envs<K: AsRef<OsStr>, V: AsRef<OsStr>>(mut self, variables: impl IntoIterator<Item = (K, V)>) -> Self {
+        self.command.envs(variables);
         self
     }
 

@@ -4,7 +4,7 @@ use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
 use super::{Output, PodTemplate, RetryRule, TrainingRunStatus};
-use crate::{dataset::Dataset, hyperparameters::Hyperparameters, model::ModelSpec};
+use crate::{dataset::Dataset, hyperparameters::Hyperparameters, model::ModelSpec, tracking::Tracking};
 
 /// The word in `managedBy` that means this operator, as does its absence.
 pub const MANAGER: &str = "anneal.dev/operator";
@@ -36,7 +36,9 @@ pub const MANAGER: &str = "anneal.dev/operator";
 )]
 #[x_kube(
     validation = Rule::new("self.model.architecture != 'simple' || self.model.inputSize == 224").message("model.inputSize must be 224 for architecture simple; leave it out, or choose architecture improved, which takes any size"),
-    validation = Rule::new("self.dataset.uri.matches('^(pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/.*)?|file:///.*|synthetic://([?][A-Za-z]+=[0-9]+(&[A-Za-z]+=[0-9]+)*)?)$')").message("dataset.uri must be pvc://CLAIM/PATH, file:///PATH or synthetic://?images=600&size=64"),
+    validation = Rule::new("self.dataset.uri.matches('^(pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/.*)?|(https?|s3|gs)://[^/@ ]+(/[^ ]*)?|dvc[+](https?|s3|gs)://[^/@ ]+(/[^ ]*)?|dvc[+]file:///.*|file:///.*|synthetic://([?][A-Za-z]+=[0-9]+(&[A-Za-z]+=[0-9]+)*)?)$')").message("dataset.uri must be pvc://CLAIM/PATH, https://HOST/SET.tar, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, dvc+https://HOST/SET.dvc, file:///PATH or synthetic://?images=600&size=64"),
+    validation = Rule::new("!self.dataset.uri.matches('^https?://') || self.dataset.uri.matches('^https?://[^?#]*[.]tar([?#].*)?$')").message("dataset.uri: over HTTP a folder cannot be listed; name a file that ends in .tar, or use s3://, gs:// or dvc+https://"),
+    validation = Rule::new("!has(self.dataset.digest) || !self.dataset.digest.startsWith('md5:') || self.dataset.uri.startsWith('dvc+')").message("dataset.digest: md5 is what a .dvc file names; give the sha256 that status.result.dataset.digest of a run shows"),
     validation = Rule::new("!self.dataset.uri.split('/').exists(part, part == '..')").message("dataset.uri must not contain a `..` part"),
     // The API server cuts a bound's fraction off before it compares a whole number with it.
     validation = Rule::new("self.hyperparameters.learningRate >= 0.000000001").message("hyperparameters.learningRate must be between 0.000000001 and 100"),
@@ -44,6 +46,7 @@ pub const MANAGER: &str = "anneal.dev/operator";
     validation = Rule::new("self.model == oldSelf.model").message("model is immutable; create a new TrainingRun"),
     validation = Rule::new("self.dataset == oldSelf.dataset").message("dataset is immutable; create a new TrainingRun"),
     validation = Rule::new("self.hyperparameters == oldSelf.hyperparameters").message("hyperparameters are immutable; create a new TrainingRun"),
+    validation = Rule::new("has(self.tracking) == has(oldSelf.tracking) && (!has(self.tracking) || self.tracking == oldSelf.tracking)").message("tracking is immutable; create a new TrainingRun"),
     validation = Rule::new("self.output == oldSelf.output").message("output is immutable; create a new TrainingRun"),
     validation = Rule::new("self.numNodes == oldSelf.numNodes").message("numNodes is immutable; create a new TrainingRun"),
     validation = Rule::new("self.numNodes == 1 || (has(self.podTemplate) && has(self.podTemplate.image))").message("numNodes above 1 needs podTemplate.image: Anneal's own trainer trains in one pod; bring an image whose program spreads the training over nodes, as torchrun does"),
@@ -66,6 +69,9 @@ pub struct TrainingRunSpec {
     #[serde(default = "one_node")]
     #[schemars(range(min = 1, max = 256))]
     pub num_nodes: i32,
+    /// Where the run is recorded beside its own volume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tracking: Option<Tracking>,
     /// What to say about the training pod.
     #[serde(default)]
     pub pod_template: PodTemplate,

@@ -1,0 +1,221 @@
+//! The pictures of a report, as SVG, and their drawing as PNG.
+
+mod mistakes;
+mod plot;
+mod raster;
+mod svg;
+
+use self::plot::{Axis, Bar, Line, Plot, Style};
+use crate::{
+    answers::Answers,
+    calibration::{self, BINS},
+    history::{Epoch, History},
+    metrics::Confusion,
+    roc,
+};
+
+pub use mistakes::{Mistake, mistakes};
+pub use raster::{DrawError, to_png};
+pub(crate) use svg::escaped;
+
+const WIDTH: f64 = 520.0;
+const HEIGHT: f64 = 380.0;
+/// Curves that one picture of ROC curves has at most.
+const CURVES: usize = 8;
+
+/// Loss and accuracy over the epochs, side by side.
+pub fn training_curves(history: &History) -> String {
+    let line = |name: &str, colour, of: fn(&Epoch) -> f64| {
+        let points = (1_u32..).map(f64::from).zip(history.0.iter().map(of)).collect();
+        Line { name: name.to_owned(), colour, style: Style::Marked, points }
+    };
+    let loss = vec![line("training", 0, |epoch| epoch.train_loss), line("validation", 1, |epoch| epoch.val_loss)];
+    let accuracy = vec![line("training", 0, |epoch| epoch.train_acc), line("validation", 1, |epoch| epoch.val_acc)];
+    let highest = |lines: &[Line]| lines.iter().flat_map(|line| &line.points).map(|p| p.1).fold(0.0, f64::max);
+    let lowest = |lines: &[Line]| lines.iter().flat_map(|line| &line.points).map(|p| p.1).fold(1.0, f64::min);
+    let epochs = || Axis::counts("Epoch", history.0.len());
+    let loss = Plot {
+        title: "Loss",
+        x: epochs(),
+        y: Axis::round("Cross entropy", 0.0, highest(&loss)),
+        lines: loss,
+        bars: Vec::new(),
+    };
+    let accuracy = Plot {
+        title: "Accuracy",
+        x: epochs(),
+        y: Axis::round("Share of photos that were right", lowest(&accuracy), 1.0),
+        lines: accuracy,
+        bars: Vec::new(),
+    };
+    let body = [loss.draw(0.0, 0.0, WIDTH, HEIGHT), accuracy.draw(WIDTH, 0.0, WIDTH, HEIGHT)].concat();
+    svg::document(2.0 * WIDTH, HEIGHT, &body)
+}
+
+/// The confusion matrix: actual classes down, predicted classes across, darker for larger shares of a row.
+#[expect(clippy::cast_precision_loss, reason = "counts of photos")]
+pub fn confusion_matrix(confusion: &Confusion, names: &[String]) -> String {
+    // Cells shrink where there are many classes; numbers that would not fit into them are left out.
+    let cell = (760.0 / names.len().max(1) as f64).clamp(14.0, 110.0);
+    let letters = (cell * 0.16).clamp(8.0, 15.0);
+    let labels = names.iter().map(|name| svg::width(name, 13.0)).fold(0.0, f64::max).min(220.0);
+    let (left, top) = (labels + 56.0, 84.0);
+    let turned = names.iter().any(|name| svg::width(name, 13.0) > cell - 4.0);
+    let top = if turned { top + labels } else { top };
+    let side = cell * names.len() as f64;
+    let mut body = svg::text(left + side / 2.0, 28.0, svg::TITLE, "Confusion matrix");
+    body += &svg::text(left + side / 2.0, 52.0, svg::MIDDLE, "Predicted class");
+    body += &svg::turned(20.0, top + side / 2.0, svg::MIDDLE, "Actual class");
+    for (row, (counts, name)) in confusion.rows().iter().zip(names).enumerate() {
+        let y = top + cell * row as f64;
+        let across = left + cell * (row as f64 + 0.5);
+        let total = counts.iter().sum::<u64>().max(1) as f64;
+        body += &svg::text(left - 10.0, y + cell / 2.0 + 4.0, svg::END, name);
+        body += &if turned {
+            svg::turned(across + 4.0, top - 10.0, svg::START, name)
+        } else {
+            svg::text(across, top - 10.0, svg::MIDDLE, name)
+        };
+        for (column, count) in counts.iter().enumerate() {
+            let x = left + cell * column as f64;
+            let share = *count as f64 / total;
+            body += &svg::rectangle(x, y, cell, cell, "#08519c", share);
+            let ink = if share > 0.5 { "white" } else { "#222" };
+            let middle = format!(r#"text-anchor="middle" fill="{ink}" font-size="{letters:.1}""#);
+            if cell >= 60.0 {
+                body += &svg::text(x + cell / 2.0, y + cell / 2.0 - 2.0, &middle, &count.to_string());
+                let percent = format!("{:.1} %", share * 100.0);
+                body += &svg::text(x + cell / 2.0, y + cell / 2.0 + letters + 2.0, &middle, &percent);
+            } else if cell >= 26.0 {
+                body += &svg::text(x + cell / 2.0, y + cell / 2.0 + 4.0, &middle, &count.to_string());
+            }
+        }
+    }
+    svg::document((left + side + 28.0).max(280.0), top + side + 28.0, &body)
+}
+
+/// ROC curves: of two classes the second one's, otherwise of each class against all others, the worst ones first.
+pub fn roc_curve(answers: &Answers, names: &[String]) -> String {
+    let of = |class: usize| roc::curve(answers, class).map(|curve| (class, curve));
+    let mut curves: Vec<_> =
+        if names.len() == 2 { of(1).into_iter().collect() } else { (0..names.len()).filter_map(of).collect() };
+    curves.sort_by(|a, b| a.1.area.total_cmp(&b.1.area));
+    let left_out = curves.len().saturating_sub(CURVES);
+    let mut lines: Vec<Line> = curves
+        .into_iter()
+        .take(CURVES)
+        .enumerate()
+        .map(|(colour, (class, curve))| Line {
+            name: format!("{} (area {:.4})", svg::shortened(&names[class], 24), curve.area),
+            colour,
+            style: Style::Solid,
+            points: curve.points,
+        })
+        .collect();
+    lines.push(Line {
+        name: "chance".to_owned(),
+        colour: plot::GREY,
+        style: Style::Dashed,
+        points: vec![(0.0, 0.0), (1.0, 1.0)],
+    });
+    let title = if left_out == 0 {
+        "ROC curve".to_owned()
+    } else {
+        format!("ROC curves, the {CURVES} worst of {} classes", left_out + CURVES)
+    };
+    let plot = Plot {
+        title: &title,
+        x: Axis::round("False positive rate", 0.0, 1.0),
+        y: Axis::round("True positive rate", 0.0, 1.0),
+        lines,
+        bars: Vec::new(),
+    };
+    plot.document(560.0, 540.0)
+}
+
+/// Accuracy over confidence, before and after the temperature, and how many photos have which confidence.
+#[expect(clippy::cast_precision_loss, reason = "counts of photos")]
+pub fn calibration_plot(answers: &Answers, temperature: f64) -> String {
+    let raw = calibration::bins(answers, 1.0);
+    let cooled = calibration::bins(answers, temperature);
+    let line = |name: String, colour, bins: &[calibration::Bin]| Line {
+        name,
+        colour,
+        style: Style::Marked,
+        points: bins.iter().filter(|bin| bin.count > 0).map(|bin| (bin.confidence, bin.accuracy)).collect(),
+    };
+    let error = |bins: &[calibration::Bin]| calibration::expected_error(bins) * 100.0;
+    let ideal = Line {
+        name: "ideal".to_owned(),
+        colour: plot::GREY,
+        style: Style::Dashed,
+        points: vec![(0.0, 0.0), (1.0, 1.0)],
+    };
+    let reliability = Plot {
+        title: "Calibration",
+        x: Axis::round("Confidence", 0.0, 1.0),
+        y: Axis::round("Share of photos that were right", 0.0, 1.0),
+        lines: vec![
+            line(format!("as it is (error {:.2} %)", error(&raw)), 0, &raw),
+            line(format!("at temperature {temperature:.2} (error {:.2} %)", error(&cooled)), 1, &cooled),
+            ideal,
+        ],
+        bars: Vec::new(),
+    };
+    let total = answers.len().max(1) as f64;
+    let bars: Vec<Bar> = raw
+        .iter()
+        .enumerate()
+        .map(|(bin, photos)| Bar {
+            from: bin as f64 / BINS as f64,
+            to: (bin + 1) as f64 / BINS as f64,
+            height: photos.count as f64 / total,
+        })
+        .collect();
+    let histogram = Plot {
+        title: "Confidence",
+        x: Axis::round("Confidence", 0.0, 1.0),
+        y: Axis::round("Share of photos", 0.0, bars.iter().map(|bar| bar.height).fold(0.0, f64::max)),
+        lines: Vec::new(),
+        bars,
+    };
+    let body = [reliability.draw(0.0, 0.0, 540.0, 460.0), histogram.draw(540.0, 0.0, 460.0, 460.0)].concat();
+    svg::document(1000.0, 460.0, &body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(names: &[&str]) -> Vec<String> {
+        names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    #[test]
+    fn a_class_name_cannot_break_the_picture() {
+        let picture = confusion_matrix(&Confusion::new(2), &names(&["<cat>", "d&g"]));
+        assert!(picture.contains("&lt;cat&gt;") && picture.contains("d&amp;g") && !picture.contains("<cat>"));
+        assert!(to_png(&picture).is_ok());
+    }
+
+    #[test]
+    fn every_epoch_is_a_point() {
+        let epoch = Epoch { train_loss: 0.5, train_acc: 0.7, val_loss: 0.6, val_acc: 0.8 };
+        let picture = training_curves(&History(vec![epoch; 3]));
+        assert_eq!(picture.matches("<polyline").count(), 4);
+        let points = picture.split("points=\"").nth(1).and_then(|rest| rest.split('"').next()).expect("points");
+        assert_eq!(points.split(' ').count(), 3);
+    }
+
+    #[test]
+    fn a_split_without_photos_gives_pictures_too() {
+        let answers = Answers::new(2);
+        for picture in [
+            roc_curve(&answers, &names(&["cat", "dog"])),
+            calibration_plot(&answers, 1.0),
+            training_curves(&History::default()),
+        ] {
+            assert!(to_png(&picture).is_ok_and(|png| png.starts_with(b"\x89PNG")));
+        }
+    }
+}

@@ -1,0 +1,299 @@
+//! Records a run at an MLflow server without ever waiting for it.
+//!
+//! What is to be recorded goes into a spool in the run's directory first. A thread sends from there, again and again where
+//! the server is slow or down; what is left at the end is sent by `anneal-trainer sync`.
+
+mod artifacts;
+mod mlflow;
+mod sender;
+mod spool;
+mod system;
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anneal_api::{names::env as names, tracking::Mlflow};
+use anneal_model::Checkpoint;
+use jiff::Timestamp;
+use serde_json::Value;
+use tracing::{info, warn};
+
+use self::{
+    sender::Sender,
+    spool::{Event, Metric, Spool},
+};
+use crate::{
+    config::RunConfig, data::load::Dataset, evaluate::Evaluation, history::Epoch, outcome::Error, publish::Published,
+};
+
+/// Directory of the spool in the run's directory.
+const DIR: &str = "tracking";
+/// Between two samples of the system's metrics.
+const SAMPLE: Duration = Duration::from_secs(10);
+/// How long a run that is done waits for the server to take the rest.
+const LAST_WORDS: Duration = Duration::from_secs(30);
+
+/// Records one run; does nothing where the configuration names no server.
+pub struct Recorder(Option<Recording>);
+
+struct Recording {
+    spool: Arc<Mutex<Spool>>,
+    sender: Sender,
+    sampler: Option<system::Sampler>,
+    mlflow: Mlflow,
+    output: PathBuf,
+}
+
+/// Whether a text is the address of a server that may be shown.
+pub fn is_address(uri: &str) -> bool {
+    let rest = uri.strip_prefix("http://").or_else(|| uri.strip_prefix("https://"));
+    rest.is_some_and(|rest| {
+        !rest.is_empty()
+            && !rest.starts_with('/')
+            && !rest.contains(['@', '?', '#'])
+            && !rest.contains(char::is_whitespace)
+    })
+}
+
+impl Recorder {
+    /// Begins to send, or to send what an earlier attempt left. Training goes on where the spool cannot be written.
+    pub fn start(config: &RunConfig) -> Self {
+        let Some(mlflow) = config.tracking.clone() else { return Self(None) };
+        let dir = config.output.join(DIR);
+        match Spool::open(&dir) {
+            Ok(spool) => {
+                let spool = Arc::new(Mutex::new(spool));
+                let sender = Sender::start(&dir, &mlflow.uri);
+                let sampler = Some(system::Sampler::start(spool.clone(), SAMPLE));
+                Self(Some(Recording { spool, sender, sampler, mlflow, output: config.output.clone() }))
+            }
+            Err(error) => {
+                warn!("the run is not recorded at {}: {dir:?} cannot be written: {error}", mlflow.uri);
+                Self(None)
+            }
+        }
+    }
+
+    /// A run that is not recorded.
+    pub fn none() -> Self {
+        Self(None)
+    }
+
+    /// Records what the run is made of; an attempt that goes on records only that it does.
+    pub fn begin(&self, config: &RunConfig, dataset: &Dataset) {
+        let Some(recording) = &self.0 else { return };
+        let now = Timestamp::now().as_millisecond();
+        recording.add(&Event::Begin {
+            experiment: recording.mlflow.experiment.clone(),
+            run_name: config.name.clone(),
+            start_time: now,
+        });
+        let mut params = vec![
+            ("model.architecture".to_owned(), config.model.architecture.class_name().to_owned()),
+            ("model.inputSize".to_owned(), config.model.input_size.to_string()),
+            ("dataset.uri".to_owned(), config.dataset.shown()),
+            ("dataset.classes".to_owned(), dataset.classes.join(", ")),
+            ("dataset.train".to_owned(), dataset.train.len().to_string()),
+            ("dataset.validation".to_owned(), dataset.validation.len().to_string()),
+            ("dataset.test".to_owned(), dataset.test.len().to_string()),
+        ];
+        flatten("", &serde_json::to_value(&config.hyperparameters).unwrap_or_default(), &mut params);
+        recording.add(&Event::Params { params });
+        let mut tags = vec![
+            ("mlflow.source.name".to_owned(), "anneal-trainer".to_owned()),
+            ("mlflow.source.type".to_owned(), "JOB".to_owned()),
+            ("anneal.version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
+            ("anneal.libtorch".to_owned(), env!("LIBTORCH_VERSION").to_owned()),
+            ("dataset.digest".to_owned(), dataset.identity.digest.clone()),
+        ];
+        let variables = [(names::IMAGE, "anneal.image"), (names::ATTEMPT, "anneal.attempt")];
+        let given = variables.into_iter().filter_map(|(name, tag)| Some((tag.to_owned(), env::var(name).ok()?)));
+        tags.extend(given.filter(|(_, value)| !value.is_empty()));
+        tags.extend(
+            git_commit(&env::current_dir().unwrap_or_default()).map(|at| ("mlflow.source.git.commit".to_owned(), at)),
+        );
+        recording.add(&Event::Tags { tags });
+    }
+
+    /// Records an epoch, counted from 1, unless an earlier attempt has.
+    pub fn epoch(&self, epoch: u32, result: &Epoch, learning_rate: f64, images_per_second: Option<f64>) {
+        let Some(recording) = &self.0 else { return };
+        let mut values = vec![
+            ("train_loss", result.train_loss),
+            ("train_acc", result.train_acc),
+            ("val_loss", result.val_loss),
+            ("val_acc", result.val_acc),
+            ("learning_rate", learning_rate),
+        ];
+        values.extend(images_per_second.map(|speed| ("images_per_second", speed)));
+        recording.add_epoch(epoch, metrics(&values, i64::from(epoch)));
+    }
+
+    /// Whether [`Recorder::result`] will use the model.
+    pub fn wants_model(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Records the result: metrics, reports, weights, and the model that MLflow loads. What cannot be prepared is left
+    /// out with a warning.
+    pub fn result(
+        &self,
+        evaluation: &Evaluation,
+        config: &RunConfig,
+        model: Option<&Checkpoint>,
+        published: &Published,
+    ) {
+        let Some(recording) = &self.0 else { return };
+        let all = evaluation.confusion.metrics();
+        let values = [
+            ("test_accuracy", all.accuracy),
+            ("test_precision", all.precision),
+            ("test_recall", all.recall),
+            ("test_f1", all.f1),
+            ("test_loss", evaluation.loss),
+        ];
+        recording.add(&Event::Metrics { metrics: metrics(&values, i64::from(config.hyperparameters.epochs)) });
+        let tags = vec![("anneal.checkpoint.sha256".to_owned(), published.sha256.to_string())];
+        recording.add(&Event::Tags { tags });
+        recording.add_files(&config.reports(), "reports");
+        let weights = config.models.join(published.sha256.file_name());
+        recording.add(&Event::Artifact { file: absolute(&weights), path: "weights/best_model.pth".to_owned() });
+        let Some(model) = model else { return };
+        let dir = recording.output.join(DIR).join("model");
+        if let Err(error) = artifacts::write_model(model, &dir) {
+            warn!("the run is recorded without a model for MLflow: {error}");
+            return;
+        }
+        recording.add_files(&dir, "model");
+        if let Some(name) = recording.mlflow.registered_model.clone() {
+            recording.add(&Event::Register { name, alias: recording.mlflow.alias.clone(), path: "model".to_owned() });
+        }
+    }
+
+    /// Records how the run ended, and gives the server a while to take the rest. A run that was interrupted goes on
+    /// later, under the same name.
+    pub fn end(mut self, failure: Option<&Error>) {
+        let Some(mut recording) = self.0.take() else { return };
+        drop(recording.sampler.take());
+        let interrupted = failure.is_some_and(|error| matches!(error, Error::Interrupted(_)));
+        if !interrupted && recording.is_open() {
+            let status = if failure.is_none() { "FINISHED" } else { "FAILED" };
+            if let Some(failure) = failure {
+                let tags = vec![("anneal.failure".to_owned(), format!("{}: {failure}", failure.class().as_str()))];
+                recording.add(&Event::Tags { tags });
+            }
+            recording.add(&Event::End { status: status.to_owned(), end_time: Timestamp::now().as_millisecond() });
+        }
+        // Whoever asked the process to stop does not wait for a server.
+        let patience = if interrupted { Duration::from_secs(2) } else { LAST_WORDS };
+        let left = recording.sender.finish(patience);
+        if left > 0 {
+            let output = recording.output.display();
+            warn!(
+                "{left} records could not be sent to {}; send them with `anneal-trainer sync {output}`",
+                recording.mlflow.uri
+            );
+        }
+    }
+}
+
+impl Recording {
+    fn add(&self, event: &Event) {
+        let mut spool = self.spool.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Err(error) = spool.add(event) {
+            warn!("a record for {} is lost: {error}", self.mlflow.uri);
+        }
+        drop(spool);
+        self.sender.wake();
+    }
+
+    fn add_epoch(&self, epoch: u32, metrics: Vec<Metric>) {
+        let known = self.spool.lock().unwrap_or_else(PoisonError::into_inner).newest_epoch();
+        // An attempt that goes on from a checkpoint repeats the epochs since.
+        if known < Some(epoch) {
+            self.add(&Event::Epoch { epoch, metrics });
+        }
+    }
+
+    fn add_files(&self, dir: &Path, path: &str) {
+        let names = fs::read_dir(dir).into_iter().flatten().flatten().filter(|entry| entry.path().is_file());
+        let mut files: Vec<_> = names.map(|entry| entry.path()).collect();
+        files.sort();
+        for file in files {
+            let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            self.add(&Event::Artifact { file: absolute(&file), path: format!("{path}/{name}") });
+        }
+    }
+
+    fn is_open(&self) -> bool {
+        self.spool.lock().unwrap_or_else(PoisonError::into_inner).is_open()
+    }
+}
+
+/// Sends what lies in the spool of a run's directory, and says how much that was.
+///
+/// # Errors
+/// When there is no spool, or the server does not take all of it.
+pub fn sync(output: &Path, uri: Option<&str>) -> Result<String, Error> {
+    let dir = if output.join(spool::EVENTS).exists() { output.to_owned() } else { output.join(DIR) };
+    if !dir.join(spool::EVENTS).exists() {
+        return Err(Error::Internal(format!(
+            "{} holds no tracking/{}; name the directory of a run",
+            output.display(),
+            spool::EVENTS
+        )));
+    }
+    if let Some(uri) = uri.filter(|uri| !is_address(uri)) {
+        return Err(crate::config::ConfigError::Tracking(uri.to_owned()).into());
+    }
+    let done = sender::send_all(&dir, uri).map_err(|error| Error::Internal(error.to_string()))?;
+    info!(records = done, "sent");
+    Ok(format!("{done} records sent\n"))
+}
+
+fn metrics(values: &[(&str, f64)], step: i64) -> Vec<Metric> {
+    let timestamp = Timestamp::now().as_millisecond();
+    let finite = values.iter().filter(|(_, value)| value.is_finite());
+    finite.map(|(key, value)| Metric { key: (*key).to_owned(), value: *value, timestamp, step }).collect()
+}
+
+/// Fields of a JSON value by their paths with dots.
+fn flatten(path: &str, value: &Value, into: &mut Vec<(String, String)>) {
+    match value {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+                flatten(&path, value, into);
+            }
+        }
+        Value::String(text) => into.push((path.to_owned(), text.clone())),
+        other => into.push((path.to_owned(), other.to_string())),
+    }
+}
+
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+/// The commit that is checked out in a folder or above it.
+fn git_commit(folder: &Path) -> Option<String> {
+    let git = folder.ancestors().map(|above| above.join(".git")).find(|git| git.is_dir())?;
+    let head = fs::read_to_string(git.join("HEAD")).ok()?;
+    let commit = match head.trim().strip_prefix("ref: ") {
+        Some(reference) => fs::read_to_string(git.join(reference)).ok()?,
+        None => head,
+    };
+    Some(commit.trim().to_owned())
+}
+
+/// Sleeps until `until` in short steps, so that the thread ends soon after it is asked to.
+fn nap(until: Instant, stop: &std::sync::atomic::AtomicBool) {
+    while Instant::now() < until && !stop.load(std::sync::atomic::Ordering::Relaxed) {
+        thread::sleep(Duration::from_millis(50));
+    }
+}
