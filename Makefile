@@ -1,7 +1,7 @@
 # Thin: each target is a script that can be read and run by itself.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-clean test unit fuzz e2e test-cluster test-chart test-dashboards test-registry test-plain test-alerts book soak lint bench-serve crds images install cluster cluster-down
+.PHONY: bench-rollout help demo demo-clean test unit fuzz e2e test-cluster test-chart test-dashboards test-registry test-plain test-alerts book soak lint bench-serve crds images install cluster cluster-down
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ test-alerts: ## Unit tests of the alerts, with promtool
 
 soak: ## Interrupt trainings 200 times and compare every ending with that of one left alone (20 minutes)
 	@scripts/soak
+
+bench-rollout: ## 100 rollouts under load: nothing lost, nothing shown that has not passed (ROLLOUTS=10 for fewer; 30 s each)
+	@scripts/bench-rollout
 
 lint: ## Formatting, clippy, generated files, shell scripts, chart, alerts
 	@scripts/lint

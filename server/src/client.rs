@@ -116,6 +116,16 @@ impl Client {
         Self { pool, timeout }
     }
 
+    /// The same with a connection of its own for each request.
+    #[must_use]
+    pub fn without_reuse(&self) -> Self {
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        connector.set_connect_timeout(Some(self.timeout));
+        let pool = Pool::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector);
+        Self { pool, timeout: self.timeout }
+    }
+
     /// The same with a shorter limit. Connections are shared.
     #[must_use]
     pub fn within(&self, timeout: Duration) -> Self {

@@ -9,6 +9,7 @@ pub mod client;
 pub mod engine;
 pub mod feedback;
 pub mod frame;
+pub mod journal;
 pub mod last_words;
 pub mod life;
 pub mod lifecycle;

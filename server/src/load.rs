@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures::future::join_all;
 use tokio::time::Instant;
 
-use crate::{client::Client, options::LoadOptions, percentile::percentile, picture};
+use crate::{client::Client, journal::Journal, options::LoadOptions, percentile::percentile, picture};
 
 /// Pause of a sender after an error, so that a server that is down is not hammered.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -46,10 +46,27 @@ pub async fn run(options: &LoadOptions) -> i32 {
         }
     };
     let client = Client::new(options.timeout);
+    let client = if options.new_connections { client.without_reuse() } else { client };
     let until = Instant::now() + options.duration;
     let begun = (Instant::now(), processor_time());
+    let journal = options.journal.then(Journal::begin);
+    let concurrency = u32::from(options.concurrency);
+    // Each sender keeps its own beat, one after the other.
+    let pace = options.rate.map(|rate| Duration::from_secs(1) * concurrency / u32::from(rate));
     let next = AtomicUsize::new(0);
-    let senders = (0..options.concurrency).map(|_| send(&client, &options.url, &images, &next, until));
+    let load = Load {
+        client: &client,
+        url: &options.url,
+        images: &images,
+        next: &next,
+        until,
+        pace,
+        journal: journal.as_ref(),
+    };
+    let senders = (0..concurrency).map(|number| {
+        let delay = pace.map_or(Duration::ZERO, |pace| pace * number / concurrency);
+        load.send(delay)
+    });
     let tally = join_all(senders).await.into_iter().fold(Tally::default(), Tally::add);
     let failed = tally.times.is_empty();
     let (took, used) = (begun.0.elapsed(), processor_time().saturating_sub(begun.1));
@@ -72,20 +89,45 @@ fn images(options: &LoadOptions) -> Result<Vec<Bytes>, String> {
     options.images.iter().map(read).collect()
 }
 
-async fn send(client: &Client, url: &str, images: &[Bytes], next: &AtomicUsize, until: Instant) -> Tally {
-    let mut tally = Tally::default();
-    while Instant::now() < until {
-        let Some(image) = images.get(next.fetch_add(1, Ordering::Relaxed) % images.len()) else { break };
-        let answer = client.post_image(url, image).await.map_err(|error| error.to_string());
-        match answer.and_then(|answer| answer.predicted().map(|_| answer.took)) {
-            Ok(took) => tally.times.push(took.as_secs_f64() * 1e3),
-            Err(error) => {
-                *tally.errors.entry(error).or_default() += 1;
-                tokio::time::sleep(PAUSE).await;
+/// What all senders have in common.
+#[derive(Clone, Copy)]
+struct Load<'a> {
+    client: &'a Client,
+    url: &'a str,
+    images: &'a [Bytes],
+    next: &'a AtomicUsize,
+    until: Instant,
+    /// Time from one request of a sender to its next, where it is not as fast as the server.
+    pace: Option<Duration>,
+    journal: Option<&'a Journal>,
+}
+
+impl Load<'_> {
+    async fn send(self, delay: Duration) -> Tally {
+        let mut tally = Tally::default();
+        let mut due = Instant::now() + delay;
+        while Instant::now() < self.until {
+            if let Some(pace) = self.pace {
+                tokio::time::sleep_until(due).await;
+                due = (due + pace).max(Instant::now());
+            }
+            let index = self.next.fetch_add(1, Ordering::Relaxed) % self.images.len();
+            let Some(image) = self.images.get(index) else { break };
+            let answer = self.client.post_image(self.url, image).await.map_err(|error| error.to_string());
+            match answer.and_then(|answer| answer.predicted().map(|_| answer)) {
+                Ok(answer) => {
+                    tally.times.push(answer.took.as_secs_f64() * 1e3);
+                    self.journal.inspect(|journal| journal.answered(answer.revision.as_deref()));
+                }
+                Err(error) => {
+                    self.journal.inspect(|journal| journal.failed(&error));
+                    *tally.errors.entry(error).or_default() += 1;
+                    tokio::time::sleep(PAUSE).await;
+                }
             }
         }
+        tally
     }
-    tally
 }
 
 /// The result for programs: times in milliseconds, `client_cpu_ms` for each prediction.

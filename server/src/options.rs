@@ -141,6 +141,15 @@ pub struct LoadOptions {
     /// Print the result as JSON.
     #[arg(long)]
     pub json: bool,
+    /// Predictions per second, all senders together; as many as the server gives where it is absent.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    pub rate: Option<u16>,
+    /// Open a connection for each request, as callers do that come for the first time.
+    #[arg(long)]
+    pub new_connections: bool,
+    /// Print a line of JSON for each failure, each change of the revision that answers, and every few seconds.
+    #[arg(long)]
+    pub journal: bool,
 }
 
 /// What convolutions compute in.

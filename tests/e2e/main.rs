@@ -9,6 +9,7 @@ mod images;
 mod lifecycle;
 mod quiet;
 mod rollout;
+mod rollouts;
 mod scaling;
 mod scenario;
 mod schedules;
