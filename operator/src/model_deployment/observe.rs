@@ -25,7 +25,7 @@ use super::{
     objects::{annotation, preview_name},
     pods::{self, PodSeen, Trouble},
     record::{self, Records},
-    revision::RevisionName,
+    revision::{self, RevisionName},
 };
 use crate::{
     children::is_controlled_by,
@@ -153,7 +153,7 @@ pub async fn observe(context: &Context, known: &ModelDeployment) -> Result<Optio
         revisions: deployments
             .iter()
             .filter(|deployment| is_controlled_by(*deployment, &uid))
-            .filter_map(|deployment| revision(deployment, &pods))
+            .filter_map(|deployment| of_deployment(deployment, &pods))
             .collect(),
         tests: jobs.iter().filter(|job| is_controlled_by(*job, &uid)).filter_map(|job| test(job, &pods)).collect(),
         service,
@@ -181,10 +181,22 @@ async fn own<K: Object>(context: &Context, namespace: &str, name: &str, uid: &st
 }
 
 async fn run(context: &Context, owner: &ModelDeployment) -> Result<Option<TrainingRun>, ClusterError> {
-    match &owner.spec.model.training_run_ref {
-        Some(run) => cluster::get(&context.client, &owner.namespace().unwrap_or_default(), &run.name).await,
+    let (namespace, model) = (owner.namespace().unwrap_or_default(), &owner.spec.model);
+    if let Some(selector) = model.training_run_selector.as_ref().filter(|it| !it.match_labels.is_empty()) {
+        let labels: Vec<String> = selector.match_labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        let runs = cluster::list::<TrainingRun>(&context.client, &namespace, &labels.join(",")).await?;
+        return Ok(newest_success(runs));
+    }
+    match &model.training_run_ref {
+        Some(run) => cluster::get(&context.client, &namespace, &run.name).await,
         None => Ok(None),
     }
+}
+
+/// The run that succeeded last and published a model.
+fn newest_success(runs: Vec<TrainingRun>) -> Option<TrainingRun> {
+    let published = |run: &TrainingRun| run.status.as_ref().is_some_and(|status| status.result.is_some());
+    runs.into_iter().filter(published).max_by_key(|run| (revision::completed(run), run.name_any()))
 }
 
 /// UIDs of the pods behind the Service, while a switch is under way.
@@ -232,7 +244,8 @@ async fn missing(
         .smoke_test
         .cases
         .iter()
-        .map(|case| (case.image.config_map_key_ref.name.as_str(), case.image.config_map_key_ref.key.as_str()))
+        .filter_map(|case| case.image.config_map_key_ref.as_ref())
+        .map(|image| (image.name.as_str(), image.key.as_str()))
         .collect();
     let mut maps: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
     for (name, _) in &images {
@@ -246,7 +259,7 @@ async fn missing(
     Ok((missing_claim, missing.map(|(name, key)| format!("{name}/{key}")).collect()))
 }
 
-fn revision(deployment: &Deployment, pods: &[Pod]) -> Option<(RevisionName, RevisionSeen)> {
+fn of_deployment(deployment: &Deployment, pods: &[Pod]) -> Option<(RevisionName, RevisionSeen)> {
     let name = RevisionName::parse(deployment.labels().get(label::REVISION)?)?;
     // Pods belong to a ReplicaSet of the Deployment, which has the Deployment's name and a hash.
     let prefix = format!("{}-", deployment.name_any());

@@ -14,6 +14,8 @@ use super::{
 };
 use crate::{context::Transition, controller::Wake};
 
+/// Pods that one smoke test asks: it must be through within its time, and asks one after the other.
+const MAX_ASKED: usize = 24;
 /// Pause until things are looked at again that no watch tells of.
 const POLL: SignedDuration = SignedDuration::from_secs(10);
 /// The same in the seconds of a switch.
@@ -245,7 +247,7 @@ fn roll_out(seen: &Observed, spec: &ValidDeployment, revision: &Revision, now: T
     let rejection = entry.and_then(|entry| entry.rejection.as_ref()).filter(|_| !requests.retries(&revision.name));
     // Whoever asks for a revision that has served by its name knows how accurate it is.
     let is_known = spec.pinned.is_some() && entry.is_some_and(|entry| entry.promoted_time.is_some());
-    if let Some(refusal) = too_inaccurate(spec, revision).filter(|_| !is_known) {
+    if let Some(refusal) = too_inaccurate(seen, spec, revision).filter(|_| !is_known) {
         let known = rejection.is_some_and(|old| old.reason == refusal.reason && old.message == refusal.message);
         return if known { Step::Rejected } else { Step::Reject(refusal) };
     }
@@ -350,7 +352,8 @@ fn is_approved(seen: &Observed, spec: &ValidDeployment, revision: &RevisionName,
         || entry.is_some_and(|entry| entry.approved_time.is_some() || is_asked(entry))
 }
 
-fn ask(seen: &Observed, evidence: &Evidence, pods: Vec<String>) -> Step {
+fn ask(seen: &Observed, evidence: &Evidence, mut pods: Vec<String>) -> Step {
+    pods.truncate(MAX_ASKED);
     if let Some(test) = evidence.running() {
         let trouble = test.trouble.as_ref();
         let waiting = trouble.map(|it| Waiting::soon(it.reason, format!("the smoke test's pod: {}", it.message)));
@@ -373,18 +376,22 @@ fn hindrance(revision: &RevisionSeen) -> Option<Waiting> {
     refused.or_else(|| trouble().map(|trouble| Waiting::soon(trouble.reason, trouble.message.clone())))
 }
 
-fn too_inaccurate(spec: &ValidDeployment, revision: &Revision) -> Option<Refusal> {
-    let least = spec.gate.min_accuracy?;
-    let accuracy = revision.metrics.map(|metrics| metrics.accuracy);
+fn too_inaccurate(seen: &Observed, spec: &ValidDeployment, revision: &Revision) -> Option<Refusal> {
+    let live = seen.live().filter(|live| *live != revision.name).and_then(|live| seen.records.get(&live));
+    let bar = live.and_then(|live| live.origin.metrics).zip(spec.gate.max_accuracy_drop);
+    let bar = bar.map(|(metrics, drop)| (metrics.accuracy - drop, "the serving revision's less gate.maxAccuracyDrop"));
+    let bars = [spec.gate.min_accuracy.map(|least| (least, "gate.minAccuracy")), bar];
+    let (least, of) = bars.into_iter().flatten().max_by(|(a, _), (b, _)| a.total_cmp(b))?;
+    let accuracy = revision.origin.metrics.map(|metrics| metrics.accuracy);
     // Fails closed: neither an unknown accuracy nor one that is not a number passes.
     if accuracy.is_some_and(|accuracy| accuracy >= least) {
         return None;
     }
-    let run = revision.training_run.as_deref().unwrap_or("?");
+    let run = revision.origin.training_run.as_deref().unwrap_or("?");
     let found = accuracy.map_or_else(|| "an unknown accuracy".to_owned(), |accuracy| format!("accuracy {accuracy:.4}"));
     Some(Refusal {
         reason: "BelowMinAccuracy",
-        message: format!("TrainingRun {run} has {found}, below gate.minAccuracy {least}; train on, or lower the gate"),
+        message: format!("TrainingRun {run} has {found}, below {least:.4}, {of}; train on, or lower the gate"),
     })
 }
 

@@ -8,6 +8,7 @@ use anneal_api::{
     resources::{ModelDeployment, PodTemplate},
     termination::Metrics,
 };
+use jiff::Timestamp;
 use k8s_openapi::{
     api::{apps::v1::ControllerRevision, core::v1::PodTemplateSpec},
     apimachinery::pkg::runtime::RawExtension,
@@ -35,6 +36,21 @@ pub struct Inputs {
     pub restart: Option<String>,
 }
 
+/// The training run that a revision's checkpoint comes from, where one made it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Origin {
+    /// Name of the `TrainingRun`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub training_run: Option<String>,
+    /// Its metrics.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<Metrics>,
+    /// When it was over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub completed: Option<Timestamp>,
+}
+
 /// A revision as it was written down.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Record {
@@ -44,10 +60,8 @@ pub struct Record {
     pub number: i64,
     /// What it is made from.
     pub inputs: Inputs,
-    /// `TrainingRun` that made the checkpoint.
-    pub training_run: Option<String>,
-    /// Metrics of that run.
-    pub metrics: Option<Metrics>,
+    /// Where its checkpoint comes from.
+    pub origin: Origin,
     /// Its pods.
     pub template: PodTemplateSpec,
 }
@@ -61,10 +75,8 @@ pub type Records = BTreeMap<RevisionName, Record>;
 struct Data {
     #[serde(flatten)]
     inputs: Inputs,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    training_run: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    metrics: Option<Metrics>,
+    #[serde(flatten)]
+    origin: Origin,
     template: PodTemplateSpec,
 }
 
@@ -72,9 +84,9 @@ struct Data {
 pub fn read(object: &ControllerRevision) -> Option<(RevisionName, Record)> {
     let name = RevisionName::parse(object.labels().get(label::REVISION)?)?;
     let data: Data = serde_json::from_value(object.data.as_ref()?.0.clone()).ok()?;
-    let Data { inputs, training_run, metrics, template } = data;
+    let Data { inputs, origin, template } = data;
     let (uid, number) = (object.uid().unwrap_or_default(), object.revision);
-    Some((name, Record { uid, number, inputs, training_run, metrics, template }))
+    Some((name, Record { uid, number, inputs, origin, template }))
 }
 
 /// The object that writes a revision down, with its pods.
@@ -88,12 +100,7 @@ pub fn object(
     template: PodTemplateSpec,
 ) -> serde_json::Result<ControllerRevision> {
     let name = owner.name_any();
-    let data = Data {
-        inputs: revision.inputs.clone(),
-        training_run: revision.training_run.clone(),
-        metrics: revision.metrics,
-        template,
-    };
+    let data = Data { inputs: revision.inputs.clone(), origin: revision.origin.clone(), template };
     Ok(ControllerRevision {
         metadata: children::metadata(
             owner,

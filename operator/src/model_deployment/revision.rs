@@ -5,14 +5,14 @@ use std::fmt;
 use anneal_api::{
     Sha256,
     resources::{PodTemplate, RunPhase, TrainingRun},
-    termination::Metrics,
 };
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::Digest;
 
 use super::{
-    record::{Inputs, Record, Records},
+    record::{Inputs, Origin, Record, Records},
     validate::{Model, ValidDeployment},
 };
 
@@ -62,10 +62,8 @@ pub struct Revision {
     pub name: RevisionName,
     /// What makes its pods.
     pub inputs: Inputs,
-    /// `TrainingRun` that made the checkpoint.
-    pub training_run: Option<String>,
-    /// Metrics of that run.
-    pub metrics: Option<Metrics>,
+    /// Where its checkpoint comes from.
+    pub origin: Origin,
 }
 
 /// What is known of the revisions so far.
@@ -82,29 +80,23 @@ pub struct Past<'a> {
 impl Past<'_> {
     /// The newest record of a run's checkpoint; the one that has the traffic comes first.
     fn of_run(&self, run: &str) -> Option<&Record> {
-        let of_run = |record: &&Record| record.training_run.as_deref() == Some(run);
+        let of_run = |record: &&Record| record.origin.training_run.as_deref() == Some(run);
         let live = self.live.and_then(|live| self.records.get(live)).filter(of_run);
         live.or_else(|| self.records.values().filter(of_run).max_by_key(|record| record.number))
     }
 
     /// The revision of these inputs. One that is written down keeps its name, whatever this version of the operator
     /// would call it, and a restart stays in force for as long as the inputs are wanted.
-    fn revision(
-        &self,
-        model: ModelFile,
-        pods: &PodTemplate,
-        training_run: Option<String>,
-        metrics: Option<Metrics>,
-    ) -> Revision {
+    fn revision(&self, model: ModelFile, pods: &PodTemplate, origin: Origin) -> Revision {
         let mut inputs = Inputs { model, pod_template: pods.clone(), restart: None };
         let same = |record: &Record| record.inputs.model == inputs.model && record.inputs.pod_template == *pods;
         let known = self.records.iter().filter(|(_, record)| same(record)).max_by_key(|(_, record)| record.number);
         let is_current = |record: &Record| self.restart.is_none() || record.inputs.restart.as_deref() == self.restart;
         if let Some((name, record)) = known.filter(|(_, record)| is_current(record)) {
-            return Revision { name: name.clone(), inputs: record.inputs.clone(), training_run, metrics };
+            return Revision { name: name.clone(), inputs: record.inputs.clone(), origin };
         }
         inputs.restart = self.restart.map(str::to_owned);
-        Revision { name: self.free_name(&inputs), inputs, training_run, metrics }
+        Revision { name: self.free_name(&inputs), inputs, origin }
     }
 
     /// The name of new inputs: another one where other inputs happen to have the same eight digits.
@@ -163,15 +155,25 @@ pub fn wanted(spec: &ValidDeployment, run: Option<&TrainingRun>, past: Past<'_>)
         return pinned_one(pinned, past.records);
     }
     let name = match &spec.model {
-        Model::File(file) => return Ok(past.revision(file.clone(), &spec.pods, None, None)),
+        Model::File(file) => return Ok(past.revision(file.clone(), &spec.pods, Origin::default())),
         Model::Run(name) => name,
+        Model::Newest(_) => match newest(run, past) {
+            Followed::Run(name) => name,
+            Followed::Kept(record) => {
+                return Ok(past.revision(record.inputs.model.clone(), &spec.pods, record.origin.clone()));
+            }
+            Followed::Nothing => {
+                return Err(Waiting::soon(
+                    "TrainingRunNotFound",
+                    "no TrainingRun of model.trainingRunSelector has succeeded yet; the rollout starts when one has",
+                ));
+            }
+        },
     };
     let Some(run) = run else {
         // A run may be collected once it is over. What it published is still on its claim.
         return match past.of_run(name) {
-            Some(record) => {
-                Ok(past.revision(record.inputs.model.clone(), &spec.pods, Some(name.clone()), record.metrics))
-            }
+            Some(record) => Ok(past.revision(record.inputs.model.clone(), &spec.pods, record.origin.clone())),
             None => Err(Waiting::soon(
                 "TrainingRunNotFound",
                 format!("there is no TrainingRun {name} in this namespace; create it, or correct model.trainingRunRef"),
@@ -183,7 +185,8 @@ pub fn wanted(spec: &ValidDeployment, run: Option<&TrainingRun>, past: Past<'_>)
         (Some(RunPhase::Succeeded), Some(result)) => {
             let claim_name = run.output_claim();
             let model = ModelFile { claim_name, path: result.checkpoint.clone(), sha256: result.sha256.clone() };
-            Ok(past.revision(model, &spec.pods, Some(name.clone()), Some(result.metrics)))
+            let (training_run, metrics) = (Some(name.clone()), Some(result.metrics));
+            Ok(past.revision(model, &spec.pods, Origin { training_run, metrics, completed: completed(run) }))
         }
         (Some(RunPhase::Succeeded), None) => Err(Waiting::stalled(
             "TrainingRunWithoutResult",
@@ -205,6 +208,33 @@ pub fn wanted(spec: &ValidDeployment, run: Option<&TrainingRun>, past: Past<'_>)
     }
 }
 
+/// When a run was over.
+pub fn completed(run: &TrainingRun) -> Option<Timestamp> {
+    Some(run.status.as_ref()?.completion_time.as_ref()?.0)
+}
+
+/// What comes of following runs.
+enum Followed<'a> {
+    /// This run is the newest.
+    Run(&'a String),
+    /// What serves is newer, although its run is gone.
+    Kept(&'a Record),
+    /// No run has succeeded.
+    Nothing,
+}
+
+/// Whose model is to be served: an older run that is left over must not take the place of a newer one that was
+/// collected.
+fn newest<'a>(run: Option<&'a TrainingRun>, past: Past<'a>) -> Followed<'a> {
+    let live = past.live.and_then(|live| past.records.get(live)).filter(|live| live.origin.training_run.is_some());
+    match (run, live) {
+        (Some(run), Some(live)) if live.origin.completed > completed(run) => Followed::Kept(live),
+        (Some(run), _) => run.metadata.name.as_ref().map_or(Followed::Nothing, Followed::Run),
+        (None, Some(live)) => Followed::Kept(live),
+        (None, None) => Followed::Nothing,
+    }
+}
+
 /// The revision that `pinnedRevision` names.
 fn pinned_one(name: &RevisionName, records: &Records) -> Result<Revision, Waiting> {
     let Some(record) = records.get(name) else {
@@ -217,8 +247,8 @@ fn pinned_one(name: &RevisionName, records: &Records) -> Result<Revision, Waitin
             ),
         ));
     };
-    let Record { inputs, training_run, metrics, .. } = record.clone();
-    Ok(Revision { name: name.clone(), inputs, training_run, metrics })
+    let Record { inputs, origin, .. } = record.clone();
+    Ok(Revision { name: name.clone(), inputs, origin })
 }
 
 #[cfg(test)]
@@ -240,7 +270,7 @@ mod tests {
 
     fn record(revision: &Revision, number: i64) -> (RevisionName, Record) {
         let (inputs, template) = (revision.inputs.clone(), PodTemplateSpec::default());
-        let record = Record { uid: String::new(), number, inputs, training_run: None, metrics: None, template };
+        let record = Record { uid: String::new(), number, inputs, origin: Origin::default(), template };
         (revision.name.clone(), record)
     }
 
@@ -276,6 +306,41 @@ mod tests {
         assert_eq!(in_past(&spec, &records, None), second, "once the request is consumed");
         assert_eq!(in_past(&spec, &records, Some("1")), second, "the same request again");
         assert_ne!(in_past(&spec, &records, Some("2")).name, second.name);
+    }
+
+    #[test]
+    fn an_older_run_does_not_take_the_place_of_a_newer_one_that_was_collected() {
+        let mut spec = valid("cats");
+        spec.model = Model::Newest([("app".to_owned(), "cats".to_owned())].into());
+        let run = |name: &str, digit: &str, minute: u32| -> TrainingRun {
+            let result = json!({
+                "checkpoint": "models/a.pth", "sha256": digit.repeat(64), "bytes": 1, "classes": ["cat"], "seed": 0,
+                "epochs": 1, "metrics": {"accuracy": 0.9, "precision": 1.0, "recall": 1.0, "f1": 1.0},
+                "dataset": {"digest": "sha256:1", "images": 1, "skipped": 0},
+            });
+            serde_json::from_value(json!({
+                "metadata": {"name": name},
+                "spec": {"dataset": {"uri": "synthetic://"}, "output": {"claimName": "models"}},
+                "status": {
+                    "phase": "Succeeded", "result": result, "completionTime": format!("2026-01-01T00:{minute:02}:00Z")
+                },
+            }))
+            .expect("a run")
+        };
+        let (old, new) = (run("old", "a", 1), run("new", "b", 2));
+        let none = Records::new();
+        let past = Past { records: &none, live: None, restart: None };
+        assert!(wanted(&spec, None, past).is_err());
+        let newer = wanted(&spec, Some(&new), past).expect("a revision");
+        let (name, mut written) = record(&newer, 1);
+        written.origin = newer.origin.clone();
+        let records = Records::from([(name, written)]);
+        let past = Past { records: &records, live: Some(&newer.name), restart: None };
+        for left in [None, Some(&old), Some(&new)] {
+            assert_eq!(wanted(&spec, left, past).expect("a revision").name, newer.name);
+        }
+        let newest = run("newest", "c", 3);
+        assert_ne!(wanted(&spec, Some(&newest), past).expect("a revision").name, newer.name);
     }
 
     #[test]

@@ -19,7 +19,7 @@ use super::{
     objects::{annotation, revision_name},
     pods::PodSeen,
     revision::RevisionName,
-    validate::ValidDeployment,
+    validate::{ValidDeployment, decoded},
 };
 use crate::{
     children::{self, DefaultResources, PodPlan},
@@ -77,6 +77,7 @@ pub fn config(owner: &ModelDeployment, spec: &ValidDeployment, test: &SmokeTest)
     ConfigMap {
         metadata: children::metadata(owner, test_name(&spec.name, &test.revision, test.number), labels(spec, test)),
         data: Some(BTreeMap::from([(FILE.to_owned(), json)])),
+        binary_data: Some(inline_images(spec)).filter(|images| !images.is_empty()),
         ..ConfigMap::default()
     }
 }
@@ -91,6 +92,16 @@ fn target(address: &str) -> String {
 
 fn image_path(case: usize) -> String {
     format!("cases/{case}")
+}
+
+fn image_key(case: usize) -> String {
+    format!("case-{case}")
+}
+
+/// The images that the spec itself holds, by their keys.
+fn inline_images(spec: &ValidDeployment) -> BTreeMap<String, k8s_openapi::ByteString> {
+    let cases = spec.gate.smoke.cases.iter().enumerate();
+    cases.filter_map(|(i, case)| Some((image_key(i), decoded(case.image.inline.as_ref()?)?))).collect()
 }
 
 fn labels(spec: &ValidDeployment, test: &SmokeTest) -> BTreeMap<String, String> {
@@ -174,9 +185,9 @@ fn sources(spec: &ValidDeployment, config: &str) -> Vec<VolumeProjection> {
         }),
         ..VolumeProjection::default()
     };
-    let images = spec.gate.smoke.cases.iter().enumerate().map(|(i, case)| {
-        let source = &case.image.config_map_key_ref;
-        file(&source.name, &source.key, image_path(i))
+    let images = spec.gate.smoke.cases.iter().enumerate().map(|(i, case)| match &case.image.config_map_key_ref {
+        Some(source) => file(&source.name, &source.key, image_path(i)),
+        None => file(config, &image_key(i), image_path(i)),
     });
     std::iter::once(file(config, FILE, FILE.to_owned())).chain(images).collect()
 }
@@ -197,7 +208,7 @@ mod tests {
             serde_json::json!({"name": "cat", "image": {"configMapKeyRef": {"name": "smoke", "key": "cat.jpg"}}});
         let owner = deployment(&serde_json::json!({
             "model": {"trainingRunRef": {"name": "run"}},
-            "gate": {"smokeTest": {"cases": [case]}}
+            "gate": {"smokeTest": {"cases": [case, {"name": "dog", "image": {"inline": "aGk="}}]}}
         }));
         let spec = validate(&owner).expect("valid");
         let pod = |address: &str| PodSeen {
@@ -217,6 +228,7 @@ mod tests {
         };
         let map = config(&owner, &spec, &test);
         assert_eq!(map.name_any(), "cats-0123abcd-smoke-2");
+        assert_eq!(map.binary_data.as_ref().expect("an inline image")["case-1"].0, b"hi");
         let config: SmokeConfig = serde_json::from_str(&map.data.expect("data")[FILE]).expect("a configuration");
         assert_eq!(config.targets, ["http://10.0.0.7:8000", "http://[fd00::7]:8000"]);
         assert_eq!(config.cases[0].image, "/etc/anneal/cases/0");
@@ -226,6 +238,6 @@ mod tests {
         let template = job.spec.expect("a spec").template;
         assert!(!template.metadata.and_then(|metadata| metadata.labels).expect("labels").contains_key(label::REVISION));
         let volumes = template.spec.expect("a pod").volumes.expect("volumes");
-        assert_eq!(volumes[0].projected.as_ref().and_then(|all| all.sources.as_ref()).expect("sources").len(), 2);
+        assert_eq!(volumes[0].projected.as_ref().and_then(|all| all.sources.as_ref()).expect("sources").len(), 3);
     }
 }

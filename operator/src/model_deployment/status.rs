@@ -111,8 +111,8 @@ fn begin(status: &mut ModelDeploymentStatus, seen: &Observed, revision: &Revisio
     let entry = RevisionStatus {
         revision: name.to_owned(),
         sha256: revision.inputs.model.sha256.clone(),
-        training_run: revision.training_run.clone(),
-        metrics: revision.metrics,
+        training_run: revision.origin.training_run.clone(),
+        metrics: revision.origin.metrics,
         start_time: Time(started),
         approved_time: of_this_rollout
             .and_then(|former| former.approved_time.clone())
@@ -321,7 +321,8 @@ pub fn transitions(
     if let (Some(candidate), Some(wanted)) = (&new.candidate_revision, wanted)
         && old.candidate_revision.as_ref() != Some(candidate)
     {
-        let source = wanted.training_run.as_ref().map_or_else(String::new, |run| format!(" of TrainingRun {run}"));
+        let source =
+            wanted.origin.training_run.as_ref().map_or_else(String::new, |run| format!(" of TrainingRun {run}"));
         let note = format!("revision {candidate}: checkpoint {}{source}", wanted.inputs.model.sha256.short(12));
         events.push(Transition::normal("RolloutStarted", note));
     }

@@ -1,7 +1,10 @@
 //! A spec that the planner need not doubt: defaults resolved, contradictions refused with a word on what to do.
 
+use std::collections::BTreeMap;
+
 use anneal_api::resources::{Approval, Autoscaling, ModelDeployment, ModelSource, PodTemplate, ServiceSpec, SmokeTest};
 use jiff::SignedDuration;
+use k8s_openapi::ByteString;
 use kube::ResourceExt;
 use serde_json::json;
 
@@ -43,6 +46,8 @@ pub struct ValidDeployment {
 pub enum Model {
     /// What this `TrainingRun` published.
     Run(String),
+    /// What the `TrainingRun` of these labels published that succeeded last.
+    Newest(BTreeMap<String, String>),
     /// A file on a claim.
     File(ModelFile),
 }
@@ -52,6 +57,8 @@ pub enum Model {
 pub struct ValidGate {
     /// Least accuracy of the training run.
     pub min_accuracy: Option<f64>,
+    /// By how much it may be less accurate than what serves.
+    pub max_accuracy_drop: Option<f64>,
     /// Questions to the pods.
     pub smoke: SmokeTest,
     /// Whether a person has the last word.
@@ -99,7 +106,7 @@ pub enum SpecError {
     #[error("metadata.name {0:?} has more than {MAX_NAME} characters; create the ModelDeployment under a shorter name")]
     Name(String),
     /// No checkpoint, or two.
-    #[error("spec.model must name either trainingRunRef, or claimName with path and sha256")]
+    #[error("spec.model must name either trainingRunRef, or trainingRunSelector, or claimName with path and sha256")]
     Model,
     /// The path leaves the claim.
     #[error("spec.model.path {0:?} must be relative to the claim's root and without `..` parts")]
@@ -116,8 +123,16 @@ pub enum SpecError {
         most: i32,
     },
     /// The accuracy of a file is not known.
-    #[error("spec.gate.minAccuracy needs spec.model.trainingRunRef: nothing is known about the accuracy of a file")]
-    Accuracy,
+    #[error(
+        "spec.gate.{0} needs spec.model.trainingRunRef or trainingRunSelector: nothing is known about the accuracy of a file"
+    )]
+    Accuracy(&'static str),
+    /// No picture, or two.
+    #[error("spec.gate.smokeTest.cases {0:?} must have its image either by configMapKeyRef or inline")]
+    Image(String),
+    /// The picture is no Base64.
+    #[error("spec.gate.smokeTest.cases {0:?} has an inline image that is no Base64; `base64 -w0 FILE` writes it")]
+    Base64(String),
     /// No revision can have that name.
     #[error(
         "spec.pinnedRevision {0:?} is no revision; status.revisions lists their names, eight hexadecimal digits each"
@@ -152,8 +167,9 @@ pub fn validate(deployment: &ModelDeployment) -> Result<ValidDeployment, SpecErr
         return Err(SpecError::ReservedKey(reserved.clone()));
     }
     let model = model(&spec.model)?;
-    if spec.gate.min_accuracy.is_some() && matches!(model, Model::File(_)) {
-        return Err(SpecError::Accuracy);
+    let bars = [("minAccuracy", spec.gate.min_accuracy), ("maxAccuracyDrop", spec.gate.max_accuracy_drop)];
+    if let Some((bar, _)) = bars.into_iter().find(|(_, bar)| bar.is_some() && matches!(model, Model::File(_))) {
+        return Err(SpecError::Accuracy(bar));
     }
     Ok(ValidDeployment {
         name,
@@ -161,6 +177,7 @@ pub fn validate(deployment: &ModelDeployment) -> Result<ValidDeployment, SpecErr
         model,
         gate: ValidGate {
             min_accuracy: spec.gate.min_accuracy,
+            max_accuracy_drop: spec.gate.max_accuracy_drop,
             smoke: smoke(&spec.gate.smoke_test)?,
             approval: spec.gate.approval,
             limits: Limits {
@@ -170,6 +187,7 @@ pub fn validate(deployment: &ModelDeployment) -> Result<ValidDeployment, SpecErr
             soak: SignedDuration::from_secs(spec.gate.soak_seconds.max(0).into()),
             hash: short_hash(&json!([
                 spec.gate.min_accuracy,
+                spec.gate.max_accuracy_drop,
                 spec.gate.smoke_test,
                 spec.gate.soak_test,
                 spec.progress_deadline_seconds
@@ -186,6 +204,12 @@ pub fn validate(deployment: &ModelDeployment) -> Result<ValidDeployment, SpecErr
 }
 
 fn model(source: &ModelSource) -> Result<Model, SpecError> {
+    if let Some(selector) = &source.training_run_selector {
+        let alone = source.training_run_ref.is_none() && source.claim_name.is_none();
+        // No label at all would follow every run of the namespace.
+        let labels = Some(&selector.match_labels).filter(|labels| alone && !labels.is_empty());
+        return labels.map(|labels| Model::Newest(labels.clone())).ok_or(SpecError::Model);
+    }
     match (&source.training_run_ref, &source.claim_name, &source.path, &source.sha256) {
         (Some(run), None, None, None) => Ok(Model::Run(run.name.clone())),
         (None, Some(claim_name), Some(path), Some(sha256)) => {
@@ -220,8 +244,20 @@ fn smoke(test: &SmokeTest) -> Result<SmokeTest, SpecError> {
         if test.cases[..i].iter().any(|other| other.name == case.name) {
             return Err(SpecError::Case(case.name.clone()));
         }
+        let image = &case.image;
+        if image.config_map_key_ref.is_some() == image.inline.is_some() {
+            return Err(SpecError::Image(case.name.clone()));
+        }
+        if image.inline.as_ref().is_some_and(|text| decoded(text).is_none()) {
+            return Err(SpecError::Base64(case.name.clone()));
+        }
     }
     Ok(test.clone())
+}
+
+/// The bytes of an inline image; `None` where it is no Base64.
+pub fn decoded(text: &str) -> Option<ByteString> {
+    serde_json::from_value(json!(text)).ok()
 }
 
 #[cfg(test)]
@@ -248,6 +284,12 @@ mod tests {
         refuses(&serde_json::json!({"model": file, "replicas": 1, "autoscaling": {}}), "remove one");
         refuses(&serde_json::json!({"model": file, "gate": {"minAccuracy": 0.9}}), "trainingRunRef");
         refuses(&serde_json::json!({"model": file, "pinnedRevision": "first"}), "eight hexadecimal");
+        refuses(&serde_json::json!({"model": file, "gate": {"maxAccuracyDrop": 0.1}}), "maxAccuracyDrop needs");
+        refuses(&serde_json::json!({"model": {"trainingRunSelector": {"matchLabels": {}}}}), "either trainingRunRef");
+        let drawn =
+            |image: serde_json::Value| serde_json::json!({"smokeTest": {"cases": [{"name": "cat", "image": image}]}});
+        refuses(&serde_json::json!({"model": file, "gate": drawn(serde_json::json!({}))}), "configMapKeyRef or inline");
+        refuses(&serde_json::json!({"model": file, "gate": drawn(serde_json::json!({"inline": "%%%%"}))}), "no Base64");
         let mut outside = file.clone();
         outside["path"] = "../m.pth".into();
         refuses(&serde_json::json!({"model": outside}), "relative");

@@ -104,7 +104,10 @@ fn deployment_of_pod(pod: &Pod) -> Option<ObjectRef<ModelDeployment>> {
 fn deployments_of_run(all: &Store<ModelDeployment>, run: &TrainingRun) -> Vec<ObjectRef<ModelDeployment>> {
     let name = run.name_any();
     let refers = |deployment: &ModelDeployment| {
-        deployment.spec.model.training_run_ref.as_ref().is_some_and(|reference| reference.name == name)
+        let model = &deployment.spec.model;
+        let labels = model.training_run_selector.as_ref().map(|selector| &selector.match_labels);
+        model.training_run_ref.as_ref().is_some_and(|reference| reference.name == name)
+            || labels.is_some_and(|labels| labels.iter().all(|(key, value)| run.labels().get(key) == Some(value)))
     };
     select(all, run.metadata.namespace.as_deref(), refers)
 }

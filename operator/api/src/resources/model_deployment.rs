@@ -1,5 +1,7 @@
 //! `ModelDeployment`: a checkpoint behind a Service, rolled out revision by revision, each through its gate.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -84,7 +86,7 @@ fn default_deadline() -> i32 {
 /// The checkpoint to serve: what a `TrainingRun` published, or a file on a claim.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[x_kube(
-    validation = Rule::new("has(self.trainingRunRef) != has(self.claimName)").message("name the model by either trainingRunRef or claimName with path and sha256"),
+    validation = Rule::new("(has(self.trainingRunRef) ? 1 : 0) + (has(self.trainingRunSelector) ? 1 : 0) + (has(self.claimName) ? 1 : 0) == 1").message("name the model by either trainingRunRef or claimName with path and sha256, or follow runs by trainingRunSelector: one of the three"),
     validation = Rule::new("has(self.claimName) == has(self.path) && has(self.claimName) == has(self.sha256)").message("claimName, path and sha256 belong together: the claim, the file on it, and the digest that `sha256sum FILE` prints"),
     validation = Rule::new("!has(self.path) || (!self.path.startsWith('/') && !self.path.split('/').exists(part, part == '..'))").message("path is relative to the claim's root and must not contain `..`")
 )]
@@ -93,6 +95,9 @@ pub struct ModelSource {
     /// A `TrainingRun` in the same namespace; its published checkpoint is served once it has succeeded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub training_run_ref: Option<LocalReference>,
+    /// Follows the `TrainingRuns` in the same namespace that carry these labels: the one that succeeded last is served.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub training_run_selector: Option<RunSelector>,
     /// `PersistentVolumeClaim` that holds the checkpoint.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253), regex(pattern = "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
@@ -106,14 +111,28 @@ pub struct ModelSource {
     pub sha256: Option<Sha256>,
 }
 
+/// Chooses runs by their labels.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RunSelector {
+    /// Labels that a run must carry, all of them.
+    #[schemars(extend("minProperties" = 1, "maxProperties" = 16))]
+    pub match_labels: BTreeMap<String, String>,
+}
+
 /// What a revision must pass before it gets traffic. An empty gate still asks every pod for a sane answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Gate {
-    /// Least accuracy of the training run, 0 to 1. Needs `model.trainingRunRef`.
+    /// Least accuracy of the training run, 0 to 1. Needs a model that a run made.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub min_accuracy: Option<f64>,
+    /// By how much the accuracy of the training run may be below that of the revision that serves, 0 to 1. Needs a model
+    /// that a run made; a revision of unknown accuracy sets no bar.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub max_accuracy_drop: Option<f64>,
     /// Questions that the candidate's own pods must answer.
     pub smoke_test: SmokeTest,
     /// Who decides that a revision which has passed gets the traffic.
@@ -130,6 +149,7 @@ impl Default for Gate {
     fn default() -> Self {
         Self {
             min_accuracy: None,
+            max_accuracy_drop: None,
             smoke_test: SmokeTest::default(),
             approval: Approval::Automatic,
             soak_test: SoakTest::default(),
@@ -213,11 +233,17 @@ pub struct SmokeTestCase {
 }
 
 /// Where the image of a smoke case lies.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[x_kube(validation = Rule::new("has(self.configMapKeyRef) != has(self.inline)").message("give the image either by configMapKeyRef or inline, in Base64"))]
 #[serde(rename_all = "camelCase")]
 pub struct ImageSource {
     /// A file in a `ConfigMap`, as `kubectl create configmap smoke --from-file=cat.jpg` makes it.
-    pub config_map_key_ref: ConfigMapKey,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub config_map_key_ref: Option<ConfigMapKey>,
+    /// The image itself, in Base64: at most 18 kB of it. A model sees no more than its own input size.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 4, max = 24_576), regex(pattern = "^[A-Za-z0-9+/]+={0,2}$"))]
+    pub inline: Option<String>,
 }
 
 /// A key of a `ConfigMap` in the same namespace.

@@ -79,6 +79,14 @@ fn a_pod_that_joins_before_the_switch_is_asked_too() {
 }
 
 #[test]
+fn many_pods_are_asked_in_turns_that_each_fit_into_their_time() {
+    let mut world = World::new(json!({"replicas": 100, "gate": {"soakSeconds": 1}}));
+    world.until(Stable);
+    assert_eq!((world.live(), world.revision('a').replicas), (Some('a'), 100));
+    assert!(world.tests.iter().all(|test| test.pods.len() <= 24));
+}
+
+#[test]
 fn pods_of_different_images_are_not_let_through() {
     let mut world = World::serving(brief());
     world.want('b');

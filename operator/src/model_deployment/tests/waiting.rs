@@ -116,6 +116,24 @@ fn a_run_below_the_least_accuracy_gets_no_pods_at_all() {
 }
 
 #[test]
+fn a_run_that_is_much_worse_than_what_serves_gets_no_pods() {
+    let mut world = of_a_run(&json!({"maxAccuracyDrop": 0.02, "soakSeconds": 1}));
+    of_run(&mut world, "Succeeded", 0.9);
+    world.until(Stable);
+    let worse = |world: &mut World, digit: &str, accuracy: f64| {
+        of_run(world, "Succeeded", accuracy);
+        let result = world.run.as_mut().and_then(|run| run.status.as_mut()?.result.as_mut()).expect("a result");
+        result.sha256 = digit.repeat(64).parse().expect("a digest");
+    };
+    worse(&mut world, "b", 0.87);
+    world.rest();
+    assert_eq!((world.live(), world.rejection('b').as_deref()), (Some('a'), Some("BelowMinAccuracy")));
+    worse(&mut world, "d", 0.885);
+    world.rest();
+    assert_eq!((world.live(), world.phase()), (Some('d'), Stable));
+}
+
+#[test]
 fn what_serves_outlives_its_run() {
     let mut world = of_a_run(&json!({"minAccuracy": 0.5}));
     of_run(&mut world, "Succeeded", 0.9);
