@@ -13,6 +13,8 @@ use tokio::time::Instant;
 
 /// How often it is told how it stands.
 const INTERVAL: Duration = Duration::from_secs(2);
+/// Time without a prediction that is told of by itself.
+const NOTABLE: Duration = Duration::from_millis(500);
 
 /// One line.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -31,6 +33,13 @@ pub enum Line {
         at: Timestamp,
         /// The revision.
         revision: String,
+    },
+    /// Nobody got a prediction for a while.
+    Gap {
+        /// When it ended.
+        at: Timestamp,
+        /// How long it was.
+        seconds: f64,
     },
     /// How it stands.
     #[serde(rename_all = "camelCase")]
@@ -86,8 +95,12 @@ impl State {
         match outcome {
             Ok(revision) => {
                 self.answers += 1;
-                self.gap = self.gap.max(now - self.last);
+                let gap = now - self.last;
+                self.gap = self.gap.max(gap);
                 self.last = now;
+                if gap >= NOTABLE {
+                    lines.push(Line::Gap { at, seconds: gap.as_secs_f64() });
+                }
                 let revision = revision.unwrap_or_default();
                 if self.revision.as_deref() != Some(revision) {
                     self.revision = Some(revision.to_owned());
@@ -128,9 +141,11 @@ mod tests {
         assert!(state.lines(Ok(Some("r1")), begin + Duration::from_millis(20)).is_empty());
         assert!(matches!(state.lines(Err("gone"), begin + Duration::from_millis(30))[..], [Line::Failed { .. }]));
         let lines = state.lines(Ok(Some("r1")), begin + INTERVAL);
-        let [Line::Count { answers: 3, failures: 1, max_gap_seconds, .. }] = lines[..] else { panic!("{lines:?}") };
+        let [Line::Gap { .. }, Line::Count { answers: 3, failures: 1, max_gap_seconds, .. }] = lines[..] else {
+            panic!("{lines:?}")
+        };
         assert!((max_gap_seconds - 1.98).abs() < 1e-6);
-        let text = serde_json::to_string(&lines[0]).expect("json");
+        let text = serde_json::to_string(&lines[1]).expect("json");
         assert!(text.starts_with(r#"{"event":"count","at":""#), "{text}");
     }
 }

@@ -16,4 +16,5 @@ mod schedules;
 mod schema;
 mod steering;
 mod sweeps;
+mod traffic;
 mod training;

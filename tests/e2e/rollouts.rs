@@ -13,7 +13,7 @@ use anneal_api::{
     resources::{DeploymentPhase, ModelDeployment},
 };
 use anneal_tests::{Context as _, History, Namespace, Outcome, Result, Watch, ensure, in_namespace, manifest};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::{
     autoscaling::v2::HorizontalPodAutoscaler,
     core::v1::{Pod, Service},
@@ -21,19 +21,20 @@ use k8s_openapi::api::{
 use kube::ResourceExt as _;
 use serde_json::{Value, json};
 
-use crate::scenario::{PATIENCE, is_observed, rollout, stable_revision, trained, until_stable};
+use crate::{
+    scenario::{PATIENCE, is_observed, rollout, stable_revision, trained, until_stable},
+    traffic::Traffic,
+};
 
 /// Rollouts where `ANNEAL_ROLLOUTS` says nothing: each kind is among them.
 const ROLLOUTS: usize = 10;
-/// Requests a second of each of the two callers: together about half of what two pods on two cores give beside the
-/// cluster itself.
-const RATE: &str = "10";
 /// Pods of the revision that serves.
 const PODS: i64 = 2;
 
 /// What becomes of a rollout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub enum Kind {
+    /// It gets the traffic and keeps it.
     Good,
     /// A pod gives a wrong answer when it is asked.
     FailsGate,
@@ -59,7 +60,7 @@ impl Kind {
     }
 }
 
-fn deployment(round: usize, kind: Kind) -> Value {
+pub fn deployment(round: usize, kind: Kind) -> Value {
     // Another annotation makes another revision, whichever the model is.
     let run = if round.is_multiple_of(2) { "first" } else { "second" };
     let spec = json!({
@@ -70,51 +71,12 @@ fn deployment(round: usize, kind: Kind) -> Value {
             "minReplicas": PODS, "maxReplicas": 4,
             "targetCPUUtilizationPercentage": 1000, "targetMemoryUtilizationPercentage": 1000
         },
-        "podTemplate": {"annotations": {"example.com/round": round.to_string()}}
+        // Its share of a machine that others use, too.
+        "podTemplate": {
+            "annotations": {"example.com/round": round.to_string()}, "resources": {"requests": {"cpu": "200m"}}
+        }
     });
     manifest::model_deployment("cats", spec)
-}
-
-/// What the callers told, line by line.
-#[derive(Debug, Default)]
-struct Told {
-    answers: u64,
-    failures: u64,
-    reasons: BTreeMap<String, usize>,
-    max_gap_seconds: f64,
-    /// When each revision began to answer, after another one.
-    begun: Vec<(Timestamp, String)>,
-}
-
-impl Told {
-    fn read(log: &str) -> Result<Self> {
-        let mut told = Self::default();
-        for line in log.lines().filter(|line| line.starts_with('{')) {
-            let line: Value = serde_json::from_str(line).with_context(|| format!("no JSON: {line}"))?;
-            match line["event"].as_str().unwrap_or_default() {
-                "failed" => *told.reasons.entry(line["why"].as_str().unwrap_or_default().to_owned()).or_default() += 1,
-                "revision" => {
-                    let at = line["at"].as_str().context("a line without its time")?.parse()?;
-                    told.begun.push((at, line["revision"].as_str().unwrap_or_default().to_owned()));
-                }
-                "count" => {
-                    told.answers = line["answers"].as_u64().unwrap_or_default();
-                    told.failures = line["failures"].as_u64().unwrap_or_default();
-                    told.max_gap_seconds = line["maxGapSeconds"].as_f64().unwrap_or(f64::INFINITY);
-                }
-                _ => {}
-            }
-        }
-        told.failures = told.failures.max(told.reasons.values().sum::<usize>() as u64);
-        Ok(told)
-    }
-
-    /// Time from the switch of the Service until the revision first answered.
-    fn switch_seconds(&self, revision: &str, switched: Timestamp) -> Option<f64> {
-        let window = switched.checked_sub(jiff::SignedDuration::from_secs(2)).ok()?;
-        let began = self.begun.iter().find(|(at, name)| name == revision && *at >= window)?.0;
-        Some(began.duration_since(switched).as_secs_f64().max(0.0))
-    }
 }
 
 /// The rollouts as the resource tells them.
@@ -130,55 +92,14 @@ struct Rollouts {
 }
 
 impl Rollouts {
-    /// Waits for the end of a rollout.
-    async fn follow(&mut self, kind: Kind, before: &str) -> Result<ModelDeployment> {
-        let mut last: Option<(DeploymentPhase, Timestamp)> = None;
-        let (passed, phases) = (&mut self.passed, &mut self.phases);
-        let over = |it: &ModelDeployment| {
-            let Some(status) = it.status.as_ref().filter(|_| is_observed(it)) else { return false };
-            let now = Timestamp::now();
-            if let Some(phase) = status.phase
-                && last.is_none_or(|(former, _)| former != phase)
-                && let Some((former, since)) = last.replace((phase, now))
-            {
-                phases.entry(former.as_str()).or_default().push(now.duration_since(since).as_secs_f64());
-            }
-            passed.extend(status.promotion.iter().map(|promotion| promotion.to.clone()));
-            passed
-                .extend(status.revisions.iter().filter(|it| it.promoted_time.is_some()).map(|it| it.revision.clone()));
-            match kind {
-                Kind::Good => {
-                    status.phase == Some(DeploymentPhase::Stable) && status.stable_revision.as_deref() != Some(before)
-                }
-                Kind::FailsGate | Kind::FailsSoak => status.phase == Some(DeploymentPhase::Degraded),
-            }
-        };
-        self.cats.until(&format!("the rollout that is {kind:?} is over"), PATIENCE, over).await
-    }
-
-    /// Waits for the Service to lead to another revision than before, and notes when.
-    async fn switch(&mut self, before: &str) -> Result<String> {
-        let chosen = |service: &Service| {
-            let selector = service.spec.as_ref().and_then(|spec| spec.selector.as_ref());
-            selector.and_then(|selector| selector.get(label::REVISION)).cloned().unwrap_or_default()
-        };
-        let moved = self.service.until("the Service has moved", PATIENCE, |it| chosen(it) != before).await?;
-        let to = chosen(&moved);
-        self.switches.push((Timestamp::now(), to.clone()));
-        Ok(to)
-    }
-
     async fn round(&mut self, ns: &Namespace, round: usize) -> Result<()> {
         let (kind, stable) = (Kind::of(round), self.stable(ns).await?);
         ns.apply(&deployment(round, kind)).await?;
-        if kind != Kind::FailsGate {
-            let to = self.switch(&stable).await?;
-            if kind == Kind::FailsSoak {
-                let back = self.switch(&to).await?;
-                ensure!(back == stable, "the Service went back to {back}, not to {stable}");
-            }
-        }
-        let done = self.follow(kind, &stable).await?;
+        let (switches, done) = tokio::try_join!(
+            switches(&mut self.service, kind, &stable),
+            follow(&mut self.cats, &mut self.passed, &mut self.phases, kind, &stable)
+        )?;
+        self.switches.extend(switches);
         let status = done.status.unwrap_or_default();
         if kind != Kind::Good {
             let rejection = status.revisions.iter().filter_map(|entry| entry.rejection.as_ref()).next_back();
@@ -201,34 +122,56 @@ impl Rollouts {
     }
 }
 
-async fn start_load(ns: &Namespace, pod: &str, more: &[&str]) -> Result<()> {
-    let url = format!("http://cats.{}.svc", ns.name);
-    let args = [
-        "load",
-        "--url",
-        &url,
-        "--concurrency",
-        "2",
-        "--rate",
-        RATE,
-        "--duration",
-        "1h",
-        "--journal",
-        "--timeout",
-        "10s",
-    ];
-    let image = ns.cluster.operator.server_image.clone();
-    ns.start(pod, &image, &[&args, more].concat(), None).await?;
-    ns.watch::<Pod>(pod)
-        .until("it sends requests", PATIENCE, |pod| {
-            pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running")
-        })
-        .await?;
-    Ok(())
+/// Waits for the end of a rollout; notes who passed, and how long each phase took.
+async fn follow(
+    cats: &mut Watch<ModelDeployment>,
+    passed: &mut BTreeSet<String>,
+    phases: &mut BTreeMap<&'static str, Vec<f64>>,
+    kind: Kind,
+    before: &str,
+) -> Result<ModelDeployment> {
+    let mut last: Option<(DeploymentPhase, Timestamp)> = None;
+    let over = |it: &ModelDeployment| {
+        let Some(status) = it.status.as_ref().filter(|_| is_observed(it)) else { return false };
+        let now = Timestamp::now();
+        if let Some(phase) = status.phase
+            && last.is_none_or(|(former, _)| former != phase)
+            && let Some((former, since)) = last.replace((phase, now))
+        {
+            phases.entry(former.as_str()).or_default().push(now.duration_since(since).as_secs_f64());
+        }
+        passed.extend(status.promotion.iter().map(|promotion| promotion.to.clone()));
+        passed.extend(status.revisions.iter().filter(|it| it.promoted_time.is_some()).map(|it| it.revision.clone()));
+        match kind {
+            Kind::Good => {
+                status.phase == Some(DeploymentPhase::Stable) && status.stable_revision.as_deref() != Some(before)
+            }
+            Kind::FailsGate | Kind::FailsSoak => status.phase == Some(DeploymentPhase::Degraded),
+        }
+    };
+    cats.until(&format!("the rollout that is {kind:?} is over"), PATIENCE, over).await
 }
 
-async fn told_by(ns: &Namespace, pod: &str) -> Result<Told> {
-    Told::read(&ns.kubectl(&["logs", pod]).await?.ok()?.out)
+/// Waits for the Service to move as a rollout of this kind moves it, and tells when it led where.
+async fn switches(service: &mut Watch<Service>, kind: Kind, stable: &str) -> Result<Vec<(Timestamp, String)>> {
+    let chosen = |service: &Service| {
+        let selector = service.spec.as_ref().and_then(|spec| spec.selector.as_ref());
+        selector.and_then(|selector| selector.get(label::REVISION)).cloned().unwrap_or_default()
+    };
+    let mut found = Vec::new();
+    let mut before = stable.to_owned();
+    let expected = match kind {
+        Kind::Good => 1,
+        Kind::FailsGate => 0,
+        Kind::FailsSoak => 2,
+    };
+    for _ in 0..expected {
+        let moved = service.until("the Service has moved", PATIENCE, |it| chosen(it) != before).await?;
+        before = chosen(&moved);
+        found.push((Timestamp::now(), before.clone()));
+    }
+    ensure!(expected != 2 || before == stable, "the Service went back to {before}, not to {stable}");
+    Ok(found)
 }
 
 fn median(values: &mut [f64]) -> f64 {
@@ -242,7 +185,9 @@ fn extra_pods(pods: &History<Pod>) -> usize {
     let all: Vec<Pod> = pods.all();
     let life = |pod: &Pod| {
         let begin = pod.creation_timestamp().map(|time| time.0);
-        let end = pod.metadata.deletion_timestamp.as_ref().map(|time| time.0);
+        // A deletion's time is the end of the pod's grace.
+        let grace = SignedDuration::from_secs(pod.metadata.deletion_grace_period_seconds.unwrap_or_default());
+        let end = pod.metadata.deletion_timestamp.as_ref().map(|time| time.0 - grace);
         begin.map(|begin| (begin, end.unwrap_or(Timestamp::MAX)))
     };
     let lives: Vec<_> = all.iter().filter(serves).filter_map(life).collect();
@@ -262,8 +207,7 @@ async fn rollouts_under_load_lose_no_request_and_show_nothing_that_has_not_passe
         let mut cats = ns.watch::<ModelDeployment>("cats");
         ns.apply(&deployment(0, Kind::Good)).await?;
         until_stable(&mut cats).await?;
-        start_load(ns, "callers", &[]).await?;
-        start_load(ns, "newcomers", &["--new-connections"]).await?;
+        let traffic = Traffic::start(ns).await?;
 
         let service = ns.watch::<Service>("cats");
         let (passed, switches, phases) = (BTreeSet::new(), Vec::new(), BTreeMap::new());
@@ -276,8 +220,8 @@ async fn rollouts_under_load_lose_no_request_and_show_nothing_that_has_not_passe
         // The last pods that go still have requests under way.
         tokio::time::sleep(Duration::from_secs(10)).await;
 
-        let (callers, newcomers) = (told_by(ns, "callers").await?, told_by(ns, "newcomers").await?);
-        let all = [&callers, &newcomers];
+        let all = traffic.told().await?;
+        let newcomers = &all[1];
         let failed: u64 = all.iter().map(|told| told.failures).sum();
         let answers: u64 = all.iter().map(|told| told.answers).sum();
         let gap = all.iter().map(|told| told.max_gap_seconds).fold(0.0, f64::max);
@@ -300,6 +244,9 @@ async fn rollouts_under_load_lose_no_request_and_show_nothing_that_has_not_passe
                 "max_switch_seconds": most, "extra_pods": extra_pods(&pods)
             })
         );
+        for (at, seconds) in all.iter().flat_map(|told| &told.gaps) {
+            println!("{seconds:.2} s without an answer until {at}");
+        }
         let reasons: Vec<_> = all.iter().flat_map(|told| &told.reasons).collect();
         ensure!(failed == 0, "{failed} of {answers} requests failed: {reasons:?}");
         ensure!(ungated.is_empty(), "these answered and had not passed: {ungated:?}");
