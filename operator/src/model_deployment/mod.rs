@@ -7,6 +7,7 @@ pub mod objects;
 mod observe;
 mod plan;
 mod pods;
+mod preflight;
 pub mod record;
 mod requests;
 pub mod revision;

@@ -45,6 +45,8 @@ pub struct Observed {
     pub run: Option<TrainingRun>,
     /// Name of a claim that a rollout needs and that does not exist.
     pub missing_claim: Option<String>,
+    /// Who may use the claim that a rollout needs at one time.
+    pub claim_use: ClaimUse,
     /// Images of smoke cases that do not exist, as `CONFIGMAP/KEY`.
     pub missing_images: Vec<String>,
     /// The revisions that are written down.
@@ -65,6 +67,30 @@ pub struct Observed {
     pub endpoints: BTreeSet<String>,
     /// What the pods count that just got the traffic.
     pub signals: Signals,
+}
+
+/// Who may use a claim at one time, by its access modes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ClaimUse {
+    /// All pods, wherever they run; or the claim is not known.
+    #[default]
+    Everywhere,
+    /// The pods of one node.
+    OneNode,
+    /// One pod.
+    OnePod,
+}
+
+impl ClaimUse {
+    fn of(claim: &PersistentVolumeClaim) -> Self {
+        let modes = claim.spec.iter().flat_map(|spec| spec.access_modes.iter().flatten());
+        let most = modes.map(|mode| match mode.as_str() {
+            "ReadWriteOncePod" => Self::OnePod,
+            "ReadWriteOnce" => Self::OneNode,
+            _ => Self::Everywhere,
+        });
+        most.min().unwrap_or_default()
+    }
 }
 
 /// A revision's Deployment and pods.
@@ -144,10 +170,11 @@ pub async fn observe(context: &Context, known: &ModelDeployment) -> Result<Optio
     let endpoints = endpoints(context, &owner).await?;
     let own = |record: &&ControllerRevision| is_controlled_by(*record, &uid);
     let records: Records = records.iter().filter(own).filter_map(record::read).collect();
-    let (missing_claim, missing_images) = missing(context, &owner, run.as_ref(), &records).await?;
+    let (missing_claim, claim_use, missing_images) = missing(context, &owner, run.as_ref(), &records).await?;
     Ok(Some(Observed {
         run,
         missing_claim,
+        claim_use,
         missing_images,
         records,
         revisions: deployments
@@ -217,26 +244,26 @@ async fn missing(
     owner: &ModelDeployment,
     run: Option<&TrainingRun>,
     records: &Records,
-) -> Result<(Option<String>, Vec<String>), ClusterError> {
+) -> Result<(Option<String>, ClaimUse, Vec<String>), ClusterError> {
     use DeploymentPhase::{Degraded, Failed, Soaking, Stable};
     let at_rest = owner.status.as_ref().is_some_and(|status| {
         status.observed_generation == owner.metadata.generation
             && matches!(status.phase, Some(Stable | Soaking | Degraded | Failed))
     });
     if at_rest {
-        return Ok((None, Vec::new()));
+        return Ok((None, ClaimUse::default(), Vec::new()));
     }
     let (client, namespace) = (&context.client, owner.namespace().unwrap_or_default());
     let pinned = owner.spec.pinned_revision.as_deref().and_then(RevisionName::parse);
     let pinned = pinned.and_then(|pinned| Some(records.get(&pinned)?.inputs.model.claim_name.clone()));
     let named = || owner.spec.model.claim_name.clone().or_else(|| run.map(TrainingRun::output_claim));
     let claim = pinned.or_else(named);
-    let missing_claim = match claim {
-        Some(name) => {
-            let found: Option<PersistentVolumeClaim> = cluster::get(client, &namespace, &name).await?;
-            found.is_none().then_some(name)
-        }
-        None => None,
+    let (missing_claim, claim_use) = match claim {
+        Some(name) => match cluster::get::<PersistentVolumeClaim>(client, &namespace, &name).await? {
+            Some(found) => (None, ClaimUse::of(&found)),
+            None => (Some(name), ClaimUse::default()),
+        },
+        None => (None, ClaimUse::default()),
     };
     let images: BTreeSet<_> = owner
         .spec
@@ -256,7 +283,7 @@ async fn missing(
         }
     }
     let missing = images.iter().filter(|(name, key)| !maps.get(name).is_some_and(|keys| keys.contains(*key)));
-    Ok((missing_claim, missing.map(|(name, key)| format!("{name}/{key}")).collect()))
+    Ok((missing_claim, claim_use, missing.map(|(name, key)| format!("{name}/{key}")).collect()))
 }
 
 fn of_deployment(deployment: &Deployment, pods: &[Pod]) -> Option<(RevisionName, RevisionSeen)> {

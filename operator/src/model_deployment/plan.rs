@@ -7,6 +7,7 @@ use super::{
     desired::{Desired, desired},
     gate::{self, Candidate, Evidence, Gated, Lack, rollout_key},
     observe::{Observed, RevisionSeen},
+    preflight,
     requests::{self, ABORTED, Requests},
     revision::{Past, Revision, RevisionName, Waiting, wanted},
     soak, status,
@@ -256,10 +257,8 @@ fn roll_out(seen: &Observed, spec: &ValidDeployment, revision: &Revision, now: T
     if this.is_some_and(|this| rejection.is_some() && this.gate.as_deref() == Some(&spec.gate.hash)) {
         return Step::Rejected;
     }
-    if let Some(claim) = &seen.missing_claim {
-        let message =
-            format!("there is no PersistentVolumeClaim {claim} in this namespace; create it, or correct the model");
-        return Step::Wait(Waiting::stalled("ClaimNotFound", message));
+    if let Some(waiting) = preflight::of_claim(seen, spec, &revision.inputs.model) {
+        return Step::Wait(waiting);
     }
     let is_under_way = seen.status.candidate_revision.as_deref() == Some(revision.name.as_str());
     if is_under_way && requests.aborts(&revision.name) {
@@ -320,7 +319,7 @@ fn advance(
     if let Some(refusal) = inconclusive(spec, &evidence) {
         return Step::Reject(refusal);
     }
-    let waiting = hindrance(this);
+    let waiting = preflight::hindrance(seen, &revision.inputs.model, this);
     if this.replicas == 0 || !this.pods.iter().any(|pod| pod.ready) {
         return Step::Load(waiting);
     }
@@ -367,13 +366,6 @@ fn ask(seen: &Observed, evidence: &Evidence, mut pods: Vec<String>) -> Step {
         seen.missing_images.join(", ")
     );
     Step::Smoke { start: Vec::new(), waiting: Some(Waiting::stalled("SmokeImageNotFound", message)) }
-}
-
-/// What keeps a revision's pods from getting ready.
-fn hindrance(revision: &RevisionSeen) -> Option<Waiting> {
-    let refused = revision.refused.as_ref().map(|why| Waiting::stalled("PodsRefused", why.clone()));
-    let trouble = || revision.pods.iter().find_map(|pod| pod.trouble.as_ref());
-    refused.or_else(|| trouble().map(|trouble| Waiting::soon(trouble.reason, trouble.message.clone())))
 }
 
 fn too_inaccurate(seen: &Observed, spec: &ValidDeployment, revision: &Revision) -> Option<Refusal> {

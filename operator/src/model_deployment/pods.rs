@@ -18,6 +18,8 @@ pub struct PodSeen {
     pub uid: String,
     /// Its address, once it has one.
     pub address: Option<String>,
+    /// Where it runs, once that is decided.
+    pub node: Option<String>,
     /// Whether it takes requests.
     pub ready: bool,
     /// Digest of the image that runs.
@@ -60,6 +62,7 @@ pub fn seen(pod: &Pod) -> Option<PodSeen> {
         name: pod.name_any(),
         crashed: container.and_then(|container| ended(&container.state).or_else(|| ended(&container.last_state))),
         uid: pod.uid().unwrap_or_default(),
+        node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
         address: status.pod_ip.clone().filter(|address| !address.is_empty()),
         ready,
         image_id: container.map(|container| container.image_id.clone()).filter(|id| !id.is_empty()),

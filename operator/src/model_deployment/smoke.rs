@@ -214,6 +214,7 @@ mod tests {
         let pod = |address: &str| PodSeen {
             name: "pod".to_owned(),
             crashed: None,
+            node: None,
             uid: address.to_owned(),
             address: Some(address.to_owned()),
             ready: true,

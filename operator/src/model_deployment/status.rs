@@ -15,6 +15,7 @@ use super::{
     gate::{self, Evidence, rollout_key},
     observe::Observed,
     plan::{Refusal, Step, held, started},
+    preflight,
     revision::{Revision, RevisionName},
     validate::ValidDeployment,
 };
@@ -28,6 +29,7 @@ const PROGRESSING: &str = "Progressing";
 const AVAILABLE: &str = "Available";
 const DEGRADED: &str = "Degraded";
 const STALLED: &str = "Stalled";
+const AUTOSCALING_IMPAIRED: &str = "AutoscalingImpaired";
 
 /// The status after the step.
 pub fn next(
@@ -92,6 +94,11 @@ pub fn next(
     size(&mut status, seen, spec);
     status.phase = Some(phase(seen, spec, step, &status, now));
     conditions(&mut status, wanted, step, now);
+    let impaired = seen.autoscaler.as_ref().and_then(preflight::of_autoscaler);
+    let (impaired, reason, message) =
+        impaired.map_or((false, "NotImpaired", String::new()), |(reason, message)| (true, reason, message));
+    let impaired = condition(AUTOSCALING_IMPAIRED, impaired, reason, &message, status.observed_generation);
+    set_condition(&mut status.conditions, impaired, now);
     status
 }
 
@@ -338,6 +345,11 @@ pub fn transitions(
         let make = if waiting.stalled { Transition::warning } else { Transition::normal };
         events.push(make(waiting.reason, waiting.message.clone()));
     }
+    let impairments = preflight::IMPAIRMENTS.into_iter();
+    events.extend(impairments.filter(|it| reason_of(new, AUTOSCALING_IMPAIRED) == Some(it)).filter_map(|reason| {
+        let is_news = reason_of(old, AUTOSCALING_IMPAIRED) != Some(reason);
+        is_news.then(|| Transition::warning(reason, message_of(new, AUTOSCALING_IMPAIRED).unwrap_or_default()))
+    }));
     if let Step::Reject(refusal) = step {
         events.push(Transition::warning(refusal.reason, refusal.message.clone()));
     }

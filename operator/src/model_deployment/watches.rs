@@ -28,6 +28,7 @@ use kube::{
     },
 };
 
+use super::preflight;
 use crate::{
     cluster::Object,
     context::Context,
@@ -41,7 +42,9 @@ pub fn controller(context: &Context, namespace: Option<&str>, concurrency: u16) 
     let (of_runs, of_claims) = (controller.store(), controller.store());
     let own = || watch().labels(label::DEPLOYMENT);
     // An autoscaler reports its metrics four times a minute, a training run its progress: none of a rollout's business.
-    let autoscalers = changes(api::<HorizontalPodAutoscaler>(context, namespace), own(), |it| digest(&it.spec));
+    let autoscalers = changes(api::<HorizontalPodAutoscaler>(context, namespace), own(), |it| {
+        digest(&(&it.spec, preflight::of_autoscaler(it).map(|(reason, _)| reason)))
+    });
     let budgets = changes(api::<PodDisruptionBudget>(context, namespace), own(), |it| digest(&it.spec));
     let runs = changes(api::<TrainingRun>(context, namespace), watch(), |run| {
         digest(&run.status.as_ref().and_then(|status| status.phase))

@@ -407,7 +407,7 @@ pub struct ModelDeploymentStatus {
     /// The generation of the spec that this status is about.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Conditions: Ready, Progressing, Stalled, Available, Degraded.
+    /// Conditions: Ready, Progressing, Stalled, Available, Degraded, `AutoscalingImpaired`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "conditions_schema")]
     pub conditions: Vec<Condition>,

@@ -38,6 +38,7 @@ enum Happening {
     Paused(bool),
     Approval(bool),
     PodCrashes(usize),
+    /// The clock jumps, also back.
     TimePasses(i64),
 }
 
@@ -64,7 +65,7 @@ fn happenings() -> impl Strategy<Value = Vec<Happening>> {
         1 => any::<bool>().prop_map(Happening::Paused),
         1 => any::<bool>().prop_map(Happening::Approval),
         1 => (0_usize..4).prop_map(Happening::PodCrashes),
-        1 => (1_i64..90).prop_map(Happening::TimePasses),
+        1 => (-60_i64..90).prop_map(Happening::TimePasses),
     ];
     proptest::collection::vec(one, 1..120)
 }

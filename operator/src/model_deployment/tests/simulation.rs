@@ -22,7 +22,7 @@ use crate::{
     model_deployment::{
         apply::{Write, writes},
         objects::annotation,
-        observe::{Observed, RevisionSeen, TestSeen},
+        observe::{ClaimUse, Observed, RevisionSeen, TestSeen},
         plan::{Plan, plan, refuse},
         pods::{PodSeen, Trouble},
         record::{self, Records},
@@ -46,6 +46,7 @@ pub struct World {
     pub autoscaler: Option<HorizontalPodAutoscaler>,
     pub budgets: Vec<PodDisruptionBudget>,
     pub missing_claim: Option<String>,
+    pub claim_use: ClaimUse,
     pub missing_images: Vec<String>,
     pub now: Timestamp,
     /// Checkpoints whose answers are wrong.
@@ -83,6 +84,7 @@ impl World {
             autoscaler: None,
             budgets: Vec::new(),
             missing_claim: None,
+            claim_use: ClaimUse::default(),
             missing_images: Vec::new(),
             now: Timestamp::from_second(1_800_000_000).expect("in range"),
             wrong: BTreeSet::new(),
@@ -173,6 +175,7 @@ impl World {
             status: self.status(),
             run: self.run.clone(),
             missing_claim: self.missing_claim.clone(),
+            claim_use: self.claim_use,
             missing_images: self.missing_images.clone(),
             records: self.records.clone(),
             revisions: self.revisions.clone(),
@@ -252,6 +255,7 @@ impl World {
                     name,
                     uid,
                     address,
+                    node: Some("node-1".to_owned()),
                     ready: false,
                     image_id,
                     trouble: None,
@@ -354,11 +358,12 @@ impl World {
                 self.revisions.get_mut(&revision).expect("a revision").gate = Some(gate);
             }
             Write::Scale { revision, replicas } => {
+                let had = self.revisions[&revision].replicas;
                 assert!(
-                    replicas > 0
+                    replicas >= had
                         || self.observe().live().as_ref() != Some(&revision)
-                        || self.owner.spec.replicas == Some(0),
-                    "what serves is never scaled away"
+                        || self.owner.spec.replicas == Some(replicas),
+                    "what serves never loses a pod that the spec does not take away"
                 );
                 let revision = self.revisions.get_mut(&revision).expect("a revision");
                 assert_ne!(revision.replicas, replicas, "nothing is written that is so already");

@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::{Value, json};
 
 use super::{brief, simulation::World};
-use crate::model_deployment::{plan::Step, pods::Trouble};
+use crate::model_deployment::{observe::ClaimUse, plan::Step, pods::Trouble};
 
 #[test]
 fn what_may_pass_by_itself_is_awaited_until_the_deadline() {
@@ -42,6 +42,58 @@ fn a_missing_claim_is_named_and_awaited() {
     assert_eq!(world.events, ["ClaimNotFound"]);
     world.missing_claim = None;
     world.until(Stable);
+}
+
+#[test]
+fn a_claim_that_one_pod_may_use_is_refused_before_a_pod_waits_for_it() {
+    let mut world = World::serving(brief());
+    world.claim_use = ClaimUse::OnePod;
+    world.want('b');
+    world.rest();
+    assert_eq!((world.phase(), world.live()), (Pending, Some('a')));
+    assert_eq!(world.events, ["ClaimForOnePod"]);
+}
+
+#[test]
+fn a_pod_on_another_node_than_those_that_use_its_volume_says_what_to_do() {
+    let mut world = World::serving(json!({"progressDeadlineSeconds": 60}));
+    world.claim_use = ClaimUse::OneNode;
+    world.want('b');
+    world.until(Loading);
+    world.turn();
+    for pod in &mut world.revision_mut('b').pods {
+        (pod.ready, pod.node) = (false, Some("node-2".to_owned()));
+    }
+    world.reconcile(usize::MAX);
+    assert!(world.events.contains(&"VolumeOnAnotherNode"), "{:?}", world.events);
+    world.now += SignedDuration::from_secs(60);
+    world.reconcile(usize::MAX);
+    assert_eq!(world.rejection('b').as_deref(), Some("VolumeOnAnotherNode"));
+}
+
+#[test]
+fn pods_that_a_quota_refuses_say_so() {
+    let mut world = World::serving(brief());
+    world.want('b');
+    world.until(Loading);
+    world.revision_mut('b').refused = Some("pods is forbidden: exceeded quota: small".to_owned());
+    world.reconcile(usize::MAX);
+    assert!(world.events.contains(&"QuotaExceeded"), "{:?}", world.events);
+}
+
+#[test]
+fn an_autoscaler_without_metrics_is_told_of_once() {
+    let mut world = World::serving(json!({"gate": {"soakSeconds": 1}}));
+    let condition = json!({"type": "ScalingActive", "status": "False", "reason": "FailedGetResourceMetric",
+        "message": "the server could not find the requested resource (get pods.metrics.k8s.io)"});
+    let status = json!({"desiredReplicas": 2, "conditions": [condition]});
+    let autoscaler = world.autoscaler.as_mut().expect("an autoscaler");
+    autoscaler.status = serde_json::from_value(status).expect("a status");
+    world.rest();
+    assert_eq!(world.events, ["MetricsNotServed"]);
+    let found =
+        world.status().conditions.into_iter().find(|it| it.type_ == "AutoscalingImpaired").expect("a condition");
+    assert!(found.status == "True" && found.message.contains("install metrics-server"), "{}", found.message);
 }
 
 #[test]
