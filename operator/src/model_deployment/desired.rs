@@ -190,6 +190,11 @@ fn test(
     let Step::Smoke { start, .. } = step else {
         return None;
     };
+    // A test counts for the rollout that its key names. Until the beginning of the rollout is written down, whoever comes
+    // after a crash would give it another key, and ask everything again.
+    if seen.status.candidate_revision.as_deref() != Some(candidate.name.as_str()) {
+        return None;
+    }
     let key = rollout_key(spec, started(&seen.status, &candidate.name, now));
     let all = &seen.revisions.get(&candidate.name)?.pods;
     let pods: Vec<_> = all.iter().filter(|pod| start.contains(&pod.uid)).cloned().collect();

@@ -79,6 +79,24 @@ fn a_pod_that_joins_before_the_switch_is_asked_too() {
 }
 
 #[test]
+fn an_operator_that_dies_before_it_records_anything_starts_no_test_of_its_own_each_time() {
+    let mut world = World::serving(brief());
+    world.want('b');
+    let before = world.tests.len();
+    // Each time it makes all its writes but the status, which is the last one.
+    for _ in 0..20 {
+        let writes = world.plan().1;
+        let status = world.owner.status.clone();
+        world.reconcile(writes.len());
+        world.owner.status = status;
+        world.turn();
+    }
+    assert!(world.tests.len() <= before + 1, "{} tests", world.tests.len() - before);
+    world.until(Stable);
+    assert_eq!(world.live(), Some('b'));
+}
+
+#[test]
 fn many_pods_are_asked_in_turns_that_each_fit_into_their_time() {
     let mut world = World::new(json!({"replicas": 100, "gate": {"soakSeconds": 1}}));
     world.until(Stable);
