@@ -127,6 +127,10 @@ impl Optimizer {
             }
         }
         self.steps = steps.max(1);
+        // An attempt that has no step left to do saves the rate again as it was.
+        if let Some(rate) = saved_rate(state) {
+            self.learning_rate = rate;
+        }
         Ok(())
     }
 
@@ -183,6 +187,15 @@ impl Optimizer {
             ("decoupled_weight_decay", if self.kind == Kind::AdamW { yes } else { no }),
             params,
         ])
+    }
+}
+
+/// The learning rate of the first parameter group.
+fn saved_rate(state: &Value) -> Option<f64> {
+    let Value::List(groups) = state.as_dict()?.get("param_groups")? else { return None };
+    match groups.first()?.as_dict()?.get("lr")? {
+        Value::Float(rate) => Some(*rate),
+        _ => None,
     }
 }
 

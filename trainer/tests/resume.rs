@@ -18,7 +18,7 @@ use anneal_api::{
     termination::{RunResult, TerminationMessage},
 };
 use anneal_model::Checkpoint;
-use anneal_pth::Value;
+use anneal_pth::{TensorData, Value};
 use anneal_trainer::rng::{Draws, Purpose};
 use process::{Run, Training};
 
@@ -34,17 +34,67 @@ checkpoints: {{intervalSteps: 2}}
     )
 }
 
-/// Everything that a run leaves: weights, optimiser, history, and the digest of the published model.
-#[derive(PartialEq)]
+/// Everything that a run leaves: weights, optimiser, history, and the published model.
 struct Ending {
-    checkpoint: Vec<(String, Value)>,
-    weights: anneal_model::StateDict,
-    published: Sha256,
+    last: Checkpoint,
+    published: Checkpoint,
+    sha256: Sha256,
 }
 
 fn ending(run: &Run) -> Ending {
-    let last = Checkpoint::load(run.path("out/checkpoints/last_checkpoint.pth")).expect("a checkpoint");
-    Ending { checkpoint: last.extra, weights: last.state, published: run.result().sha256 }
+    let result = run.result();
+    let load = |path: &str| Checkpoint::load(run.path("out").join(path)).expect("a checkpoint");
+    Ending { last: load("checkpoints/last_checkpoint.pth"), published: load(&result.checkpoint), sha256: result.sha256 }
+}
+
+impl Ending {
+    /// What differs between two endings: nothing where they are the same bit for bit.
+    fn differences(&self, other: &Self) -> Vec<String> {
+        let mut found = differences("last", &self.last, &other.last);
+        found.extend(differences("published", &self.published, &other.published));
+        if self.sha256 != other.sha256 {
+            found.push(format!("digests {} and {}", self.sha256, other.sha256));
+        }
+        found
+    }
+}
+
+fn differences(what: &str, one: &Checkpoint, other: &Checkpoint) -> Vec<String> {
+    let tensors = one.state.0.iter().zip(&other.state.0).filter(|(one, other)| one != other);
+    let mut found: Vec<String> = tensors.map(|((name, _), _)| format!("{what}: tensor {name}")).collect();
+    for ((name, one), (_, other)) in one.extra.iter().zip(&other.extra) {
+        compare(&format!("{what}: {name}"), one, other, &mut found);
+    }
+    if (one.state.0.len(), one.extra.len()) != (other.state.0.len(), other.extra.len()) {
+        found.push(format!("{what}: counts of tensors or entries"));
+    }
+    // Only there to explain the rest: the path of a run and the time it took do not belong to its ending.
+    if !found.is_empty() {
+        found.push(format!("{what}: {:?} and {:?}", one.info, other.info));
+    }
+    found
+}
+
+/// Walks down to the values that differ.
+fn compare(path: &str, one: &Value, other: &Value, found: &mut Vec<String>) {
+    match (one, other) {
+        (Value::Dict(one), Value::Dict(other)) if one.entries.len() == other.entries.len() => {
+            for ((key, one), (_, other)) in one.entries.iter().zip(&other.entries) {
+                compare(&format!("{path} {key:?}"), one, other, found);
+            }
+        }
+        (Value::Tensor(one), Value::Tensor(other)) if one.shape() == other.shape() && one != other => {
+            let floats = |tensor: &TensorData| -> Vec<f32> {
+                tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+            };
+            let pairs: Vec<_> = floats(one).into_iter().zip(floats(other)).enumerate().collect();
+            let differing: Vec<_> = pairs.iter().filter(|(_, (one, other))| one.to_bits() != other.to_bits()).collect();
+            let (count, first) = (differing.len(), &differing[..differing.len().min(4)]);
+            found.push(format!("{path}: {one:?} in {count} places: {first:?}"));
+        }
+        (one, other) if one != other => found.push(format!("{path}: {one:?} and {other:?}")),
+        _ => {}
+    }
 }
 
 /// Interrupts runs at random moments until this many interruptions have hit, and compares every ending.
@@ -72,9 +122,11 @@ fn interrupt(optimizer: &str, interruptions: u32, seed: u64) {
                 attempt.kill();
             }
         };
+        let differences = ending(&run).differences(&expected);
         assert!(
-            ending(&run) == expected,
-            "{optimizer}, seed {seed}: run {runs} ended otherwise after {hits} interruptions"
+            differences.is_empty(),
+            "{optimizer}, seed {seed}: run {runs} ended otherwise after {hits} interruptions:\n{}",
+            differences.join("\n")
         );
         assert_eq!(result.exact, Some(true));
         lost += result.steps_lost.expect("a count");
