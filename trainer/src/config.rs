@@ -12,8 +12,6 @@ use anneal_api::{
 };
 use sha2::{Digest, Sha256 as Hasher};
 
-use crate::tracking;
-
 /// The configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -57,10 +55,8 @@ pub enum ConfigError {
          md5: and what the .dvc file names"
     )]
     Digest(String),
-    /// The address of the tracking server is none.
-    #[error(
-        "tracking.mlflow.uri {0:?} is no address; write http://HOST:PORT or https://HOST, without a password in it"
-    )]
+    /// The tracking server is none.
+    #[error("tracking.mlflow: {0}")]
     Tracking(String),
     /// A directory already belongs to a run of another kind.
     #[error("{dir:?} holds checkpoints of another run: {differs}; choose another output directory or remove that one")]
@@ -183,10 +179,9 @@ fn check(config: TrainerConfig, overrides: Overrides, sha256: Sha256) -> Result<
         Some(dir) if output.models_dir == OutputDirs::default().models_dir => dir.join("models"),
         _ => PathBuf::from(output.models_dir),
     });
-    if let Some(uri) = tracking.as_ref().and_then(|of| of.mlflow.as_ref()).map(|mlflow| &mlflow.uri)
-        && !tracking::is_address(uri)
-    {
-        return Err(ConfigError::Tracking(uri.clone()));
+    let tracking = tracking.and_then(|tracking| tracking.mlflow);
+    if let Some(mlflow) = &tracking {
+        mlflow.check().map_err(ConfigError::Tracking)?;
     }
     let uri: DatasetUri = dataset.uri.parse()?;
     if let Some(digest) = dataset.digest.as_ref().filter(|digest| !is_digest(digest, &uri)) {
@@ -198,7 +193,7 @@ fn check(config: TrainerConfig, overrides: Overrides, sha256: Sha256) -> Result<
         dataset: uri,
         digest: dataset.digest,
         hyperparameters,
-        tracking: tracking.and_then(|tracking| tracking.mlflow),
+        tracking,
         output: overrides.output.unwrap_or_else(|| PathBuf::from(output.dir)),
         models,
         resume_from: overrides.resume_from,

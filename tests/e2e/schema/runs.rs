@@ -17,6 +17,14 @@ fn hyperparameters(values: &Value) -> Value {
     run(json!({"hyperparameters": values}))
 }
 
+fn dataset(uri: &str) -> Value {
+    run(json!({"dataset": {"uri": uri}}))
+}
+
+fn mlflow(server: &Value) -> Value {
+    run(json!({"tracking": {"mlflow": server}}))
+}
+
 fn template(spec: &Value) -> Value {
     json!({"output": {"claimName": null, "volumeClaimTemplate": {"spec": spec}}})
 }
@@ -52,6 +60,31 @@ async fn a_run_that_makes_no_sense_is_refused_with_what_to_write() -> Outcome {
         (run(json!({"dataset": {"uri": "ftp://photos"}})), "dataset.uri must be pvc://CLAIM/PATH"),
         (run(json!({"dataset": {"uri": "pvc://Photos/cats"}})), "dataset.uri must be pvc://CLAIM/PATH"),
         (run(json!({"dataset": {"uri": ""}})), "spec.dataset.uri"),
+        (run(json!({"dataset": {"uri": "https://photos.example/set/"}})), "name a file that ends in .tar"),
+        (run(json!({"dataset": {"uri": "s3://me:secret@photos/set"}})), "dataset.uri must be pvc://CLAIM/PATH"),
+        (run(json!({"dataset": {"uri": "s3://photos", "digest": "sha256:12"}})), "spec.dataset.digest"),
+        (
+            run(json!({"dataset": {"uri": "s3://photos", "digest": format!("md5:{:032}", 0)}})),
+            "dataset.digest: md5 is what a .dvc file names",
+        ),
+        (
+            run(json!({"dataset": {"uri": "synthetic://", "credentialsSecretRef": {"name": "bucket"}}})),
+            "dataset.credentialsSecretRef is for servers",
+        ),
+        (
+            run(json!({"dataset": {"uri": "s3://photos", "credentialsSecretRef": {"name": "My Bucket"}}})),
+            "spec.dataset.credentialsSecretRef.name",
+        ),
+        // Where it is recorded.
+        (mlflow(&json!({"uri": "mlflow:5000"})), "spec.tracking.mlflow.uri"),
+        (mlflow(&json!({"uri": "http://me:secret@mlflow"})), "spec.tracking.mlflow.uri"),
+        (mlflow(&json!({"uri": "http://mlflow", "registeredModel": "a/b"})), "spec.tracking.mlflow.registeredModel"),
+        (mlflow(&json!({"uri": "http://mlflow", "alias": "champion"})), "name that in tracking.mlflow.registeredModel"),
+        (
+            mlflow(&json!({"uri": "http://mlflow", "registeredModel": "a", "alias": "latest"})),
+            "tracking.mlflow.alias must not be latest",
+        ),
+        (mlflow(&json!({"uri": "http://mlflow", "experiments": "a"})), "unknown field"),
         // Where it writes.
         (run(json!({"output": null})), "spec.output: Required value"),
         (run(json!({"output": {"claimName": "My_Claim"}})), "spec.output.claimName"),
@@ -295,6 +328,15 @@ async fn a_run_that_says_everything_is_taken() -> Outcome {
     let good = vec![
         run(json!({"podTemplate": everything, "numNodes": 4, "output": own_claim})),
         run(json!({"model": {"architecture": "simple", "inputSize": 224}})),
+        dataset("https://photos.example/set.tar?signature=a"),
+        dataset("s3://photos/set"),
+        dataset("gs://photos"),
+        dataset("dvc+https://photos.example/repository/photos.dvc"),
+        dataset("dvc+file:///repository"),
+        run(json!({"dataset": {"uri": "dvc+s3://photos/repository", "digest": format!("md5:{:032}.dir", 0)}})),
+        run(json!({"dataset": {"uri": "s3://photos", "credentialsSecretRef": {"name": "bucket"}}})),
+        mlflow(&json!({"uri": "https://mlflow.example/team", "credentialsSecretRef": {"name": "mlflow"}})),
+        mlflow(&json!({"uri": "http://mlflow:5000", "registeredModel": "Cats and dogs", "alias": "champion"})),
     ];
     in_namespace(async |ns| all_taken(ns, good).await).await
 }

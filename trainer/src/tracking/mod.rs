@@ -17,7 +17,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anneal_api::{names::env as names, tracking::Mlflow};
+use anneal_api::{
+    names::env as names,
+    tracking::{Mlflow, check_address},
+};
 use anneal_model::Checkpoint;
 use jiff::Timestamp;
 use serde_json::Value;
@@ -28,7 +31,12 @@ use self::{
     spool::{Event, Metric, Spool},
 };
 use crate::{
-    config::RunConfig, data::load::Dataset, evaluate::Evaluation, history::Epoch, outcome::Error, publish::Published,
+    config::{ConfigError, RunConfig},
+    data::load::Dataset,
+    evaluate::Evaluation,
+    history::Epoch,
+    outcome::Error,
+    publish::Published,
 };
 
 /// Directory of the spool in the run's directory.
@@ -47,17 +55,6 @@ struct Recording {
     sampler: Option<system::Sampler>,
     mlflow: Mlflow,
     output: PathBuf,
-}
-
-/// Whether a text is the address of a server that may be shown.
-pub fn is_address(uri: &str) -> bool {
-    let rest = uri.strip_prefix("http://").or_else(|| uri.strip_prefix("https://"));
-    rest.is_some_and(|rest| {
-        !rest.is_empty()
-            && !rest.starts_with('/')
-            && !rest.contains(['@', '?', '#'])
-            && !rest.contains(char::is_whitespace)
-    })
 }
 
 impl Recorder {
@@ -248,9 +245,7 @@ pub fn sync(output: &Path, uri: Option<&str>) -> Result<String, Error> {
             spool::EVENTS
         )));
     }
-    if let Some(uri) = uri.filter(|uri| !is_address(uri)) {
-        return Err(crate::config::ConfigError::Tracking(uri.to_owned()).into());
-    }
+    uri.map_or(Ok(()), check_address).map_err(ConfigError::Tracking)?;
     let done = sender::send_all(&dir, uri).map_err(|error| Error::Internal(error.to_string()))?;
     info!(records = done, "sent");
     Ok(format!("{done} records sent\n"))
