@@ -38,6 +38,20 @@ pub struct Settings {
     pub reach: Reach,
 }
 
+#[cfg(test)]
+impl Settings {
+    /// What the tests install the operator with.
+    pub fn of_tests() -> Self {
+        Self {
+            trainer_image: "trainer:1".to_owned(),
+            server_image: "server:1".to_owned(),
+            image_pull_policy: None,
+            failure_logs: false,
+            reach: Reach::Address,
+        }
+    }
+}
+
 /// How the operator reaches a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {

@@ -115,10 +115,13 @@ pub fn object(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model_deployment::{
-        objects::server_pod,
-        revision::{Past, wanted},
-        tests::fixtures::{deployment, settings, valid},
+    use crate::{
+        context::Settings,
+        model_deployment::{
+            objects::server_pod,
+            revision::{Past, wanted},
+            tests::fixtures::{deployment, valid},
+        },
     };
 
     #[test]
@@ -126,7 +129,7 @@ mod tests {
         let owner = deployment(&serde_json::json!({"model": {"trainingRunRef": {"name": "run"}}}));
         let past = Past { records: &Records::new(), live: None, restart: None };
         let revision = wanted(&valid("cats"), None, past).expect("a revision");
-        let template = server_pod("cats", &revision, &settings());
+        let template = server_pod("cats", &revision, &Settings::of_tests());
         let object = object(&owner, &revision, 3, template.clone()).expect("json");
         let text = serde_json::to_string(&object).expect("json");
         let (name, record) = read(&serde_json::from_str(&text).expect("an object")).expect("a record");

@@ -197,10 +197,7 @@ mod tests {
     use kube::ResourceExt;
 
     use super::*;
-    use crate::model_deployment::{
-        tests::fixtures::{deployment, settings},
-        validate::validate,
-    };
+    use crate::model_deployment::{tests::fixtures::deployment, validate::validate};
 
     #[test]
     fn a_smoke_test_asks_the_pods_themselves_and_no_service_ever_chooses_it() {
@@ -234,7 +231,7 @@ mod tests {
         assert_eq!(config.targets, ["http://10.0.0.7:8000", "http://[fd00::7]:8000"]);
         assert_eq!(config.cases[0].image, "/etc/anneal/cases/0");
 
-        let job = job(&owner, &spec, &test, &settings());
+        let job = job(&owner, &spec, &test, &Settings::of_tests());
         assert_eq!(job.annotations()[annotation::PODS], "10.0.0.7,fd00::7");
         let template = job.spec.expect("a spec").template;
         assert!(!template.metadata.and_then(|metadata| metadata.labels).expect("labels").contains_key(label::REVISION));

@@ -150,15 +150,10 @@ fn keeps_to_one_node(template: &PodTemplate) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
-
-    fn run(spec: &Value) -> TrainingRun {
-        let mut all = json!({"dataset": {"uri": "synthetic://"}, "output": {"claimName": "models"}});
-        all.as_object_mut().expect("a spec").extend(spec.as_object().expect("a patch").clone());
-        TrainingRun::new("cats", serde_json::from_value(all).expect("a spec"))
-    }
+    use crate::training_run::fixtures::run;
 
     fn claim(modes: &[&str]) -> PersistentVolumeClaim {
         serde_json::from_value(json!({"metadata": {"name": "models"}, "spec": {"accessModes": modes}}))

@@ -3,6 +3,8 @@
 mod apply;
 pub mod claim;
 pub mod failure;
+#[cfg(test)]
+mod fixtures;
 pub mod last_words;
 mod log;
 pub mod nodes;

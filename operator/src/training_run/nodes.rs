@@ -104,29 +104,18 @@ mod tests {
 
     use super::*;
     use crate::{
-        context::{Reach, Settings},
-        training_run::{objects, validate::validate},
+        context::Settings,
+        training_run::{fixtures, objects, validate::validate},
     };
 
     fn run(spec: &Value) -> TrainingRun {
-        let mut all = json!({
-            "dataset": {"uri": "synthetic://"}, "output": {"claimName": "models"}, "podTemplate": {"image": "torch:1"}
-        });
+        let mut all = json!({"podTemplate": {"image": "torch:1"}});
         all.as_object_mut().expect("a spec").extend(spec.as_object().expect("a patch").clone());
-        let mut run = TrainingRun::new("cats", serde_json::from_value(all).expect("a spec"));
-        run.metadata.uid = Some("0123456789".into());
-        run
+        fixtures::run(&all)
     }
 
     fn job(run: &TrainingRun) -> Job {
-        let settings = Settings {
-            trainer_image: "trainer:1".into(),
-            server_image: "server:1".into(),
-            image_pull_policy: None,
-            failure_logs: false,
-            reach: Reach::Address,
-        };
-        objects::job(run, &validate(run).expect("valid"), 2, &settings)
+        objects::job(run, &validate(run).expect("valid"), 2, &Settings::of_tests())
     }
 
     fn variable(job: &Job, name: &str) -> Option<String> {

@@ -237,26 +237,11 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::{context::Reach, training_run::validate::validate};
-
-    fn run(spec: &Value) -> TrainingRun {
-        let mut all = json!({"dataset": {"uri": "synthetic://"}, "output": {"claimName": "models"}});
-        all.as_object_mut().expect("a spec").extend(spec.as_object().expect("a patch").clone());
-        let mut run = TrainingRun::new("cats", serde_json::from_value(all).expect("a spec"));
-        run.metadata.uid = Some("0123456789".into());
-        run
-    }
+    use crate::training_run::{fixtures::run, validate::validate};
 
     /// The container of the run's first attempt.
     fn container(run: &TrainingRun) -> Value {
-        let settings = Settings {
-            trainer_image: "trainer:1".into(),
-            server_image: "server:1".into(),
-            image_pull_policy: None,
-            failure_logs: false,
-            reach: Reach::Address,
-        };
-        let job = job(run, &validate(run).expect("valid"), 1, &settings);
+        let job = job(run, &validate(run).expect("valid"), 1, &Settings::of_tests());
         serde_json::to_value(job).expect("JSON")["spec"]["template"]["spec"]["containers"][0].take()
     }
 

@@ -3,7 +3,6 @@
 use anneal_api::{Sha256, resources::ModelDeployment};
 use serde_json::{Value, json};
 
-use crate::context::{Reach, Settings};
 use crate::model_deployment::validate::{ValidDeployment, validate};
 
 /// A deployment named `cats` with this spec.
@@ -29,15 +28,4 @@ pub fn valid(name: &str) -> ValidDeployment {
 /// A digest of one digit.
 pub fn digest(digit: char) -> Sha256 {
     digit.to_string().repeat(64).parse().expect("a digest")
-}
-
-/// What an installation decides.
-pub fn settings() -> Settings {
-    Settings {
-        trainer_image: "trainer:1".to_owned(),
-        server_image: "server:1".to_owned(),
-        image_pull_policy: None,
-        failure_logs: false,
-        reach: Reach::Address,
-    }
 }

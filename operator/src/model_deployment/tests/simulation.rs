@@ -15,7 +15,7 @@ use k8s_openapi::api::{autoscaling::v2::HorizontalPodAutoscaler, core::v1::Servi
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
-use super::fixtures::{deployment, settings};
+use super::fixtures::deployment;
 use crate::{
     context::Settings,
     controller::Wake,
@@ -77,7 +77,7 @@ impl World {
             run: None,
             records: Records::new(),
             revisions: BTreeMap::new(),
-            settings: settings(),
+            settings: Settings::of_tests(),
             tests: Vec::new(),
             service: None,
             preview: None,

@@ -6,10 +6,12 @@ use serde_json::json;
 
 use super::{
     brief,
-    fixtures::settings,
     simulation::{World, checkpoint},
 };
-use crate::model_deployment::{apply, plan::plan, revision::RevisionName, validate::validate};
+use crate::{
+    context::Settings,
+    model_deployment::{apply, plan::plan, revision::RevisionName, validate::validate},
+};
 
 fn scale_down_policy(world: &World) -> Option<String> {
     world.autoscaler.as_ref()?.spec.as_ref()?.behavior.as_ref()?.scale_down.as_ref()?.select_policy.clone()
@@ -254,7 +256,7 @@ fn an_operator_that_renders_other_pods_restarts_none() {
     let seen = world.observe();
     let spec = validate(&world.owner).expect("valid");
     let desired = plan(&seen, &spec, world.now).desired.expect("something");
-    let settings = crate::context::Settings { server_image: "server:2".to_owned(), ..settings() };
+    let settings = Settings { server_image: "server:2".to_owned(), ..Settings::of_tests() };
     assert!(apply::writes(&seen, &spec, &desired, &settings).is_empty());
 }
 

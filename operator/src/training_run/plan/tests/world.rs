@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 
 use super::super::{Plan, plan, refuse};
 use crate::{
-    context::{Reach, Settings},
+    context::Settings,
     controller::Wake,
     progress::Reading,
     training_run::{
@@ -58,16 +58,6 @@ pub struct World {
     /// Whether the run was deleted.
     pub deleted: bool,
     counter: u32,
-}
-
-pub fn settings() -> Settings {
-    Settings {
-        trainer_image: "trainer:1".into(),
-        server_image: "server:1".into(),
-        image_pull_policy: None,
-        failure_logs: false,
-        reach: Reach::Address,
-    }
 }
 
 pub fn result() -> RunResult {
@@ -185,7 +175,7 @@ impl World {
     pub fn plan(&self) -> Plan {
         let seen = self.seen();
         match validate(&seen.run) {
-            Ok(valid) => plan(&seen, &valid, &settings(), self.now),
+            Ok(valid) => plan(&seen, &valid, &Settings::of_tests(), self.now),
             Err(problem) => refuse(&seen, &problem, self.now),
         }
     }

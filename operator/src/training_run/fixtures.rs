@@ -1,0 +1,13 @@
+//! What the tests start from.
+
+use anneal_api::resources::TrainingRun;
+use serde_json::{Value, json};
+
+/// A run named `cats` on the synthetic set, with these fields of its spec besides.
+pub fn run(spec: &Value) -> TrainingRun {
+    let mut all = json!({"dataset": {"uri": "synthetic://"}, "output": {"claimName": "models"}});
+    all.as_object_mut().expect("a spec").extend(spec.as_object().expect("a patch").clone());
+    let mut run = TrainingRun::new("cats", serde_json::from_value(all).expect("a spec"));
+    run.metadata.uid = Some("0123456789".into());
+    run
+}
