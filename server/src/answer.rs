@@ -39,6 +39,14 @@ impl Problem {
         Self { retry_after: Some(seconds.max(1)), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, detail) }
     }
 
+    /// The request has no token that opens the server.
+    pub fn unauthorized() -> Self {
+        Self::new(
+            StatusCode::UNAUTHORIZED,
+            "A token is needed; send one of the server's tokens in the header `Authorization: Bearer TOKEN`",
+        )
+    }
+
     /// The form has no field `file`. The shape is `FastAPI`'s, which clients of the reference parse.
     pub fn missing_file() -> Self {
         let detail = json!([{"type": "missing", "loc": ["body", "file"], "msg": "Field required", "input": null}]);
@@ -59,6 +67,9 @@ impl Problem {
     pub fn response(&self) -> Response {
         let mut response = json_response(self.status, &json!({ "detail": self.detail }));
         self.say_when(response.headers_mut());
+        if self.status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         response
     }
 

@@ -2,18 +2,22 @@
 
 use std::{
     collections::BTreeMap,
+    path::Path,
     time::{Duration, Instant},
 };
 
 use anneal_api::names::REVISION_HEADER;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
     client::legacy::{Client as Pool, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
 };
 use serde::Deserialize;
-use warp::http::{Request, StatusCode, Uri, header};
+use warp::http::{HeaderValue, Request, StatusCode, Uri, header};
+
+use crate::{options::Access, tls};
 
 /// Longest answer that is read.
 const MAX_ANSWER: usize = 1024 * 1024;
@@ -23,7 +27,9 @@ const BOUNDARY: &str = "anneal-7c1f0e5b9a3d4c62-boundary";
 /// A client with one time limit for all its requests.
 #[derive(Clone, Debug)]
 pub struct Client {
-    pool: Pool<HttpConnector, Full<Bytes>>,
+    pool: Pool<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    tls: rustls::ClientConfig,
+    authorization: Option<HeaderValue>,
     timeout: Duration,
 }
 
@@ -55,7 +61,7 @@ pub struct Predicted {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AskError {
     /// The address is not one.
-    #[error("{0:?} is not an address of a server; write http://HOST:PORT/PATH")]
+    #[error("{0:?} is not an address of a server; write http://HOST:PORT/PATH or https://HOST/PATH")]
     Address(String),
     /// Nobody listens at the address.
     #[error("{url} gave no answer: the connection was refused, nobody listens there")]
@@ -108,28 +114,28 @@ impl Answer {
 
 impl Client {
     /// A client whose requests take at most this long.
-    pub fn new(timeout: Duration) -> Self {
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(timeout));
-        let pool = Pool::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector);
-        Self { pool, timeout }
+    ///
+    /// # Errors
+    /// A sentence that names the file of `access` that cannot be read or used.
+    pub fn new(timeout: Duration, access: &Access) -> Result<Self, String> {
+        let tls = tls::client(access.ca.as_deref())?;
+        let authorization = access.token_file.as_deref().map(authorization).transpose()?;
+        let pool = Pool::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector(&tls, timeout));
+        Ok(Self { pool, tls, authorization, timeout })
     }
 
     /// The same with a connection of its own for each request.
     #[must_use]
     pub fn without_reuse(&self) -> Self {
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(self.timeout));
+        let connector = connector(&self.tls, self.timeout);
         let pool = Pool::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector);
-        Self { pool, timeout: self.timeout }
+        Self { pool, ..self.clone() }
     }
 
     /// The same with a shorter limit. Connections are shared.
     #[must_use]
     pub fn within(&self, timeout: Duration) -> Self {
-        Self { pool: self.pool.clone(), timeout: self.timeout.min(timeout) }
+        Self { timeout: self.timeout.min(timeout), ..self.clone() }
     }
 
     /// Asks for an address.
@@ -158,7 +164,10 @@ impl Client {
         request: Result<Request<Full<Bytes>>, warp::http::Error>,
     ) -> Result<Answer, AskError> {
         let no_answer = |why: String| AskError::NoAnswer { url: url.to_owned(), why };
-        let request = request.map_err(|error| no_answer(error.to_string()))?;
+        let mut request = request.map_err(|error| no_answer(error.to_string()))?;
+        if let Some(authorization) = &self.authorization {
+            request.headers_mut().insert(header::AUTHORIZATION, authorization.clone());
+        }
         let begun = Instant::now();
         let exchange = async {
             let response = self.pool.request(request).await.map_err(|error| {
@@ -175,10 +184,28 @@ impl Client {
     }
 }
 
+fn connector(tls: &rustls::ClientConfig, timeout: Duration) -> HttpsConnector<HttpConnector> {
+    let mut connector = HttpConnector::new();
+    connector.set_nodelay(true);
+    connector.set_connect_timeout(Some(timeout));
+    connector.enforce_http(false);
+    HttpsConnectorBuilder::new().with_tls_config(tls.clone()).https_or_http().enable_http1().wrap_connector(connector)
+}
+
+/// The header for the token in the file's first line.
+fn authorization(file: &Path) -> Result<HeaderValue, String> {
+    let text = std::fs::read_to_string(file).map_err(|error| format!("{} cannot be read: {error}", file.display()))?;
+    let token = text.lines().next().unwrap_or_default().trim();
+    let mut value = HeaderValue::from_str(&format!("Bearer {token}"))
+        .map_err(|_| format!("the first line of {} is no token", file.display()))?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
 fn uri(url: &str) -> Result<Uri, AskError> {
     url.parse::<Uri>()
         .ok()
-        .filter(|uri| uri.scheme_str() == Some("http") && uri.host().is_some())
+        .filter(|uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some())
         .ok_or_else(|| AskError::Address(url.to_owned()))
 }
 
@@ -215,8 +242,10 @@ mod tests {
 
     #[test]
     fn an_address_has_a_scheme_and_a_host() {
-        assert!(uri("http://cats.demo.svc/predict").is_ok());
-        for wrong in ["cats.demo.svc/predict", "https://cats.demo.svc", "http://", ""] {
+        for right in ["http://cats.demo.svc/predict", "https://cats.demo.svc"] {
+            assert!(uri(right).is_ok(), "{right}");
+        }
+        for wrong in ["cats.demo.svc/predict", "ftp://cats.demo.svc", "http://", ""] {
             assert_eq!(uri(wrong), Err(AskError::Address(wrong.to_owned())));
         }
     }
@@ -226,7 +255,7 @@ mod tests {
         let refused = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let url = format!("http://{}/", refused.local_addr().expect("its address"));
         drop(refused);
-        let client = Client::new(Duration::from_secs(5));
+        let client = Client::new(Duration::from_secs(5), &Access::default()).expect("a client");
         assert_eq!(client.get(&url).await.err(), Some(AskError::Refused { url }));
 
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");

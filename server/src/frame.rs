@@ -1,7 +1,10 @@
 //! What is the same for every request: the limit on its body, counting, timing, the headers of its answer, its log line.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -21,6 +24,8 @@ use crate::{
     life::Life,
     metrics::Metrics,
     routes::{self, Context},
+    token::Tokens,
+    watched::Watched,
 };
 
 const PROCESS_TIME: HeaderName = HeaderName::from_static("x-process-time");
@@ -43,18 +48,21 @@ pub struct Frame {
     life: Life,
     revision: Option<HeaderValue>,
     max_upload_bytes: u64,
+    tokens: Option<Arc<Watched<Tokens>>>,
     ids: Ids,
 }
 
 impl Frame {
-    /// A frame around all routes. Every answer names the revision, if there is one.
-    pub fn new(context: Context, revision: Option<HeaderValue>) -> Self {
+    /// A frame around all routes. Every answer names the revision, if there is one. With tokens, whoever has none gets to
+    /// probes and metrics only.
+    pub fn new(context: Context, revision: Option<HeaderValue>, tokens: Option<Arc<Watched<Tokens>>>) -> Self {
         Self {
             metrics: context.metrics.clone(),
             life: context.life.clone(),
             max_upload_bytes: context.max_upload_bytes,
             routes: routes::all(context),
             revision,
+            tokens,
             ids: Ids::start(),
         }
     }
@@ -92,11 +100,20 @@ impl Frame {
             }
             return Problem::too_large(self.max_upload_bytes).response();
         }
+        if !self.admits(&request) {
+            linger(request.into_body(), self.max_upload_bytes).await;
+            return Problem::unauthorized().response();
+        }
         let (parts, body) = request.into_parts();
         let (body, overflow) = Capped::new(body, self.max_upload_bytes);
         let service = TowerToHyperService::new(warp::service(self.routes.clone()));
         let Ok(response) = service.call(Request::from_parts(parts, body)).await;
         if overflow.happened() { Problem::too_large(self.max_upload_bytes).response() } else { response }
+    }
+
+    fn admits<B>(&self, request: &Request<B>) -> bool {
+        let Some(tokens) = &self.tokens else { return true };
+        routes::is_probe(request.uri().path()) || tokens.current().admit(request.headers())
     }
 
     fn mark(&self, headers: &mut HeaderMap, took: Duration, id: HeaderValue) {

@@ -6,6 +6,7 @@
 pub mod answer;
 pub mod body;
 pub mod client;
+pub mod drift;
 pub mod engine;
 pub mod feedback;
 pub mod frame;
@@ -27,3 +28,6 @@ pub mod queue;
 pub mod routes;
 pub mod smoke;
 pub mod table;
+pub mod tls;
+pub mod token;
+pub mod watched;

@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use warp::http::{HeaderName, HeaderValue};
 
-use crate::{engine::Engine, feedback::Feedback, model::Facts};
+use crate::{drift::Drift, engine::Engine, feedback::Feedback, model::Facts};
 
 /// A stage of the server's life.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +28,8 @@ pub struct Serving {
     pub engine: Engine,
     /// What became of its predictions.
     pub feedback: Feedback,
+    /// How far they are from those on the validation set, where the checkpoint tells of those.
+    pub drift: Option<Drift>,
     /// Headers that say where it came from.
     pub lineage: Vec<(HeaderName, HeaderValue)>,
 }
@@ -43,7 +45,8 @@ impl Serving {
         ];
         // A name that cannot be a header is in /model/info all the same.
         let lineage = names.into_iter().filter_map(|(name, value)| Some((name, HeaderValue::from_str(value?).ok()?)));
-        Self { lineage: lineage.collect(), feedback: Feedback::new(secret, &facts.sha256), facts, engine }
+        let drift = facts.validation.clone().map(Drift::new);
+        Self { lineage: lineage.collect(), drift, feedback: Feedback::new(secret, &facts.sha256), facts, engine }
     }
 }
 

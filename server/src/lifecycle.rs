@@ -20,11 +20,14 @@ use crate::{
     frame::Frame,
     last_words,
     life::{Life, Serving},
-    listener::{self, Limits, Open},
+    listener::{self, Limits, Open, Serve},
     metrics::Metrics,
     model::{self, LoadError, Loaded, Wanted},
     options::ServeOptions,
     routes::{Context, UPLOAD_UNIT},
+    tls::{self, ServerTls},
+    token::{self, Tokens},
+    watched::{Watched, WatchedError},
 };
 
 /// Why the process ends without having been asked to.
@@ -32,6 +35,8 @@ use crate::{
 enum Failed {
     #[error("{0}")]
     Config(String),
+    #[error(transparent)]
+    Access(#[from] WatchedError),
     #[error("{0}")]
     Start(String),
     #[error(transparent)]
@@ -47,7 +52,7 @@ enum Failed {
 impl Failed {
     fn class(&self) -> FailureClass {
         match self {
-            Self::Config(_) => FailureClass::BadConfig,
+            Self::Config(_) | Self::Access(_) => FailureClass::BadConfig,
             Self::Load(error) => error.class(),
             Self::WarmUp { error: StartError::WarmUp(_), .. } => FailureClass::LoadFailed,
             Self::Start(_) | Self::WorkerDied(_) | Self::WarmUp { error: StartError::Thread(_), .. } => {
@@ -68,6 +73,7 @@ pub async fn run(options: ServeOptions) -> i32 {
 async fn serve(options: ServeOptions) -> Result<(), Failed> {
     let wanted = wanted(&options)?;
     let revision = revision(&options)?;
+    let (tls, tokens) = (tls(&options)?, tokens(&options)?);
     let mut stop = Stop::listen()?;
     let metrics =
         Metrics::new().map_err(|error| Failed::Start(format!("the metrics cannot be registered: {error}")))?;
@@ -82,8 +88,8 @@ async fn serve(options: ServeOptions) -> Result<(), Failed> {
         request_timeout: options.request_timeout,
     };
     let limits = Limits { connections: usize::from(options.max_connections), max_age: options.max_connection_age };
-    let frame = Arc::new(Frame::new(context, revision));
-    let server = Server::start(listener, frame, life.clone(), limits);
+    let frame = Arc::new(Frame::new(context, revision, tokens));
+    let server = Server::start(listener, Serve { frame, life: life.clone(), limits, tls });
 
     let (dead, mut deaths) = mpsc::unbounded_channel();
     let outcome = tokio::select! {
@@ -176,13 +182,13 @@ struct Server {
 }
 
 impl Server {
-    fn start(listener: TcpListener, frame: Arc<Frame>, life: Life, limits: Limits) -> Self {
+    fn start(listener: TcpListener, with: Serve) -> Self {
         let (stop, stopped) = oneshot::channel();
         let stopped = async move {
             // Dropped or sent, it means the same.
             let _ = stopped.await;
         };
-        Self { task: tokio::spawn(listener::accept(listener, frame, life, limits, stopped)), stop }
+        Self { task: tokio::spawn(listener::accept(listener, with, stopped)), stop }
     }
 
     async fn stop(self) -> Option<Open> {
@@ -231,6 +237,24 @@ fn revision(options: &ServeOptions) -> Result<Option<HeaderValue>, Failed> {
     value.map(Some).map_err(|_| {
         Failed::Config(format!("the revision {revision:?} cannot be an HTTP header; use letters, digits and dashes"))
     })
+}
+
+/// TLS, kept fresh for as long as the process lives.
+fn tls(options: &ServeOptions) -> Result<Option<Arc<ServerTls>>, Failed> {
+    let (Some(certificate), Some(key)) = (&options.tls_cert, &options.tls_key) else { return Ok(None) };
+    let tls = Arc::new(tls::server(certificate, key, options.tls_client_ca.as_deref())?);
+    let kept = Arc::clone(&tls);
+    tokio::spawn(async move { kept.keep_fresh().await });
+    Ok(Some(tls))
+}
+
+/// The tokens that open the server, kept fresh likewise.
+fn tokens(options: &ServeOptions) -> Result<Option<Arc<Watched<Tokens>>>, Failed> {
+    let Some(file) = &options.token_file else { return Ok(None) };
+    let tokens = Arc::new(token::read(file)?);
+    let kept = Arc::clone(&tokens);
+    tokio::spawn(async move { kept.keep_fresh().await });
+    Ok(Some(tokens))
 }
 
 async fn listen(options: &ServeOptions) -> Result<TcpListener, Failed> {

@@ -18,18 +18,22 @@ use futures::FutureExt as _;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
-    server::graceful::GracefulShutdown,
+    server::graceful::{GracefulShutdown, Watcher},
 };
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
 };
+use tokio_rustls::TlsAcceptor;
 use warp::http::{HeaderValue, Request, header};
 
-use crate::{frame::Frame, life::Life};
+use crate::{frame::Frame, life::Life, tls::ServerTls};
 
 /// Time for the head of a request to arrive, and for which a connection may be idle.
 const HEAD_TIMEOUT: Duration = Duration::from_mins(1);
+/// Time that a client has to agree on a key.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause after a failed accept, which mostly means that there are no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -69,17 +73,24 @@ impl Open {
     }
 }
 
+/// What a connection is served with.
+#[derive(Clone, Debug)]
+pub struct Serve {
+    /// What answers.
+    pub frame: Arc<Frame>,
+    /// The server's life.
+    pub life: Life,
+    /// Bounds on connections.
+    pub limits: Limits,
+    /// TLS, where the server speaks it.
+    pub tls: Option<Arc<ServerTls>>,
+}
+
 /// Accepts connections until it is told to stop, then closes the listener.
-pub async fn accept(
-    listener: TcpListener,
-    frame: Arc<Frame>,
-    life: Life,
-    limits: Limits,
-    stop: impl Future<Output = ()>,
-) -> Open {
+pub async fn accept(listener: TcpListener, with: Serve, stop: impl Future<Output = ()>) -> Open {
     let open = GracefulShutdown::new();
-    let room = Arc::new(Semaphore::new(limits.connections));
-    let serve = |stream, permit| serve(stream, permit, Arc::clone(&frame), life.clone(), limits.max_age, &open);
+    let room = Arc::new(Semaphore::new(with.limits.connections));
+    let serve = |stream, permit| with.connection(stream, permit, open.watcher());
     let mut stop = pin!(stop);
     loop {
         let next = async {
@@ -107,38 +118,41 @@ pub async fn accept(
     Open(open)
 }
 
-/// Serves one connection in a task of its own.
-fn serve(
-    stream: TcpStream,
-    permit: Option<OwnedSemaphorePermit>,
-    frame: Arc<Frame>,
-    life: Life,
-    max_age: Duration,
-    open: &GracefulShutdown,
-) {
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "TCP_NODELAY");
+impl Serve {
+    /// Serves one connection in a task of its own.
+    fn connection(&self, stream: TcpStream, permit: Option<OwnedSemaphorePermit>, watcher: Watcher) {
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "TCP_NODELAY");
+        }
+        let with = self.clone();
+        tokio::spawn(async move {
+            let _permit = permit;
+            let Some(tls) = &with.tls else { return with.exchange(stream, watcher).await };
+            let handshake = TlsAcceptor::from(tls.current()).accept(stream);
+            match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
+                Ok(Ok(stream)) => with.exchange(stream, watcher).await,
+                Ok(Err(error)) => tracing::debug!(%error, "a client and this server found no common TLS"),
+                Err(_) => tracing::debug!("a client did not finish its TLS handshake"),
+            }
+        });
     }
-    let born = Instant::now();
-    let answer = service_fn(move |request: Request<Incoming>| {
-        let (frame, life) = (Arc::clone(&frame), life.clone());
-        async move {
-            let mut response = frame.answer(request).await;
-            if born.elapsed() >= max_age || life.is_stopping() {
+
+    /// Answers the requests of a connection until it ends.
+    async fn exchange(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, watcher: Watcher) {
+        let born = Instant::now();
+        let answer = service_fn(move |request: Request<Incoming>| async move {
+            let mut response = self.frame.answer(request).await;
+            if born.elapsed() >= self.limits.max_age || self.life.is_stopping() {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
             Ok::<_, Infallible>(response)
-        }
-    });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .serve_connection(TokioIo::new(stream), answer);
-    let connection = open.watch(connection);
-    tokio::spawn(async move {
-        let _permit = permit;
-        if let Err(error) = connection.await {
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIMEOUT)
+            .serve_connection(TokioIo::new(stream), answer);
+        if let Err(error) = watcher.watch(connection).await {
             tracing::debug!(%error, "a connection ended early");
         }
-    });
+    }
 }

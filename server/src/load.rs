@@ -38,14 +38,14 @@ impl Tally {
 
 /// Sends the load, prints what came of it, and gives 1 when there was no single prediction.
 pub async fn run(options: &LoadOptions) -> i32 {
-    let images = match images(options) {
-        Ok(images) => images,
+    let ready = images(options).and_then(|images| Ok((images, Client::new(options.timeout, &options.access)?)));
+    let (images, client) = match ready {
+        Ok(ready) => ready,
         Err(why) => {
             tracing::error!("{why}");
             return 1;
         }
     };
-    let client = Client::new(options.timeout);
     let client = if options.new_connections { client.without_reuse() } else { client };
     let until = Instant::now() + options.duration;
     let begun = (Instant::now(), processor_time());

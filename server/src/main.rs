@@ -42,7 +42,7 @@ fn start(cli: Cli) -> i32 {
 
 async fn run(cli: Cli) -> i32 {
     match cli.command.unwrap_or(Command::Serve(cli.serve)) {
-        Command::Serve(options) => lifecycle::run(options).await,
+        Command::Serve(options) => lifecycle::run(*options).await,
         Command::Smoke(options) => smoke::run(&options).await,
         Command::Predict(options) => predict::run(&options).await,
         Command::Load(options) => load::run(&options).await,

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use prometheus::{
-    Encoder as _, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    Encoder as _, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 use warp::http::{Method, StatusCode};
 
-use crate::{engine::Answered, routes};
+use crate::{drift::Moved, engine::Answered, routes};
 
 /// Content type of the text format.
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
@@ -37,6 +37,7 @@ pub struct Metrics {
     refusals: IntCounterVec,
     feedback: IntCounterVec,
     accuracy: Gauge,
+    drift: GaugeVec,
     memory: IntGauge,
     threads: IntGauge,
 }
@@ -92,13 +93,20 @@ impl Metrics {
                 &["predicted", "actual"],
             )?,
             accuracy: Gauge::new("anneal_feedback_accuracy", "Share of right ones among the newest feedback")?,
+            drift: GaugeVec::new(
+                Opts::new(
+                    "anneal_prediction_drift",
+                    "Population stability index of the newest predictions against the checkpoint's validation set",
+                ),
+                &["of"],
+            )?,
             memory: IntGauge::new("process_resident_memory_bytes", "Memory of the process")?,
             threads: IntGauge::new("process_threads", "Threads of the process")?,
         };
         for reason in ["full", "late", "expired", "memory"] {
             metrics.refusals.with_label_values(&[reason]);
         }
-        let all: [Box<dyn prometheus::core::Collector>; 15] = [
+        let all: [Box<dyn prometheus::core::Collector>; 16] = [
             Box::new(metrics.requests.clone()),
             Box::new(metrics.durations.clone()),
             Box::new(metrics.predictions.clone()),
@@ -112,6 +120,7 @@ impl Metrics {
             Box::new(metrics.refusals.clone()),
             Box::new(metrics.feedback.clone()),
             Box::new(metrics.accuracy.clone()),
+            Box::new(metrics.drift.clone()),
             Box::new(metrics.memory.clone()),
             Box::new(metrics.threads.clone()),
         ];
@@ -155,6 +164,13 @@ impl Metrics {
     pub fn feedback(&self, predicted: &str, actual: &str, accuracy: f64) {
         self.feedback.with_label_values(&[predicted, actual]).inc();
         self.accuracy.set(accuracy);
+    }
+
+    /// States how far the newest predictions are from those on the validation set.
+    pub fn moved(&self, moved: Moved) {
+        for (of, index) in [("classes", moved.classes), ("confidence", moved.confidence)] {
+            self.drift.with_label_values(&[of]).set(index);
+        }
     }
 
     /// States which model was loaded and how long that took. Its classes start at zero, so that a rate over the first
@@ -234,6 +250,7 @@ mod tests {
         metrics.predicted("cat", &Answered { prediction, queued, preparing: queued, forward, batch: 2 });
         metrics.refused("late");
         metrics.feedback("cat", "dog", 0.5);
+        metrics.moved(Moved { classes: 0.125, confidence: 0.5 });
         metrics.loaded("ab", "ImprovedCNN", "r1", &["cat".to_owned(), "dog".to_owned()], Duration::from_secs(2));
         let active = metrics.begin();
         let text = metrics.text(3).expect("text");
@@ -254,6 +271,8 @@ mod tests {
             r#"anneal_refused_total{reason="full"} 0"#,
             r#"anneal_feedback_total{actual="dog",predicted="cat"} 1"#,
             "anneal_feedback_accuracy 0.5",
+            r#"anneal_prediction_drift{of="classes"} 0.125"#,
+            r#"anneal_prediction_drift{of="confidence"} 0.5"#,
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is missing in\n{text}");
         }

@@ -10,7 +10,8 @@ use std::{
 };
 
 use anneal_api::{
-    Sha256, checkpoint::Preprocessing, failure::FailureClass, hyperparameters::Precision, termination::DatasetResult,
+    Sha256, checkpoint::Preprocessing, checkpoint::ValidationProfile, failure::FailureClass,
+    hyperparameters::Precision, termination::DatasetResult,
 };
 use anneal_model::{
     Checkpoint, CheckpointError, Classifier, GoldenSet, ModelError,
@@ -68,6 +69,8 @@ pub struct Facts {
     pub run: Option<String>,
     /// What it was trained on.
     pub dataset: Option<DatasetResult>,
+    /// How it answered on its validation set.
+    pub validation: Option<ValidationProfile>,
     /// Threads that run it.
     pub workers: usize,
     /// What convolutions compute in.
@@ -216,6 +219,7 @@ fn facts(classifier: &Classifier, sha256: Sha256, wanted: &Wanted) -> Facts {
         sha256,
         run: info.map(|info| info.run.clone()),
         dataset: info.and_then(|info| info.dataset.clone()),
+        validation: info.and_then(|info| info.validation.clone()),
         workers: wanted.workers,
         precision: classifier.precision(),
         golden: None,

@@ -14,14 +14,14 @@ pub struct Cli {
     pub command: Option<Command>,
     /// Options of `serve`.
     #[command(flatten)]
-    pub serve: ServeOptions,
+    pub serve: Box<ServeOptions>,
 }
 
 /// What the binary can do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Serves a checkpoint until it is told to stop.
-    Serve(ServeOptions),
+    Serve(Box<ServeOptions>),
     /// Asks running servers what their model says, and judges the answers. Exits 0 when all is well, 1 when an answer
     /// is wrong, 2 when nothing could be asked.
     Smoke(SmokeOptions),
@@ -69,6 +69,19 @@ pub struct ServeOptions {
     /// secret is.
     #[arg(long, env = "ANNEAL_FEEDBACK_KEY", hide_env_values = true, value_name = "SECRET")]
     pub feedback_key: Option<String>,
+    /// Certificate chain in PEM: the server then speaks TLS. The file may be replaced while the server runs.
+    #[arg(long, env = "ANNEAL_TLS_CERT", value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// Private key of the certificate, in PEM.
+    #[arg(long, env = "ANNEAL_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+    /// CA in PEM that must have signed the certificate of every client, probes included.
+    #[arg(long, env = "ANNEAL_TLS_CLIENT_CA", value_name = "FILE", requires = "tls_cert")]
+    pub tls_client_ca: Option<PathBuf>,
+    /// File with the bearer tokens that open everything but probes and metrics, one a line. It may be replaced while the
+    /// server runs.
+    #[arg(long, env = "ANNEAL_TOKEN_FILE", value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
     /// Images that may wait for a worker; one more is answered 503, and so is one that would not be done in its time.
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u16).range(1..))]
     pub queue: u16,
@@ -106,6 +119,17 @@ pub struct SmokeOptions {
     pub config: PathBuf,
 }
 
+/// How a client gets in.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Access {
+    /// CA in PEM that signed the server's certificate; by default those of the system.
+    #[arg(long, value_name = "FILE")]
+    pub ca: Option<PathBuf>,
+    /// File whose first line is the bearer token to send.
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+}
+
 /// Options of `predict`.
 #[derive(Clone, Debug, Args)]
 pub struct PredictOptions {
@@ -115,6 +139,9 @@ pub struct PredictOptions {
     /// Time that an answer may take; a refused connection is tried again that long.
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
     pub timeout: Duration,
+    /// How to get in.
+    #[command(flatten)]
+    pub access: Access,
     /// Image files; `-` is the standard input.
     #[arg(required = true, value_name = "FILE")]
     pub files: Vec<PathBuf>,
@@ -144,6 +171,9 @@ pub struct LoadOptions {
     /// Predictions per second, all senders together; as many as the server gives where it is absent.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=10_000))]
     pub rate: Option<u16>,
+    /// How to get in.
+    #[command(flatten)]
+    pub access: Access,
     /// Open a connection for each request, as callers do that come for the first time.
     #[arg(long)]
     pub new_connections: bool,
@@ -181,7 +211,7 @@ fn digest(text: &str) -> Result<Digest, anneal_api::sha256::InvalidSha256> {
 /// The address with the path that is meant where it has none.
 #[allow(clippy::unnecessary_wraps, reason = "clap wants a Result")]
 fn predict_url(text: &str) -> Result<String, Infallible> {
-    let host = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
+    let host = text.split_once("://").map_or(text, |(_, host)| host).trim_end_matches('/');
     Ok(if host.contains('/') { text.to_owned() } else { format!("{}/predict", text.trim_end_matches('/')) })
 }
 

@@ -19,7 +19,13 @@ const PAUSE: Duration = Duration::from_millis(200);
 
 /// Sends every file, prints a table, and gives 1 when one has no prediction.
 pub async fn run(options: &PredictOptions) -> i32 {
-    let client = Client::new(options.timeout);
+    let client = match Client::new(options.timeout, &options.access) {
+        Ok(client) => client,
+        Err(why) => {
+            tracing::error!("{why}");
+            return 1;
+        }
+    };
     let mut rows = Vec::new();
     let mut failed = Vec::new();
     for file in &options.files {

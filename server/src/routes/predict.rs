@@ -94,6 +94,11 @@ pub(super) async fn ask(
     let answers = results.into_iter().collect::<Result<Vec<_>, _>>().map_err(|error| refusal(context, &error))?;
     for answer in &answers {
         context.metrics.predicted(word(serving, answer), answer);
+        let prediction = &answer.prediction;
+        let moved = serving.drift.as_ref().and_then(|drift| drift.add(prediction.class, prediction.confidence()));
+        if let Some(moved) = moved {
+            context.metrics.moved(moved);
+        }
     }
     Ok(answers)
 }

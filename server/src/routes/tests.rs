@@ -40,6 +40,7 @@ fn facts() -> Facts {
         sha256: Sha256::from_bytes([1; 32]),
         run: None,
         dataset: None,
+        validation: None,
         workers: 1,
         precision: anneal_api::hyperparameters::Precision::Float32,
         golden: None,
@@ -53,7 +54,7 @@ async fn ready(context: &Context, model: Fake) {
 }
 
 fn frame(context: Context) -> Frame {
-    Frame::new(context, Some(HeaderValue::from_static("r7")))
+    Frame::new(context, Some(HeaderValue::from_static("r7")), None)
 }
 
 fn form(field: &str, content_type: &str, content: &str) -> Request<Full<Bytes>> {

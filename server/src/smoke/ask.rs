@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Time that one answer may take.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Pause between two questions whether a target is ready.
 const PAUSE: Duration = Duration::from_millis(250);
 /// Least number of predictions that a target is asked for, so that the 95th percentile means something.
@@ -36,19 +36,18 @@ struct Question {
 
 /// Asks every target every case. Targets are waited for together and then asked one after the other, so that they do
 /// not slow each other down where they share a node.
-pub(super) async fn all(config: &SmokeConfig, deadline: Instant) -> Asked {
+pub(super) async fn all(client: &Client, config: &SmokeConfig, deadline: Instant) -> Asked {
     let questions: Vec<Question> = [made_up()].into_iter().chain(config.cases.iter().cloned().map(read)).collect();
-    let client = Client::new(ANSWER_TIMEOUT);
     // A target that never becomes ready leaves a third of the time for asking the others.
     let patience = deadline - (deadline - Instant::now()) / 3;
     let targets: Vec<&str> = config.targets.iter().map(|target| target.trim_end_matches('/')).collect();
-    let waits = targets.iter().map(|target| ready(&client, target, &config.revision, patience));
+    let waits = targets.iter().map(|target| ready(client, target, &config.revision, patience));
     let mut asked = Asked::default();
     for (target, ready) in targets.iter().zip(join_all(waits).await) {
         let passed = ready.outcome == Outcome::Passed;
         asked.checks.push(ready);
         if passed {
-            let asking = Asking { client: &client, target, revision: &config.revision, deadline };
+            let asking = Asking { client, target, revision: &config.revision, deadline };
             asking.run(&questions, &mut asked).await;
         }
     }

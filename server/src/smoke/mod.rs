@@ -13,7 +13,11 @@ use anneal_api::{
 };
 use tokio::time::Instant;
 
-use crate::{last_words, options::SmokeOptions};
+use crate::{
+    client::Client,
+    last_words,
+    options::{Access, SmokeOptions},
+};
 
 /// Runs the test, prints its table, leaves its report, and gives the exit code of its verdict.
 pub async fn run(options: &SmokeOptions) -> i32 {
@@ -21,8 +25,12 @@ pub async fn run(options: &SmokeOptions) -> i32 {
         Ok(config) => config,
         Err(message) => return last_words::failure(FailureClass::BadConfig, &message),
     };
+    let client = match Client::new(ask::ANSWER_TIMEOUT, &Access::default()) {
+        Ok(client) => client,
+        Err(message) => return last_words::failure(FailureClass::AppError, &message),
+    };
     let time = Duration::from_secs(u64::try_from(config.timeout_seconds).unwrap_or_default());
-    let asked = ask::all(&config, Instant::now() + time).await;
+    let asked = ask::all(&client, &config, Instant::now() + time).await;
     let (checks, report) = report::conclude(&config, asked);
     // The table is the log that a person reads; a closed pipe takes nothing from the verdict.
     let _ = std::io::Write::write_all(&mut std::io::stdout(), report::text(&checks, &report).as_bytes());

@@ -4,6 +4,7 @@
 mod process;
 mod wire;
 
+mod access;
 mod clients;
 mod connections;
 mod routes;
