@@ -6,6 +6,7 @@
 pub mod answer;
 pub mod body;
 pub mod client;
+pub mod door;
 pub mod drift;
 pub mod engine;
 pub mod feedback;

@@ -23,12 +23,16 @@ use hyper_util::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
 };
 use tokio_rustls::TlsAcceptor;
 use warp::http::{HeaderValue, Request, header};
 
-use crate::{frame::Frame, life::Life, tls::ServerTls};
+use crate::{
+    door::{Door, Guest},
+    frame::Frame,
+    life::Life,
+    tls::ServerTls,
+};
 
 /// Time for the head of a request to arrive, and for which a connection may be idle.
 const HEAD_TIMEOUT: Duration = Duration::from_mins(1);
@@ -89,30 +93,35 @@ pub struct Serve {
 /// Accepts connections until it is told to stop, then closes the listener.
 pub async fn accept(listener: TcpListener, with: Serve, stop: impl Future<Output = ()>) -> Open {
     let open = GracefulShutdown::new();
-    let room = Arc::new(Semaphore::new(with.limits.connections));
-    let serve = |stream, permit| with.connection(stream, permit, open.watcher());
+    let door = Door::new(with.limits.connections);
+    let serve = |stream, guest| with.connection(stream, guest, open.watcher());
     let mut stop = pin!(stop);
     loop {
-        let next = async {
-            // Never closed, so the permit is always had.
-            let permit = Arc::clone(&room).acquire_owned().await.ok();
-            (listener.accept().await, permit)
+        let accepted = tokio::select! {
+            biased;
+            () = &mut stop => break,
+            accepted = listener.accept() => accepted,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
         };
         tokio::select! {
             biased;
-            () = &mut stop => break,
-            (accepted, permit) = next => match accepted {
-                Ok((stream, _)) => serve(stream, permit),
-                Err(error) => {
-                    tracing::warn!(%error, "a connection could not be accepted");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            },
+            () = &mut stop => {
+                serve(stream, door.squeeze());
+                break;
+            }
+            guest = door.enter() => serve(stream, guest),
         }
     }
     // The kernel has completed these connections already: their clients would see a reset.
     while let Some(Ok((stream, _))) = listener.accept().now_or_never() {
-        serve(stream, None);
+        serve(stream, door.squeeze());
     }
     drop(listener);
     Open(open)
@@ -120,28 +129,41 @@ pub async fn accept(listener: TcpListener, with: Serve, stop: impl Future<Output
 
 impl Serve {
     /// Serves one connection in a task of its own.
-    fn connection(&self, stream: TcpStream, permit: Option<OwnedSemaphorePermit>, watcher: Watcher) {
+    fn connection(&self, stream: TcpStream, guest: Guest, watcher: Watcher) {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "TCP_NODELAY");
         }
         let with = self.clone();
         tokio::spawn(async move {
-            let _permit = permit;
-            let Some(tls) = &with.tls else { return with.exchange(stream, watcher).await };
-            let handshake = TlsAcceptor::from(tls.current()).accept(stream);
-            match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
-                Ok(Ok(stream)) => with.exchange(stream, watcher).await,
-                Ok(Err(error)) => tracing::debug!(%error, "a client and this server found no common TLS"),
-                Err(_) => tracing::debug!("a client did not finish its TLS handshake"),
+            tokio::select! {
+                () = with.converse(stream, &guest, watcher) => {}
+                () = guest.dismissed() => tracing::debug!("a connection without a request made room for another"),
             }
         });
     }
 
-    /// Answers the requests of a connection until it ends.
-    async fn exchange(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, watcher: Watcher) {
+    /// Agrees on a key where TLS is spoken, and answers the requests of the connection until it ends.
+    async fn converse(&self, stream: TcpStream, guest: &Guest, watcher: Watcher) {
+        let Some(tls) = &self.tls else { return self.exchange(stream, guest, watcher).await };
+        let handshake = TlsAcceptor::from(tls.current()).accept(stream);
+        match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
+            Ok(Ok(stream)) => self.exchange(stream, guest, watcher).await,
+            Ok(Err(error)) => tracing::debug!(%error, "a client and this server found no common TLS"),
+            Err(_) => tracing::debug!("a client did not finish its TLS handshake"),
+        }
+    }
+
+    async fn exchange(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        guest: &Guest,
+        watcher: Watcher,
+    ) {
         let born = Instant::now();
         let answer = service_fn(move |request: Request<Incoming>| async move {
+            guest.busy(true);
             let mut response = self.frame.answer(request).await;
+            guest.busy(false);
             if born.elapsed() >= self.limits.max_age || self.life.is_stopping() {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }

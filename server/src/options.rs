@@ -85,7 +85,7 @@ pub struct ServeOptions {
     /// Images that may wait for a worker; one more is answered 503, and so is one that would not be done in its time.
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u16).range(1..))]
     pub queue: u16,
-    /// Connections that may be open; one more waits to be accepted.
+    /// Connections that may be open; for one more the oldest without a request is closed, or it waits where all have one.
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u16).range(1..))]
     pub max_connections: u16,
     /// Largest body of a request.

@@ -7,6 +7,7 @@ mod wire;
 mod access;
 mod clients;
 mod connections;
+mod hostile;
 mod routes;
 mod shutdown;
 mod smoke;

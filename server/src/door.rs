@@ -1,0 +1,145 @@
+//! Room for connections. When there is none left, whoever stands there without a request makes room: thousands of
+//! connections that ask nothing must not keep out one that does.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+
+/// The way in, with room for a fixed number of connections.
+#[derive(Clone, Debug)]
+pub struct Door(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    room: Arc<Semaphore>,
+    guests: Mutex<Guests>,
+}
+
+#[derive(Debug, Default)]
+struct Guests {
+    next: u64,
+    /// In the order in which they came.
+    inside: BTreeMap<u64, Arc<Presence>>,
+}
+
+/// What is known of a connection.
+#[derive(Debug, Default)]
+struct Presence {
+    busy: AtomicBool,
+    asked_to_leave: AtomicBool,
+    leave: Notify,
+}
+
+/// A connection that is inside until this is dropped.
+#[derive(Debug)]
+pub struct Guest {
+    door: Door,
+    number: u64,
+    presence: Arc<Presence>,
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Door {
+    /// A door with room for so many.
+    pub fn new(connections: usize) -> Self {
+        Self(Arc::new(Inner { room: Arc::new(Semaphore::new(connections)), guests: Mutex::default() }))
+    }
+
+    /// Lets a connection in once there is room, and makes room where somebody inside has no request.
+    pub async fn enter(&self) -> Guest {
+        if let Ok(permit) = Arc::clone(&self.0.room).try_acquire_owned() {
+            return self.admit(Some(permit));
+        }
+        self.dismiss();
+        // Never closed, so the permit is always had.
+        let permit = Arc::clone(&self.0.room).acquire_owned().await.ok();
+        self.admit(permit)
+    }
+
+    /// Lets a connection in although there may be no room.
+    pub fn squeeze(&self) -> Guest {
+        self.admit(None)
+    }
+
+    fn admit(&self, permit: Option<OwnedSemaphorePermit>) -> Guest {
+        let presence = Arc::new(Presence::default());
+        let mut guests = self.0.guests.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = guests.next;
+        guests.next += 1;
+        guests.inside.insert(number, Arc::clone(&presence));
+        Guest { door: self.clone(), number, presence, _permit: permit }
+    }
+
+    /// Asks the oldest connection without a request to leave.
+    fn dismiss(&self) {
+        let guests = self.0.guests.lock().unwrap_or_else(PoisonError::into_inner);
+        let idle = |presence: &&Arc<Presence>| {
+            !presence.busy.load(Ordering::Acquire) && !presence.asked_to_leave.load(Ordering::Acquire)
+        };
+        if let Some(presence) = guests.inside.values().find(idle) {
+            presence.asked_to_leave.store(true, Ordering::Release);
+            presence.leave.notify_one();
+        }
+    }
+}
+
+impl Guest {
+    /// Says whether a request is under way on this connection.
+    pub fn busy(&self, busy: bool) {
+        self.presence.busy.store(busy, Ordering::Release);
+    }
+
+    /// Waits until the connection has to make room. It never has to while a request is under way.
+    pub async fn dismissed(&self) {
+        loop {
+            self.presence.leave.notified().await;
+            if !self.presence.busy.load(Ordering::Acquire) {
+                return;
+            }
+            // A request came first: somebody else must go next time.
+            self.presence.asked_to_leave.store(false, Ordering::Release);
+            self.door.dismiss();
+        }
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        self.door.0.guests.lock().unwrap_or_else(PoisonError::into_inner).inside.remove(&self.number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_oldest_without_a_request_makes_room() {
+        let door = Door::new(2);
+        let (busy, idle) = (door.enter().await, door.enter().await);
+        busy.busy(true);
+        let mut third = Box::pin(door.enter());
+        assert!(futures::poll!(&mut third).is_pending());
+        assert!(futures::poll!(Box::pin(busy.dismissed())).is_pending(), "it has a request");
+        assert!(futures::poll!(Box::pin(idle.dismissed())).is_ready());
+        drop(idle);
+        assert!(futures::poll!(&mut third).is_ready());
+    }
+
+    #[tokio::test]
+    async fn whoever_gets_a_request_in_time_stays() {
+        let door = Door::new(2);
+        let (first, second) = (door.enter().await, door.enter().await);
+        let mut third = Box::pin(door.enter());
+        assert!(futures::poll!(&mut third).is_pending());
+        first.busy(true);
+        assert!(futures::poll!(Box::pin(first.dismissed())).is_pending());
+        assert!(futures::poll!(Box::pin(second.dismissed())).is_ready(), "the next one goes instead");
+    }
+}
