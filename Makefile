@@ -1,7 +1,7 @@
 # Thin: each target is a script that can be read and run by itself.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: bench-rollout help demo demo-clean test unit fuzz e2e test-cluster test-chart test-dashboards test-registry test-plain test-alerts book soak lint bench-serve crds images install cluster cluster-down
+.PHONY: bench-rollout help demo demo-clean test unit fuzz e2e test-cluster test-chart test-dashboards test-registry test-plain test-clients test-alerts book soak lint bench-serve crds images install cluster cluster-down
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ test-dashboards: ## Every query of the dashboards, asked of a real Prometheus th
 test-plain: ## The manifests for those without the operator, on a real cluster (1 minute)
 	@scripts/test plain
 
+test-clients: ## The server asked by Triton's client and by Chromium (half a minute)
+	@scripts/test clients
+
 test-registry: ## Images and chart pushed to a real registry and pulled again (1 minute)
 	@scripts/test registry
 
@@ -63,7 +66,7 @@ images: ## Build the three images and bring them to the cluster (IMAGE_REGISTRY=
 install: ## Install the operator with these images into the cluster
 	@. scripts/environment && cluster && scripts/install
 
-bench-serve: ## Compare the server with FastAPI on PyTorch and with the bare forward pass (DATA=folder or tar of photos)
+bench-serve: ## Compare the server with FastAPI and LitServe on PyTorch and with the bare forward pass (DATA=folder or tar of photos)
 	@DATA='$(DATA)' tests/bench/serve/run
 
 cluster: ## Bring up a real Kubernetes for this checkout (NODES=2 for two nodes) and print its KUBECONFIG

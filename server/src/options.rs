@@ -174,6 +174,10 @@ pub struct LoadOptions {
     /// How to get in.
     #[command(flatten)]
     pub access: Access,
+    /// Requests per second that are sent whether or not earlier ones are answered, as by many independent callers. Those that
+    /// the server refuses with 429 or 503 are counted apart.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=10_000), conflicts_with_all = ["rate", "concurrency", "journal"])]
+    pub arrivals: Option<u16>,
     /// Open a connection for each request, as callers do that come for the first time.
     #[arg(long)]
     pub new_connections: bool,

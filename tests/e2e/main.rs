@@ -8,6 +8,7 @@ mod happy;
 mod images;
 mod lifecycle;
 mod quiet;
+mod restarts;
 mod rollout;
 mod rollouts;
 mod scaling;

@@ -38,6 +38,8 @@ def make(folder):
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5, 1.5)
+    # Answers from sure to unsure, so that comparing them says something.
+    model.fc.weight.data.mul_(30)
     torch.save({"epoch": 1, "model_state_dict": model.state_dict()}, folder / "model.pth")
     rng = numpy.random.default_rng(0)
     (folder / "photos").mkdir(exist_ok=True)
