@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     hash::{DefaultHasher, Hash, Hasher},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
 
@@ -11,17 +11,24 @@ use anneal_api::{
     names::OPERATOR,
     resources::{ModelDeployment, TrainingRun},
 };
+use futures::FutureExt;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::{
-    Client, Resource,
+    Client, Resource, ResourceExt,
     runtime::{
         events::{Event, EventType, Recorder, Reporter},
-        reflector::ObjectRef,
+        reflector::{ObjectRef, Store},
     },
 };
 use tracing::warn;
 
-use crate::{metrics::Metrics, progress::Board, signals, training_run::last_words::LastWords};
+use crate::{
+    cluster::{self, ClusterError},
+    metrics::Metrics,
+    progress::Board,
+    signals,
+    training_run::last_words::LastWords,
+};
 
 /// What the person who installs the operator decides.
 #[derive(Clone, Debug)]
@@ -75,6 +82,8 @@ pub struct Context {
     pub signals: signals::Board,
     /// What training pods said when they left.
     pub last_words: Arc<LastWords>,
+    /// The runs as the watch knows them, once it has begun.
+    pub runs: OnceLock<Store<TrainingRun>>,
     recorder: Recorder,
     failures: Mutex<HashMap<String, u32>>,
 }
@@ -126,9 +135,23 @@ impl Context {
             signals: signals::Board::default(),
             metrics,
             last_words: Arc::default(),
+            runs: OnceLock::new(),
             recorder,
             failures: Mutex::default(),
         }
+    }
+
+    /// The runs of a namespace: as the watch knows them, so that thousands of runs that ask for each other cost nothing, or
+    /// from the API server where the watch has not begun.
+    ///
+    /// # Errors
+    /// When the API server does not answer.
+    pub async fn runs_of(&self, namespace: &str) -> Result<Vec<Arc<TrainingRun>>, ClusterError> {
+        let known = self.runs.get().filter(|runs| runs.wait_until_ready().now_or_never().is_some_and(|it| it.is_ok()));
+        let Some(known) = known else {
+            return Ok(cluster::list(&self.client, namespace, "").await?.into_iter().map(Arc::new).collect());
+        };
+        Ok(known.state().into_iter().filter(|run| run.namespace().as_deref() == Some(namespace)).collect())
     }
 
     /// Publishes Events. One that cannot be published is logged and never stops a reconcile.

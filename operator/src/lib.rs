@@ -19,3 +19,4 @@ pub mod runs;
 pub mod signals;
 pub mod training_run;
 pub mod training_sweep;
+pub mod uses;

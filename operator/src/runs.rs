@@ -16,6 +16,7 @@ use crate::{
     cluster::{self, ClusterError, Object},
     context::Context,
     training_run::validate::{SpecError, validate},
+    uses::Users,
 };
 
 /// A template cannot be used.
@@ -82,17 +83,24 @@ pub async fn of<K: Object>(context: &Context, owner: &K, owner_label: &str) -> R
     Ok(runs)
 }
 
-/// The runs of a namespace that a `ModelDeployment` refers to, each with one of those that do.
+/// Those of the runs of a namespace that are over, but that something needs: a deployment that names one or has a revision
+/// of its model, or a run that is to begin with it. Each with who that is.
 ///
 /// # Errors
 /// When the API server does not answer.
-pub async fn in_use(context: &Context, namespace: &str) -> Result<BTreeMap<String, String>, ClusterError> {
+pub async fn in_use<'a>(
+    context: &Context,
+    namespace: &str,
+    runs: impl Iterator<Item = &'a TrainingRun>,
+) -> Result<BTreeMap<String, String>, ClusterError> {
+    let over: Vec<&TrainingRun> = runs.filter(|run| is_over(run)).collect();
+    if over.is_empty() {
+        return Ok(BTreeMap::new());
+    }
     let deployments: Vec<ModelDeployment> = cluster::list(&context.client, namespace, "").await?;
-    Ok(deployments.iter().filter_map(|it| Some((referred(it)?, it.name_any()))).collect())
-}
-
-fn referred(deployment: &ModelDeployment) -> Option<String> {
-    Some(deployment.spec.model.training_run_ref.as_ref()?.name.clone())
+    let others = context.runs_of(namespace).await?;
+    let users = Users { deployments: &deployments, runs: &others };
+    Ok(over.into_iter().filter_map(|run| Some((run.name_any(), users.of_run(run).pop()?))).collect())
 }
 
 /// Where a run stands.

@@ -1,5 +1,6 @@
 //! What Anneal promises its users, on a real cluster. `make e2e` brings one up and runs this.
 
+mod begin;
 mod campaign;
 mod claims;
 mod crash;
@@ -7,6 +8,7 @@ mod deletion;
 mod happy;
 mod images;
 mod lifecycle;
+mod nodes;
 mod quiet;
 mod restarts;
 mod rollout;

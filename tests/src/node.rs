@@ -15,16 +15,43 @@ impl Node {
         Self { name: "node-1".to_owned() }
     }
 
+    /// The node that takes only pods which tolerate `anneal.dev/test`: it may be lost.
+    pub fn second() -> Self {
+        Self { name: "node-2".to_owned() }
+    }
+
+    /// Kills every process of this name on the node, its containers' included.
+    ///
+    /// # Errors
+    /// When there is none, or the cluster is not the checkout's own.
+    pub async fn kill(&self, process: &str) -> Result<()> {
+        self.run(&["pkill", "-KILL", "-x", process]).await.map(|_| ())
+    }
+
+    /// Starts again what was killed of the node itself, and waits until it is ready.
+    ///
+    /// # Errors
+    /// When it does not come back.
+    pub async fn come_back(&self) -> Result<()> {
+        cluster(&["up"]).await.map(|_| ())
+    }
+
     /// Runs a command in the node, as root, and returns what it wrote.
     ///
     /// # Errors
     /// When it fails, or the cluster is not the checkout's own.
     pub async fn run(&self, command: &[&str]) -> Result<String> {
-        let cluster = concat!(env!("CARGO_MANIFEST_DIR"), "/cluster/cluster");
-        let done = Command::new(cluster).arg("exec").arg(&self.name).args(command).output().await;
-        let done = done.with_context(|| format!("{cluster} cannot be run"))?;
-        let (said, problem) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
-        ensure!(done.status.success(), "`{}` failed on {}:\n{problem}", command.join(" "), self.name);
-        Ok(said.into_owned())
+        let mut all = vec!["exec", self.name.as_str()];
+        all.extend(command);
+        cluster(&all).await
     }
+}
+
+/// Asks the script that brings the checkout's cluster up, and returns what it wrote.
+async fn cluster(args: &[&str]) -> Result<String> {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/cluster/cluster");
+    let done = Command::new(script).args(args).output().await.with_context(|| format!("{script} cannot be run"))?;
+    let (said, problem) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
+    ensure!(done.status.success(), "`cluster {}` failed:\n{problem}", args.join(" "));
+    Ok(said.into_owned())
 }

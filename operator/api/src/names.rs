@@ -43,6 +43,8 @@ pub mod path {
     pub const OUTPUT: &str = "/output";
     /// The dataset claim's root.
     pub const DATASET: &str = "/dataset";
+    /// Root of the claim with the checkpoint that a run begins with, where it is not the output claim.
+    pub const INIT: &str = "/init";
     /// Directory of the mounted configuration.
     pub const CONFIG_DIR: &str = "/etc/anneal";
     /// The trainer's configuration file, mounted from a `ConfigMap`.

@@ -21,7 +21,7 @@ pub struct Observed {
     pub cron: Arc<CronTrainingRun>,
     /// Its own runs, oldest first: the minute is part of the name.
     pub runs: Vec<TrainingRun>,
-    /// Names of runs that a `ModelDeployment` refers to.
+    /// Names of runs that are over and that something needs.
     pub in_use: BTreeSet<String>,
 }
 
@@ -37,6 +37,6 @@ pub async fn observe(context: &Context, known: &CronTrainingRun) -> Result<Optio
         return Ok(None);
     };
     let runs = runs::of(context, &cron, label::CRON).await?;
-    let in_use = runs::in_use(context, &namespace).await?.into_keys().collect();
+    let in_use = runs::in_use(context, &namespace, runs.iter()).await?.into_keys().collect();
     Ok(Some(Observed { cron: Arc::new(cron), runs, in_use }))
 }

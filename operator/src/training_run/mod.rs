@@ -5,6 +5,7 @@ pub mod claim;
 pub mod failure;
 #[cfg(test)]
 mod fixtures;
+pub mod init;
 pub mod last_words;
 mod log;
 pub mod nodes;
@@ -59,6 +60,8 @@ pub async fn run(context: Arc<Context>, namespace: Option<&str>, concurrency: u1
     let (news, woken) = mpsc::unbounded();
     let controller = controller(&context, namespace, woken);
     let runs = controller.store();
+    // There is one controller of runs in a process.
+    let _ = context.runs.set(runs.clone());
     let turns = Arc::new(Semaphore::new(usize::from(concurrency)));
     tokio::join!(
         drive(

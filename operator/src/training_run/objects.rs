@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anneal_api::{
     Sha256,
-    config::{CheckpointInterval, OutputDirs, TrainerConfig},
+    config::{CheckpointInterval, InitFrom, OutputDirs, TrainerConfig},
     dataset::{Dataset, DatasetUri},
     names::{PROGRESS_PORT, env as variable, label, path},
     resources::{PodTemplate, TrainingRun},
@@ -76,7 +76,7 @@ pub fn trainer_config(run: &ValidRun) -> TrainerConfig {
         tracking: run.spec.tracking.clone().map(without_secrets),
         output: OutputDirs { dir: output_dir(run), models_dir: models_dir() },
         checkpoints: CheckpointInterval::default(),
-        init_from: None,
+        init_from: init_from(run),
     }
 }
 
@@ -86,6 +86,16 @@ fn without_secrets(mut tracking: Tracking) -> Tracking {
         mlflow.credentials_secret_ref = None;
     }
     tracking
+}
+
+fn init_from(run: &ValidRun) -> Option<InitFrom> {
+    let found = run.init.as_ref()?;
+    let root = if run.init_claim().is_some() { path::INIT } else { path::OUTPUT };
+    Some(InitFrom {
+        checkpoint: format!("{root}/{}", found.path),
+        sha256: Some(found.sha256.clone()),
+        freeze: run.spec.init_from.iter().flat_map(|init| init.freeze.clone()).collect(),
+    })
 }
 
 fn output_dir(run: &ValidRun) -> String {
@@ -135,6 +145,9 @@ pub fn job(owner: &TrainingRun, run: &ValidRun, attempt: i32, settings: &Setting
     if let Some(claim) = run.dataset_claim() {
         // A claim may be mounted under two volume names; only one of them may write.
         volumes.push(claim_volume("dataset", claim, path::DATASET, true));
+    }
+    if let Some(claim) = run.init_claim() {
+        volumes.push(claim_volume("init", claim, path::INIT, true));
     }
     let mut env = vec![
         env(variable::RUN, &run.name),

@@ -16,6 +16,7 @@ use kube::{ResourceExt, runtime::reflector::ObjectRef};
 
 use super::{
     claim::{self, Claim, Use},
+    init::{self, Init},
     log,
     plan::retention,
 };
@@ -24,6 +25,7 @@ use crate::{
     cluster::{self, ClusterError},
     context::Context,
     progress::Reading,
+    uses::Users,
 };
 
 /// What the cluster says about one run at one instant.
@@ -35,6 +37,8 @@ pub struct Observed {
     pub output: Claim,
     /// The claim with the dataset, where the dataset is on one.
     pub dataset: Option<Claim>,
+    /// The checkpoint that the run begins with.
+    pub init: Init,
     /// The run's own Jobs, by attempt.
     pub jobs: Vec<AttemptJob>,
     /// The run's pods, those that have just gone included, newest first.
@@ -43,7 +47,7 @@ pub struct Observed {
     pub reading: Reading,
     /// The end of the log of the attempt that has just ended, where the user asks for it.
     pub log: Option<String>,
-    /// The deployments that need the run; looked at only when it is to be deleted.
+    /// Who needs the run; looked at only when it is to be deleted.
     pub needed_by: Vec<String>,
 }
 
@@ -136,10 +140,16 @@ pub async fn observe(context: &Context, known: &TrainingRun, now: Timestamp) -> 
         }
         None => None,
     };
+    let init = if run.status.as_ref().is_some_and(|status| status.completion_time.is_some()) {
+        Init::Random
+    } else {
+        init::observe(context, &run).await?
+    };
     let output = claim::output(&run, output.as_ref());
     let needed_by = if retention::is_due(&run, now) {
-        let all = cluster::list::<ModelDeployment>(client, &namespace, "").await?;
-        retention::needed_by(&run, &all)
+        let deployments = cluster::list::<ModelDeployment>(client, &namespace, "").await?;
+        let runs = context.runs_of(&namespace).await?;
+        Users { deployments: &deployments, runs: &runs }.of_run(&run)
     } else {
         Vec::new()
     };
@@ -152,6 +162,7 @@ pub async fn observe(context: &Context, known: &TrainingRun, now: Timestamp) -> 
         run: Arc::new(run),
         output,
         dataset,
+        init,
         log: None,
         needed_by,
     };

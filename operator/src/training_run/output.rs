@@ -20,6 +20,7 @@ use crate::{
     children::labels,
     cluster::{self, ClusterError},
     context::{Context, Transition},
+    uses::Users,
 };
 
 /// On a run whose claim is deleted with it.
@@ -73,7 +74,7 @@ pub async fn guard(context: &Context, run: &TrainingRun) -> Result<bool, Cluster
     set_finalizers(context, run, finalizers).await.map(|()| true)
 }
 
-/// Deletes the claim of a run that is being deleted, unless something serves from it, and lets the run go.
+/// Deletes the claim of a run that is being deleted, unless something needs what is on it, and lets the run go.
 ///
 /// # Errors
 /// When the API server does not answer or refuses.
@@ -86,16 +87,13 @@ pub async fn release(context: &Context, run: &TrainingRun) -> Result<(), Cluster
     // A claim that a namesake left behind is that one's, and stays.
     if let Some(claim) = found.filter(|claim| claim.labels().get(label::RUN_UID) == run.uid().as_ref()) {
         let deployments = cluster::list::<ModelDeployment>(&context.client, &namespace, "").await?;
-        let users: Vec<String> = deployments
-            .iter()
-            .filter(|it| serves_from(it, &run.name_any(), &name))
-            .map(ResourceExt::name_any)
-            .collect();
+        let runs = context.runs_of(&namespace).await?;
+        let users = Users { deployments: &deployments, runs: &runs }.of_claim(&run.name_any(), &name);
         if users.is_empty() {
             cluster::delete(&context.client, &namespace, &claim).await?;
         } else {
             let note = format!(
-                "PersistentVolumeClaim {name} is kept: ModelDeployment {} serves from it; delete the claim once nothing does",
+                "PersistentVolumeClaim {name} is kept, for {} needs what is on it; delete the claim once nothing does",
                 users.join(", ")
             );
             context.publish(&run.object_ref(&()), &[Transition::normal("ClaimKept", note)]).await;
@@ -111,29 +109,9 @@ async fn set_finalizers(context: &Context, run: &TrainingRun, finalizers: Vec<St
     cluster::merge::<TrainingRun>(&context.client, &namespace, &run.name_any(), &patch).await.map(|_| ())
 }
 
-/// Whether a deployment serves what the run published, or something else on its claim.
-fn serves_from(deployment: &ModelDeployment, run: &str, claim: &str) -> bool {
-    let model = &deployment.spec.model;
-    let revisions = deployment.status.iter().flat_map(|status| &status.revisions);
-    model.claim_name.as_deref() == Some(claim)
-        || model.training_run_ref.as_ref().is_some_and(|reference| reference.name == run)
-        || revisions.into_iter().any(|revision| revision.training_run.as_deref() == Some(run))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_claim_is_spared_while_a_deployment_names_its_run_or_a_file_on_it() {
-        let serves = |model: serde_json::Value| {
-            let spec = serde_json::from_value(json!({"model": model})).expect("a spec");
-            serves_from(&ModelDeployment::new("cats", spec), "cats", "cats-output")
-        };
-        assert!(serves(json!({"trainingRunRef": {"name": "cats"}})));
-        assert!(serves(json!({"claimName": "cats-output", "path": "a.pth", "sha256": "0".repeat(64)})));
-        assert!(!serves(json!({"trainingRunRef": {"name": "dogs"}})));
-    }
 
     #[test]
     fn the_claim_of_a_run_is_named_after_it_and_belongs_to_nobody() {

@@ -2,7 +2,7 @@
 
 use anneal_api::{
     dataset::{DatasetUri, DatasetUriError},
-    resources::{TrainingRun, TrainingRunSpec},
+    resources::{InitCheckpoint, TrainingRun, TrainingRunSpec},
 };
 use kube::ResourceExt;
 
@@ -17,6 +17,8 @@ pub struct ValidRun {
     pub uid8: String,
     /// Where the dataset lies.
     pub dataset: DatasetUri,
+    /// The checkpoint that it begins with, once it is known.
+    pub init: Option<InitCheckpoint>,
     /// Everything that needs no parsing.
     pub spec: TrainingRunSpec,
 }
@@ -72,6 +74,7 @@ pub fn validate(run: &TrainingRun) -> Result<ValidRun, SpecError> {
         name: run.name_any(),
         uid8: run.uid().unwrap_or_default().chars().take(8).collect(),
         dataset: spec.dataset.uri.parse()?,
+        init: run.status.as_ref().and_then(|status| status.init_from.clone()),
         spec,
     })
 }
@@ -95,6 +98,12 @@ impl ValidRun {
     /// Name of the Service under which the run's pods find each other.
     pub fn nodes_name(&self) -> String {
         format!("{}-nodes", self.name)
+    }
+
+    /// The claim that holds the checkpoint to begin with, where it is not the output claim.
+    pub fn init_claim(&self) -> Option<&str> {
+        let claim = &self.init.as_ref()?.claim_name;
+        Some(claim.as_str()).filter(|claim| *claim != self.spec.output.claim(&self.name))
     }
 
     /// The claim that holds the dataset, where one does.

@@ -22,8 +22,8 @@ pub struct Observed {
     pub sweep: Arc<TrainingSweep>,
     /// The sweep's own runs, by number of their trial.
     pub runs: Vec<TrialRun>,
-    /// A `ModelDeployment` that refers to one of the runs, with that run. Looked for only where the sweep could go.
-    pub in_use: Option<(String, String)>,
+    /// Whether something needs one of the runs. Looked for only where the sweep could go.
+    pub in_use: bool,
 }
 
 /// The run of one trial.
@@ -53,18 +53,6 @@ pub async fn observe(context: &Context, known: &TrainingSweep) -> Result<Option<
         all.into_iter().filter_map(|run| Some(TrialRun { number: number(&run)?, run })).collect();
     runs.sort_by_key(|trial| trial.number);
     let may_go = sweep.spec.ttl_seconds_after_finished.is_some() && sweep.status.as_ref().is_some_and(is_finished);
-    let in_use = if may_go { in_use(context, &namespace, &runs).await? } else { None };
+    let in_use = may_go && !runs::in_use(context, &namespace, runs.iter().map(|trial| &trial.run)).await?.is_empty();
     Ok(Some(Observed { sweep: Arc::new(sweep), runs, in_use }))
-}
-
-async fn in_use(
-    context: &Context,
-    namespace: &str,
-    runs: &[TrialRun],
-) -> Result<Option<(String, String)>, ClusterError> {
-    let used = runs::in_use(context, namespace).await?;
-    Ok(runs.iter().find_map(|trial| {
-        let name = trial.run.name_any();
-        Some((used.get(&name)?.clone(), name))
-    }))
 }

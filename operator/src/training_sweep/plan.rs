@@ -146,8 +146,8 @@ fn expiry(seen: &Observed, status: &TrainingSweepStatus, now: Timestamp) -> (boo
     if now < due {
         return (false, Wake::At(due));
     }
-    if seen.in_use.is_some() {
-        // Nothing tells a sweep that a deployment has let go.
+    if seen.in_use {
+        // Nothing tells a sweep that its user has let go.
         return (false, Wake::At(now.checked_add(RESYNC).unwrap_or(now)));
     }
     (true, Wake::Never)

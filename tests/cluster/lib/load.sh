@@ -1,11 +1,11 @@
 # shellcheck shell=bash
 # Image archives into the nodes.
 
-# load_images ARCHIVE...: into every node. What a node already has is left out: comparing names costs a hundredth of an import.
+# load_images ARCHIVE...: into every node, or into the one that NODE names. What a node already has is left out: comparing names costs a hundredth of an import.
 load_images() {
   local archive node jobs=() job
   for archive; do [[ -f $archive ]] || fail "there is no image archive $archive"; done
-  for node in $(running_nodes); do
+  for node in ${NODE:-$(running_nodes)}; do
     (for archive; do load_image "$node" "$archive"; done) &
     jobs+=($!)
   done

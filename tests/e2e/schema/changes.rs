@@ -14,7 +14,7 @@ async fn what_a_run_was_trained_with_cannot_be_changed_added_or_removed_afterwar
         ns.apply(&training_run("plain", json!({}))).await?;
         let full = |spec: Value| {
             let mut all = json!({
-                "numNodes": 2, "podTemplate": {"image": "trainer:1"},
+                "initFrom": {"trainingRunRef": {"name": "other"}}, "numNodes": 2, "podTemplate": {"image": "trainer:1"},
                 "output": {"claimName": null, "volumeClaimTemplate": {"spec": {"resources": {"requests": {"storage": "1Gi"}}}}}
             });
             anneal_tests::manifest::merge(&mut all, spec);
@@ -32,6 +32,9 @@ async fn what_a_run_was_trained_with_cannot_be_changed_added_or_removed_afterwar
             (plain(json!({"dataset": {"uri": "synthetic://"}})), "dataset is immutable; create a new TrainingRun"),
             (plain(json!({"output": {"claimName": "other"}})), "output is immutable; create a new TrainingRun"),
             (plain(json!({"numNodes": 2, "podTemplate": {"image": "a"}})), "numNodes is immutable; create a new TrainingRun"),
+            (plain(json!({"initFrom": {"trainingRunRef": {"name": "other"}}})), "initFrom is immutable; create a new TrainingRun"),
+            (full(json!({"initFrom": null})), "initFrom is immutable"),
+            (full(json!({"initFrom": {"freeze": ["stem"]}})), "initFrom is immutable"),
             (full(json!({"numNodes": null})), "numNodes is immutable"),
             (full(json!({"output": {"whenDeleted": "Delete"}})), "output is immutable"),
             (full(json!({"output": {"claimName": "a", "volumeClaimTemplate": null}})), "output is immutable"),

@@ -40,6 +40,7 @@ fn mount(path: &str) -> Value {
 #[tokio::test]
 async fn a_run_that_makes_no_sense_is_refused_with_what_to_write() -> Outcome {
     let long = "c".repeat(41);
+    let digest = "0123456789abcdef".repeat(4);
     let cases = vec![
         // Names.
         (training_run(&long, json!({})), "metadata.name must be at most 40 characters"),
@@ -85,6 +86,24 @@ async fn a_run_that_makes_no_sense_is_refused_with_what_to_write() -> Outcome {
             "tracking.mlflow.alias must not be latest",
         ),
         (mlflow(&json!({"uri": "http://mlflow", "experiments": "a"})), "unknown field"),
+        // What it begins with.
+        (run(json!({"initFrom": {}})), "name the checkpoint in initFrom by either trainingRunRef or claimName"),
+        (
+            run(
+                json!({"initFrom": {"trainingRunRef": {"name": "a"}, "claimName": "b", "path": "c", "sha256": digest}}),
+            ),
+            "name the checkpoint in initFrom by either trainingRunRef or claimName",
+        ),
+        (
+            run(json!({"initFrom": {"claimName": "b", "path": "c"}})),
+            "initFrom.claimName, path and sha256 belong together",
+        ),
+        (
+            run(json!({"initFrom": {"claimName": "b", "path": "../c", "sha256": digest}})),
+            "initFrom.path is relative to the claim's root",
+        ),
+        (run(json!({"initFrom": {"trainingRunRef": {"name": "cats"}}})), "initFrom.trainingRunRef names this very run"),
+        (run(json!({"initFrom": {"trainingRunRef": {"name": "a"}, "freeze": ["layer 1"]}})), "spec.initFrom.freeze[0]"),
         // Where it writes.
         (run(json!({"output": null})), "spec.output: Required value"),
         (run(json!({"output": {"claimName": "My_Claim"}})), "spec.output.claimName"),

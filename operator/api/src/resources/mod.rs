@@ -2,6 +2,7 @@
 
 mod condition;
 mod cron_training_run;
+mod init_from;
 mod model_deployment;
 mod output;
 mod parameter;
@@ -17,6 +18,7 @@ mod training_sweep;
 
 pub use condition::{condition, conditions_schema, set_condition};
 pub use cron_training_run::*;
+pub use init_from::{InitCheckpoint, InitFrom};
 pub use model_deployment::*;
 pub use output::{
     AccessMode, ClaimMetadata, ClaimRequests, ClaimResources, ClaimSpec, ClaimTemplate, Output, WhenDeleted,

@@ -3,7 +3,7 @@
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
-use super::{Output, PodTemplate, RetryRule, TrainingRunStatus};
+use super::{InitFrom, Output, PodTemplate, RetryRule, TrainingRunStatus};
 use crate::{dataset::Dataset, hyperparameters::Hyperparameters, model::ModelSpec, tracking::Tracking};
 
 /// The word in `managedBy` that means this operator, as does its absence.
@@ -32,7 +32,8 @@ pub const MANAGER: &str = "anneal.dev/operator";
     printcolumn(name = "Heartbeat", type_ = "date", json_path = ".status.progress.lastUpdateTime", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     validation = Rule::new("self.metadata.name.size() <= 40").message("metadata.name must be at most 40 characters: the names of Jobs and pods are made from it"),
-    validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')").message("metadata.name must start with a letter and hold only a-z, 0-9 and -: the names of pods and Services are made from it")
+    validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')").message("metadata.name must start with a letter and hold only a-z, 0-9 and -: the names of pods and Services are made from it"),
+    validation = Rule::new("!has(self.spec.initFrom) || !has(self.spec.initFrom.trainingRunRef) || self.spec.initFrom.trainingRunRef.name != self.metadata.name").message("initFrom.trainingRunRef names this very run; a run goes on from its own checkpoints by itself, so name another one")
 )]
 #[x_kube(
     validation = Rule::new("self.model.architecture != 'simple' || self.model.inputSize == 224").message("model.inputSize must be 224 for architecture simple; leave it out, or choose architecture improved, which takes any size"),
@@ -51,6 +52,7 @@ pub const MANAGER: &str = "anneal.dev/operator";
     validation = Rule::new("self.hyperparameters == oldSelf.hyperparameters").message("hyperparameters are immutable; create a new TrainingRun"),
     validation = Rule::new("has(self.tracking) == has(oldSelf.tracking) && (!has(self.tracking) || self.tracking == oldSelf.tracking)").message("tracking is immutable; create a new TrainingRun"),
     validation = Rule::new("self.output == oldSelf.output").message("output is immutable; create a new TrainingRun"),
+    validation = Rule::new("has(self.initFrom) == has(oldSelf.initFrom) && (!has(self.initFrom) || self.initFrom == oldSelf.initFrom)").message("initFrom is immutable; create a new TrainingRun"),
     validation = Rule::new("self.numNodes == oldSelf.numNodes").message("numNodes is immutable; create a new TrainingRun"),
     validation = Rule::new("self.numNodes == 1 || (has(self.podTemplate) && has(self.podTemplate.image))").message("numNodes above 1 needs podTemplate.image: Anneal's own trainer trains in one pod; bring an image whose program spreads the training over nodes, as torchrun does"),
     validation = Rule::new("has(self.managedBy) == has(oldSelf.managedBy) && (!has(self.managedBy) || self.managedBy == oldSelf.managedBy)").message("managedBy is immutable, also when it comes or goes: two managers would work on one run; create a new TrainingRun")
@@ -60,6 +62,10 @@ pub struct TrainingRunSpec {
     /// The network: its architecture and the size of its input.
     #[serde(default)]
     pub model: ModelSpec,
+    /// The weights to begin with: what another run published, or a file on a claim. Random ones where it is absent.
+    /// Immutable.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init_from: Option<InitFrom>,
     /// What to train on.
     pub dataset: Dataset,
     /// How to train.

@@ -4,7 +4,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::conditions_schema;
+use super::{InitCheckpoint, conditions_schema};
 use crate::{Sha256, failure::FailureClass, progress::Progress, termination::RunResult};
 
 /// Attempts that are kept in status; older ones go.
@@ -36,6 +36,16 @@ pub mod run_reason {
     pub const CLAIM_DELETING: &str = "ClaimDeleting";
     /// The claim lost its volume.
     pub const CLAIM_LOST: &str = "ClaimLost";
+    /// The checkpoint to begin with is known now.
+    pub const INIT_FOUND: &str = "InitFound";
+    /// The run whose model is to be begun with failed.
+    pub const INIT_RUN_FAILED: &str = "InitRunFailed";
+    /// The run whose model is to be begun with does not exist.
+    pub const INIT_RUN_NOT_FOUND: &str = "InitRunNotFound";
+    /// The run whose model is to be begun with has not succeeded yet.
+    pub const INIT_RUN_NOT_READY: &str = "InitRunNotReady";
+    /// The run whose model is to be begun with published none.
+    pub const INIT_RUN_WITHOUT_MODEL: &str = "InitRunWithoutModel";
     /// The configuration cannot be written.
     pub const INVALID_CONFIGURATION: &str = "InvalidConfiguration";
     /// The Job is there, its pod is not yet.
@@ -151,6 +161,10 @@ pub struct TrainingRunStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
     pub image_id: Option<String>,
+    /// The checkpoint that the run begins with, where `spec.initFrom` asks for one: written down before the first
+    /// attempt, so that every attempt begins with the same weights.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init_from: Option<InitCheckpoint>,
     /// SHA-256 of the trainer's configuration file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub config_sha256: Option<Sha256>,

@@ -4,11 +4,11 @@ use anneal_api::{
     failure::{Failure, FailureClass},
     resources::{RunPhase, TrainingRunStatus, run_reason},
 };
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::{
     super::{
-        claim::Claim, failure::job_has_ended, nodes, objects, observe::Observed, output, status::State,
+        claim::Claim, failure::job_has_ended, init::Init, nodes, objects, observe::Observed, output, status::State,
         validate::ValidRun,
     },
     Plan, Start, deadline, finish, history,
@@ -16,6 +16,9 @@ use super::{
     stop,
 };
 use crate::{context::Settings, controller::Wake};
+
+/// How soon to look again whether the run that this one begins with has published its model.
+const LOOK: SignedDuration = SignedDuration::from_secs(10);
 
 /// The plan while no attempt is under way.
 pub fn plan(
@@ -92,10 +95,25 @@ fn begin(seen: &Observed, run: &ValidRun, settings: &Settings, mut status: Train
         let state = State::working(RunPhase::Retrying, run_reason::POD_STOPPING, text);
         return finish(seen, status, state, Wake::OnChange, now);
     }
+    let init = match &seen.init {
+        Init::Random => None,
+        Init::Pinned(claim) => claim.as_ref(),
+        Init::Found(checkpoint) => {
+            let text = format!("the run begins with {} on claim {}", checkpoint.path, checkpoint.claim_name);
+            status.init_from = Some(checkpoint.clone());
+            let state = State::working(RunPhase::Pending, run_reason::INIT_FOUND, text);
+            return finish(seen, status, state, Wake::At(now), now);
+        }
+        // The attempt is not due yet, so that no deadline counts.
+        Init::Waiting(reason, message) => {
+            let state = State::waiting(RunPhase::Pending, reason, message.clone());
+            return finish(seen, status, state, Wake::At(now.checked_add(LOOK).unwrap_or(now)), now);
+        }
+    };
     let current = status.current_attempt.take().filter(|current| current.number == number && current.stop.is_none());
     let current = current.unwrap_or_else(|| history::due(number, now));
     let limit = deadline::start(run, &current, None);
-    let claims = [("output", Some(&seen.output)), ("dataset", seen.dataset.as_ref())];
+    let claims = [("output", Some(&seen.output)), ("dataset", seen.dataset.as_ref()), ("initFrom", init)];
     for (role, claim) in claims {
         let Some((reason, message)) = claim.and_then(|claim| claim.obstacle(role)) else { continue };
         if now >= limit {

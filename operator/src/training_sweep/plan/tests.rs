@@ -36,7 +36,7 @@ fn sweep(spec: &Value) -> Case {
     sweep.metadata.namespace = Some("ml".into());
     sweep.metadata.uid = Some("0123456789".into());
     sweep.metadata.generation = Some(1);
-    Case { seen: Observed { sweep: Arc::new(sweep), runs: Vec::new(), in_use: None } }
+    Case { seen: Observed { sweep: Arc::new(sweep), runs: Vec::new(), in_use: false } }
 }
 
 impl Case {
@@ -247,7 +247,7 @@ fn a_sweep_goes_when_its_time_is_up_unless_a_deployment_serves_one_of_its_runs()
     assert_eq!(case.plan(10).wake, Wake::At(at(110)));
     let mut done = case.step(10);
     assert!(!done.plan(109).expire && done.plan(110).expire);
-    done.seen.in_use = Some(("rates-2".into(), "cats".into()));
+    done.seen.in_use = true;
     let spared = done.plan(110);
     assert!(!spared.expire && spared.wake != Wake::Never);
 }

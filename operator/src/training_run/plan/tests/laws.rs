@@ -8,13 +8,17 @@ use anneal_api::{
 use proptest::prelude::*;
 use serde_json::json;
 
-use super::world::{World, interrupted, published};
-use crate::{progress::Reading, training_run::claim::Claim};
+use super::world::{World, checkpoint, interrupted, published};
+use crate::{
+    progress::Reading,
+    training_run::{claim::Claim, init::Init},
+};
 
 /// What may happen to a run between two looks at it.
 #[derive(Clone, Copy, Debug)]
 enum Happening {
     Claim(bool),
+    Init(bool),
     Schedule,
     Starts,
     Blocked,
@@ -66,6 +70,7 @@ fn words() -> impl Strategy<Value = Words> {
 fn happening() -> impl Strategy<Value = Happening> {
     prop_oneof![
         1 => any::<bool>().prop_map(Happening::Claim),
+        1 => any::<bool>().prop_map(Happening::Init),
         3 => Just(Happening::Schedule),
         5 => Just(Happening::Starts),
         1 => Just(Happening::Blocked),
@@ -91,6 +96,8 @@ fn happens(world: &mut World, event: Happening) {
     match event {
         Happening::Claim(true) => world.claim = Claim::Present,
         Happening::Claim(false) => world.claim = Claim::Missing("models".into()),
+        Happening::Init(true) => world.init = Init::Found(checkpoint()),
+        Happening::Init(false) => world.init = Init::Waiting("InitRunNotReady", "wait".into()),
         Happening::Schedule => {
             world.schedule();
         }
@@ -190,6 +197,7 @@ proptest! {
             world.pass();
         }
         world.claim = Claim::Present;
+        world.init = Init::Random;
         world.nodes_answer = true;
         world.suspend(false);
         for _ in 0..20 {

@@ -8,7 +8,7 @@ use anneal_api::{
     failure::{Failure, FailureClass},
     names::label,
     progress::Progress,
-    resources::{RunPhase, TrainingRun, TrainingRunStatus, run_condition},
+    resources::{InitCheckpoint, RunPhase, TrainingRun, TrainingRunStatus, run_condition},
     termination::{DatasetResult, Metrics, RunResult, TerminationMessage},
 };
 use jiff::{SignedDuration, Timestamp};
@@ -27,6 +27,7 @@ use crate::{
     training_run::{
         claim::Claim,
         failure::job_has_ended,
+        init::Init,
         observe::{AttemptJob, AttemptPod, Observed},
         validate::validate,
     },
@@ -44,6 +45,8 @@ pub struct World {
     /// Pods that are gone, as far as the watch saw their end.
     pub gone: Vec<Pod>,
     pub claim: Claim,
+    /// What the run begins with.
+    pub init: Init,
     pub reading: Reading,
     pub needed_by: Vec<String>,
     pub now: Timestamp,
@@ -81,6 +84,11 @@ pub fn published() -> TerminationMessage {
     TerminationMessage::Result(result())
 }
 
+/// A checkpoint to begin with, on a claim that is not the run's own.
+pub fn checkpoint() -> InitCheckpoint {
+    InitCheckpoint { claim_name: "others".into(), path: "models/x.pth".into(), sha256: Sha256::from_bytes([2; 32]) }
+}
+
 /// What the trainer says when it is asked to stop, with a checkpoint at this step.
 pub fn interrupted(checkpoint_step: i64) -> TerminationMessage {
     let failure = Failure::new(FailureClass::Interrupted, "asked to stop");
@@ -108,6 +116,7 @@ impl World {
             pods: Vec::new(),
             gone: Vec::new(),
             claim: Claim::Present,
+            init: Init::Random,
             reading: Reading::Unknown,
             needed_by: Vec::new(),
             now: Timestamp::from_second(BEGIN).expect("in range"),
@@ -164,6 +173,8 @@ impl World {
             run: Arc::new(self.run.clone()),
             output: self.claim.clone(),
             dataset: None,
+            // What is written down needs no second look.
+            init: if self.status().init_from.is_some() { Init::Pinned(None) } else { self.init.clone() },
             jobs: self.jobs.iter().map(|(number, job)| AttemptJob { number: *number, job: job.clone() }).collect(),
             pods,
             reading: self.reading.clone(),

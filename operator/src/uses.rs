@@ -1,0 +1,129 @@
+//! Who needs what a run published: it must not go before they have let go of it.
+
+use std::sync::Arc;
+
+use anneal_api::resources::{ModelDeployment, RevisionStatus, RunPhase, TrainingRun};
+use kube::{Resource, ResourceExt};
+
+/// What may need a run, of one namespace.
+#[derive(Clone, Debug, Default)]
+pub struct Users<'a> {
+    /// The deployments.
+    pub deployments: &'a [ModelDeployment],
+    /// Other runs.
+    pub runs: &'a [Arc<TrainingRun>],
+}
+
+/// A kind and a name, as a sentence names an object.
+fn named<K: Resource<DynamicType = ()>>(object: &K) -> String {
+    format!("{} {}", K::kind(&()), object.name_any())
+}
+
+impl Users<'_> {
+    /// Who names the run or serves, may go back to, or is to begin with, what it published.
+    pub fn of_run(&self, run: &TrainingRun) -> Vec<String> {
+        let name = run.name_any();
+        let published = run.status.as_ref().and_then(|status| status.result.as_ref()).map(|result| &result.sha256);
+        let serves = |revision: &RevisionStatus| {
+            revision.training_run.as_ref() == Some(&name) || Some(&revision.sha256) == published
+        };
+        let needs = |deployment: &&ModelDeployment| names(deployment, &name) || revisions(deployment).any(serves);
+        let deployments = self.deployments.iter().filter(needs).map(named);
+        let waits = |other: &&Arc<TrainingRun>| is_to_begin_with(other, &name);
+        deployments.chain(self.runs.iter().filter(waits).map(|run| named(run.as_ref()))).collect()
+    }
+
+    /// Who serves, or trains on, what lies on the claim of the run of this name.
+    pub fn of_claim(&self, run: &str, claim: &str) -> Vec<String> {
+        let serves = |deployment: &&ModelDeployment| {
+            deployment.spec.model.claim_name.as_deref() == Some(claim)
+                || names(deployment, run)
+                || revisions(deployment).any(|revision| revision.training_run.as_deref() == Some(run))
+        };
+        let begins = |other: &&Arc<TrainingRun>| {
+            let pinned = other.status.as_ref().and_then(|status| status.init_from.as_ref());
+            is_to_begin_with(other, run) || (!is_over(other) && pinned.is_some_and(|pinned| pinned.claim_name == claim))
+        };
+        let deployments = self.deployments.iter().filter(serves).map(named);
+        deployments.chain(self.runs.iter().filter(begins).map(|run| named(run.as_ref()))).collect()
+    }
+}
+
+fn names(deployment: &ModelDeployment, run: &str) -> bool {
+    deployment.spec.model.training_run_ref.as_ref().is_some_and(|reference| reference.name == run)
+}
+
+fn revisions(deployment: &ModelDeployment) -> impl Iterator<Item = &RevisionStatus> {
+    deployment.status.iter().flat_map(|status| &status.revisions)
+}
+
+fn is_over(run: &TrainingRun) -> bool {
+    run.status.as_ref().and_then(|status| status.phase).is_some_and(RunPhase::is_terminal)
+}
+
+/// Whether a run names this one as what it begins with, and has not written down its checkpoint yet.
+fn is_to_begin_with(other: &TrainingRun, name: &str) -> bool {
+    let reference = other.spec.init_from.as_ref().and_then(|init| init.training_run_ref.as_ref());
+    let is_pinned = other.status.as_ref().is_some_and(|status| status.init_from.is_some());
+    reference.is_some_and(|reference| reference.name == name) && !is_pinned && !is_over(other)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn deployment(model: &Value) -> ModelDeployment {
+        ModelDeployment::new("web", serde_json::from_value(json!({"model": model})).expect("a spec"))
+    }
+
+    fn run(name: &str, init: &Value, status: &Value) -> TrainingRun {
+        let spec = json!({"dataset": {"uri": "synthetic://"}, "output": {"claimName": "models"}, "initFrom": init});
+        let mut run = TrainingRun::new(name, serde_json::from_value(spec).expect("a spec"));
+        run.status = serde_json::from_value(status.clone()).expect("a status");
+        run
+    }
+
+    fn of_run(deployments: &[ModelDeployment], others: Vec<TrainingRun>) -> Vec<String> {
+        let runs: Vec<Arc<TrainingRun>> = others.into_iter().map(Arc::new).collect();
+        let cats = run("cats", &json!(null), &json!({"result": null}));
+        Users { deployments, runs: &runs }.of_run(&cats)
+    }
+
+    #[test]
+    fn a_run_and_its_claim_are_needed_by_the_deployment_that_names_it_or_a_file_on_its_claim() {
+        let of_claim = |model: &Value| {
+            let deployments = [deployment(model)];
+            Users { deployments: &deployments, runs: &[] }.of_claim("cats", "cats-output").len()
+        };
+        assert_eq!(of_claim(&json!({"trainingRunRef": {"name": "cats"}})), 1);
+        assert_eq!(of_claim(&json!({"claimName": "cats-output", "path": "a.pth", "sha256": "0".repeat(64)})), 1);
+        assert_eq!(of_claim(&json!({"trainingRunRef": {"name": "dogs"}})), 0);
+        let names = deployment(&json!({"trainingRunRef": {"name": "cats"}}));
+        assert_eq!(of_run(&[names], Vec::new()), ["ModelDeployment web"]);
+        assert!(of_run(&[deployment(&json!({"trainingRunRef": {"name": "dogs"}}))], Vec::new()).is_empty());
+    }
+
+    #[test]
+    fn a_run_is_needed_by_the_run_that_is_to_begin_with_it_until_that_one_has_written_down_how() {
+        let from = json!({"trainingRunRef": {"name": "cats"}});
+        let pinned = json!({"initFrom": {"claimName": "models", "path": "x", "sha256": "ab".repeat(32)}});
+        assert_eq!(of_run(&[], vec![run("more", &from, &json!({}))]), ["TrainingRun more"]);
+        assert!(of_run(&[], vec![run("more", &from, &pinned)]).is_empty());
+        assert!(of_run(&[], vec![run("more", &from, &json!({"phase": "Failed"}))]).is_empty());
+        assert!(of_run(&[], vec![run("more", &json!(null), &json!({}))]).is_empty());
+    }
+
+    #[test]
+    fn a_claim_is_needed_by_the_run_that_begins_with_a_file_on_it_until_its_end() {
+        let from = json!({"trainingRunRef": {"name": "cats"}});
+        let status = |phase: &str| json!({"phase": phase, "initFrom": {"claimName": "cats-output", "path": "x", "sha256": "ab".repeat(32)}});
+        let users = |phase: &str| {
+            let runs = [Arc::new(run("more", &from, &status(phase)))];
+            Users { deployments: &[], runs: &runs }.of_claim("cats", "cats-output")
+        };
+        assert_eq!(users("Retrying"), ["TrainingRun more"]);
+        assert!(users("Succeeded").is_empty());
+    }
+}

@@ -1,0 +1,86 @@
+//! A node that is lost under a run. `make e2e` brings up a second node for this, which takes no other pods.
+
+use anneal_api::{
+    failure::FailureClass,
+    names::label,
+    resources::{TrainingRun, TrainingRunStatus},
+};
+use anneal_tests::{Context as _, Namespace, Node, Outcome, Result, ensure, in_namespace, manifest};
+use k8s_openapi::api::batch::v1::Job;
+use serde_json::json;
+
+use crate::scenario::{GENERATED, PATIENCE, until_succeeded};
+
+/// What tells Kubernetes that a node is off, and that its pods write no more.
+const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute";
+
+fn status(run: &TrainingRun) -> TrainingRunStatus {
+    run.status.clone().unwrap_or_default()
+}
+
+#[tokio::test]
+async fn a_lost_node_gets_no_second_writer_and_the_run_goes_on_once_the_node_is_said_to_be_off() -> Outcome {
+    in_namespace(async |ns| {
+        let node = Node::second();
+        let outcome = lost(ns, &node).await;
+        // The next test, and the next run of this one, want it back.
+        let back = node.come_back().await;
+        let cleared = ns.kubectl(&["taint", "node", &node.name, &format!("{OUT_OF_SERVICE}-")]).await?;
+        outcome?;
+        back?;
+        ensure!(cleared.success || cleared.err.contains("not found"), "{}", cleared.err);
+        Ok(())
+    })
+    .await
+}
+
+async fn lost(ns: &Namespace, node: &Node) -> Result<()> {
+    let jobs = ns.record::<Job>(GENERATED).await?;
+    ns.apply(&manifest::claim("models")).await?;
+    let mut spec = manifest::well_trained(1);
+    spec["hyperparameters"]["epochs"] = 30.into();
+    spec["maxRetries"] = 0.into();
+    spec["podTemplate"] = json!({
+        "nodeSelector": {"kubernetes.io/hostname": node.name},
+        // By default a pod is kept for five minutes on a node that does not answer.
+        "tolerations": [
+            {"key": "anneal.dev/test", "operator": "Exists"},
+            {"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 1},
+            {"key": "node.kubernetes.io/not-ready", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 1}
+        ],
+        "terminationGracePeriodSeconds": 5
+    });
+    ns.apply(&manifest::training_run("cats", spec)).await?;
+    let mut run = ns.watch::<TrainingRun>("cats");
+    let kept = |run: &TrainingRun| {
+        let progress = status(run).progress;
+        progress.and_then(|progress| progress.reported.checkpoint_step).is_some_and(|step| step > 0)
+    };
+    run.until("it has a checkpoint", PATIENCE, kept).await?;
+
+    node.kill("kubelet").await?;
+    let told = |run: &TrainingRun| {
+        let ready = status(run).conditions.into_iter().find(|condition| condition.type_ == "Ready");
+        ready.is_some_and(|ready| ready.reason == "NodeLost" && ready.message.contains("out-of-service"))
+    };
+    run.until("it says that its node does not answer, and what to do", PATIENCE, told).await?;
+    tokio::time::sleep(std::time::Duration::from_secs(15)).await;
+    ensure!(jobs.names() == ["cats-1"], "a second writer was let in: {:?}", jobs.names());
+
+    // Now it is off.
+    node.kill("anneal-trainer").await?;
+    ns.kubectl(&["taint", "node", &node.name, OUT_OF_SERVICE]).await?.ok()?;
+    let second = |run: &TrainingRun| status(run).attempt == Some(2);
+    let run_again = run.until("its second attempt starts", PATIENCE, second).await?;
+    let first = status(&run_again).attempts.into_iter().next().context("no attempt is recorded")?;
+    ensure!(first.class == Some(FailureClass::NodeLost) && first.node.as_deref() == Some(&node.name), "{first:?}");
+
+    // Its volume is on that node.
+    node.come_back().await?;
+    ns.kubectl(&["taint", "node", &node.name, &format!("{OUT_OF_SERVICE}-")]).await?.ok()?;
+    let result = until_succeeded(&mut run).await?;
+    ensure!(result.resumed_from_step.is_some_and(|step| step > 0), "it began anew: {result:?}");
+    let of_run = format!("{}=cats", label::RUN);
+    ensure!(ns.list::<Job>(&of_run).await?.len() == 2, "two attempts are two Jobs");
+    Ok(())
+}
