@@ -33,7 +33,7 @@ impl Users<'_> {
         deployments.chain(self.runs.iter().filter(waits).map(|run| named(run.as_ref()))).collect()
     }
 
-    /// Who serves, or trains on, what lies on the claim of the run of this name.
+    /// Who serves or begins with what lies on the claim that was made for the run of this name, or writes to it too.
     pub fn of_claim(&self, run: &str, claim: &str) -> Vec<String> {
         let serves = |deployment: &&ModelDeployment| {
             deployment.spec.model.claim_name.as_deref() == Some(claim)
@@ -42,7 +42,9 @@ impl Users<'_> {
         };
         let begins = |other: &&Arc<TrainingRun>| {
             let pinned = other.status.as_ref().and_then(|status| status.init_from.as_ref());
-            is_to_begin_with(other, run) || (!is_over(other) && pinned.is_some_and(|pinned| pinned.claim_name == claim))
+            let reads = pinned.is_some_and(|pinned| pinned.claim_name == claim);
+            let writes = other.name_any() != run && other.output_claim() == claim;
+            is_to_begin_with(other, run) || (!is_over(other) && (reads || writes))
         };
         let deployments = self.deployments.iter().filter(serves).map(named);
         deployments.chain(self.runs.iter().filter(begins).map(|run| named(run.as_ref()))).collect()

@@ -1,11 +1,11 @@
 //! Sweeps: many trainings over one template.
 
-use anneal_api::resources::{SweepPhase, TrainingRun, TrainingSweep, TrainingSweepStatus, TrialPhase};
+use anneal_api::resources::{RunPhase, SweepPhase, TrainingRun, TrainingSweep, TrainingSweepStatus, TrialPhase};
 use anneal_tests::{Context as _, Outcome, Result, ensure, in_namespace, manifest};
 use kube::ResourceExt as _;
 use serde_json::json;
 
-use crate::scenario::PATIENCE;
+use crate::scenario::{PATIENCE, phase};
 
 fn status(sweep: &TrainingSweep) -> TrainingSweepStatus {
     sweep.status.clone().unwrap_or_default()
@@ -88,6 +88,45 @@ async fn a_sweep_trains_two_at_a_time_and_names_the_best() -> Outcome {
 fn best_of(run: &TrainingRun) -> Result<f64> {
     let progress = run.status.as_ref().and_then(|status| status.progress.as_ref());
     progress.and_then(|progress| progress.reported.best).with_context(|| format!("{} tells no best", run.name_any()))
+}
+
+#[tokio::test]
+async fn a_suspended_sweep_suspends_its_trials_and_they_go_on_from_their_checkpoints() -> Outcome {
+    in_namespace(async |ns| {
+        ns.apply(&manifest::claim("models")).await?;
+        let mut template = manifest::well_trained(1);
+        template["hyperparameters"]["epochs"] = 12.into();
+        let spec = json!({
+            "parameters": [{"name": "hyperparameters.learningRate", "values": [0.001, 0.002]}], "parallelism": 1,
+            "template": {"spec": template}
+        });
+        ns.apply(&manifest::training_sweep("rates", spec)).await?;
+        let (mut rates, mut first) = (ns.watch::<TrainingSweep>("rates"), ns.watch::<TrainingRun>("rates-1"));
+        let trains = |run: &TrainingRun| {
+            let progress = run.status.as_ref().and_then(|status| status.progress.as_ref());
+            progress.is_some_and(|progress| progress.reported.step > 0)
+        };
+        first.until("its first trial trains", PATIENCE, trains).await?;
+        let suspend = async |suspend: bool| {
+            let patch = json!({"spec": {"suspend": suspend}}).to_string();
+            ns.kubectl(&["patch", "trainingsweep", "rates", "--type=merge", "--patch", &patch]).await?.ok().map(|_| ())
+        };
+        suspend(true).await?;
+        let rests = |sweep: &TrainingSweep| status(sweep).phase == Some(SweepPhase::Suspended);
+        rates.until("it is suspended", PATIENCE, rests).await?;
+        let run: TrainingRun = ns.get("rates-1").await?;
+        ensure!(phase(&run) == Some(RunPhase::Suspended), "its trial goes on: {:?}", run.status);
+
+        suspend(false).await?;
+        let over = |sweep: &TrainingSweep| status(sweep).phase.is_some_and(SweepPhase::is_terminal);
+        let done = rates.until("the sweep is over", 2 * PATIENCE, over).await?;
+        ensure!(status(&done).phase == Some(SweepPhase::Succeeded), "{:?}", done.status);
+        let run: TrainingRun = ns.get("rates-1").await?;
+        let resumed = run.status.and_then(|status| status.result).and_then(|result| result.resumed_from_step);
+        ensure!(resumed.is_some_and(|step| step > 0), "its trial began anew: {resumed:?}");
+        Ok(())
+    })
+    .await
 }
 
 #[tokio::test]

@@ -93,6 +93,8 @@ pub mod label {
     pub const DEPLOYMENT: &str = "anneal.dev/model-deployment";
     /// Hash of the revision, the value that a Service's selector chooses by.
     pub const REVISION: &str = "anneal.dev/revision";
+    /// Annotation of a `TrainingRun` that its sweep suspended: what people suspend by hand stays so.
+    pub const SUSPENDED_BY_SWEEP: &str = "anneal.dev/suspended-by-sweep";
     /// Kubernetes' recommended label for the tool that manages an object.
     pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
     /// Kubernetes' recommended label for the part an object plays.

@@ -152,10 +152,8 @@ pub async fn reconcile(run: Arc<TrainingRun>, context: Arc<Context>) -> Result<A
     if output::guard(&context, &seen.run).await? {
         return Ok(Action::await_change());
     }
-    let plan = match validate::validate(&seen.run) {
-        Ok(valid) => plan::plan(&seen, &valid, &context.settings, now),
-        Err(problem) => plan::refuse(&seen, &problem, now),
-    };
+    let valid = validate::validate(&seen.run);
+    let plan = plan::plan(&seen, valid.as_ref(), &context.settings, now);
     let wake = Box::pin(apply::apply(&context, &seen, plan, now)).await?;
     Ok(wake.action(now))
 }

@@ -73,23 +73,12 @@ pub struct Start {
     pub job: Job,
 }
 
-/// The plan for a run whose specification makes no sense: it says so and waits for a change. What has been started goes
-/// on meanwhile.
-pub fn refuse(seen: &Observed, problem: &SpecError, now: Timestamp) -> Plan {
-    let mut status = former(seen);
-    if is_over(&status) {
-        return retention::plan(seen, status, now);
-    }
-    if let Some(published) = history::catch_up(&mut status, seen, now) {
-        return succeeded(seen, status, published, now);
-    }
-    let running = status.current_attempt.as_ref().is_some_and(|current| current.running_time.is_some());
-    let phase = if running { RunPhase::Running } else { RunPhase::Pending };
-    finish(seen, status, State::stalled(phase, problem.reason(), problem.to_string()), Wake::OnChange, now)
-}
+/// A run's specification, or what is wrong with it. What has been started goes on and ends as it should also under one
+/// that makes no sense; nothing starts.
+type Checked<'a> = Result<&'a ValidRun, &'a SpecError>;
 
 /// The plan for a run.
-pub fn plan(seen: &Observed, run: &ValidRun, settings: &Settings, now: Timestamp) -> Plan {
+pub fn plan(seen: &Observed, run: Checked, settings: &Settings, now: Timestamp) -> Plan {
     let mut status = former(seen);
     // A run that has ended stays ended, whatever becomes of its Job: it must never train again.
     if is_over(&status) {
@@ -98,13 +87,28 @@ pub fn plan(seen: &Observed, run: &ValidRun, settings: &Settings, now: Timestamp
     if let Some(published) = history::catch_up(&mut status, seen, now) {
         return succeeded(seen, status, published, now);
     }
-    note_resumption(&mut status, seen, run, now);
+    note_resumption(&mut status, seen, now);
     let mut plan = next(seen, run, settings, status, now);
     plan.delete.extend(outlived(seen, &plan.status));
-    plan
+    match run {
+        Ok(_) => plan,
+        Err(problem) => refused(seen, plan, problem, now),
+    }
 }
 
-fn next(seen: &Observed, run: &ValidRun, settings: &Settings, mut status: TrainingRunStatus, now: Timestamp) -> Plan {
+/// The same plan for a run whose specification makes no sense: unless it is being ended, it says so and waits for a change.
+fn refused(seen: &Observed, plan: Plan, problem: &SpecError, now: Timestamp) -> Plan {
+    let is_stopping = plan.status.current_attempt.as_ref().is_some_and(|current| current.stop.is_some());
+    let phase = plan.status.phase.unwrap_or(RunPhase::Pending);
+    if is_stopping || phase.is_terminal() || phase == RunPhase::Suspended {
+        return plan;
+    }
+    let status = TrainingRunStatus { conditions: former(seen).conditions, ..plan.status };
+    let state = State::stalled(phase, problem.reason(), problem.to_string());
+    Plan { delete: plan.delete, follow: plan.follow, ..finish(seen, status, state, plan.wake, now) }
+}
+
+fn next(seen: &Observed, run: Checked, settings: &Settings, mut status: TrainingRunStatus, now: Timestamp) -> Plan {
     let Some(current) = status.current_attempt.clone().filter(|current| status.attempt >= Some(current.number)) else {
         return waiting::plan(seen, run, settings, status, now);
     };
@@ -147,11 +151,11 @@ fn is_held_back(job: &Job) -> bool {
 }
 
 /// The active deadline counts anew from when a run goes on.
-fn note_resumption(status: &mut TrainingRunStatus, seen: &Observed, run: &ValidRun, now: Timestamp) {
+fn note_resumption(status: &mut TrainingRunStatus, seen: &Observed, now: Timestamp) {
     let was_idle = matches!(status.phase, Some(RunPhase::Suspending | RunPhase::Suspended));
     let current = status.current_attempt.as_ref();
     let job = current.and_then(|current| seen.job(current.number));
-    let is_idle = run.spec.suspend
+    let is_idle = seen.run.spec.suspend
         || job.is_some_and(is_held_back)
         || current.is_some_and(|current| current.stop.as_ref().is_some_and(|stop| stop.reason == StopReason::Suspend));
     if was_idle && !is_idle {

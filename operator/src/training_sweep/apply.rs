@@ -1,9 +1,13 @@
 //! Makes a plan true, in an order that any crash may cut: runs first, then the status, then the Events, and at last what
 //! the status says was stopped.
 
-use anneal_api::resources::{SweepPhase, TrainingSweepStatus, TrialPhase};
+use anneal_api::{
+    names::label,
+    resources::{SweepPhase, TrainingRun, TrainingSweepStatus, TrialPhase},
+};
 use jiff::Timestamp;
-use kube::{Resource, ResourceExt};
+use kube::{Resource, ResourceExt, core::Status};
+use serde_json::json;
 
 use super::{observe::Observed, plan::Plan, validate::ValidSweep};
 use crate::{
@@ -33,6 +37,9 @@ pub async fn apply(
     if let (Some(problem), Some(sweep)) = (problem, sweep) {
         plan = plan.blocked(seen, sweep, &created, (problem.reason(), problem.to_string()), now);
     }
+    for (run, suspend) in &plan.suspend {
+        set_suspended(context, &namespace, run, *suspend).await?;
+    }
     let former = seen.sweep.status.clone().unwrap_or_default();
     if plan.status != former {
         cluster::write_status(&context.client, seen.sweep.as_ref(), &plan.status).await?;
@@ -43,6 +50,24 @@ pub async fn apply(
         cluster::delete(&context.client, &namespace, run).await?;
     }
     Ok(plan.wake)
+}
+
+/// Suspends a run, or lets it go on. What became of it meanwhile, the next pass sees.
+async fn set_suspended(
+    context: &Context,
+    namespace: &str,
+    run: &TrainingRun,
+    suspend: bool,
+) -> Result<(), ClusterError> {
+    // `null` takes the annotation away.
+    let mark = suspend.then_some("true");
+    let patch = json!({
+        "metadata": {"uid": run.uid(), "annotations": {label::SUSPENDED_BY_SWEEP: mark}}, "spec": {"suspend": suspend}
+    });
+    match cluster::merge::<TrainingRun>(&context.client, namespace, &run.name_any(), &patch).await {
+        Err(problem) if problem.says(Status::is_not_found) || problem.says(Status::is_conflict) => Ok(()),
+        other => other.map(|_| ()),
+    }
 }
 
 fn count(context: &Context, former: &TrainingSweepStatus, new: &TrainingSweepStatus) {

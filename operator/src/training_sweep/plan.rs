@@ -41,6 +41,8 @@ pub struct Plan {
     pub status: TrainingSweepStatus,
     /// Runs to delete, once the status says that they were stopped.
     pub stop: Vec<TrainingRun>,
+    /// Runs to suspend (true) or to let go on, because the sweep is suspended or no longer is.
+    pub suspend: Vec<(TrainingRun, bool)>,
     /// Whether the sweep itself is to be deleted.
     pub expire: bool,
     /// What to tell the owner.
@@ -88,7 +90,7 @@ pub fn plan(seen: &Observed, sweep: &ValidSweep, now: Timestamp) -> Plan {
         status.start_time = Some(Time(now));
     }
     summarise(&mut status, sweep);
-    let state = state(&status, sweep, gives_up);
+    let state = state(&status, sweep, gives_up, going(seen));
     let mut wake = Wake::OnChange;
     if state.phase().is_terminal() {
         status.completion_time = Some(Time(now));
@@ -136,7 +138,7 @@ fn keep(seen: &Observed, mut status: TrainingSweepStatus, now: Timestamp) -> Pla
     }
     let (expire, wake) = expiry(seen, &status, now);
     let stop = stopped(seen, &status.trials);
-    Plan { start: Vec::new(), status, stop, expire, events: Vec::new(), wake }
+    Plan { start: Vec::new(), status, stop, suspend: Vec::new(), expire, events: Vec::new(), wake }
 }
 
 fn expiry(seen: &Observed, status: &TrainingSweepStatus, now: Timestamp) -> (bool, Wake) {
@@ -294,12 +296,29 @@ fn stopped(seen: &Observed, trials: &[TrialStatus]) -> Vec<TrainingRun> {
     left.map(|trial| trial.run.clone()).collect()
 }
 
+/// Runs that are to be suspended with their sweep, and those that are to go on with it. What somebody suspended by hand
+/// stays as it is.
+fn to_suspend(seen: &Observed, trials: &[TrialStatus]) -> Vec<(TrainingRun, bool)> {
+    let wanted = seen.sweep.spec.suspend;
+    let is_over = |number| trials.iter().any(|trial| trial.number == number && trial.phase.is_terminal());
+    let under_way = seen.runs.iter().filter(|trial| !is_over(trial.number) && !is_leaving(&trial.run));
+    let is_marked = |run: &TrainingRun| run.annotations().contains_key(label::SUSPENDED_BY_SWEEP);
+    let differs = |run: &&TrainingRun| if wanted { !run.spec.suspend } else { is_marked(run) };
+    under_way.map(|trial| &trial.run).filter(differs).map(|run| (run.clone(), wanted)).collect()
+}
+
+/// How many runs are neither over nor suspended.
+fn going(seen: &Observed) -> usize {
+    let rests = |run: &TrainingRun| is_over(run) || (run.spec.suspend && phase(run) == Some(RunPhase::Suspended));
+    seen.runs.iter().filter(|trial| !rests(&trial.run)).count()
+}
+
 fn summarise(status: &mut TrainingSweepStatus, sweep: &ValidSweep) {
     status.counts = Some(status::counts(&status.trials, sweep.trials.len()));
     status.best = status::best(&status.trials, sweep.spec.objective);
 }
 
-fn state(status: &TrainingSweepStatus, sweep: &ValidSweep, gives_up: bool) -> State {
+fn state(status: &TrainingSweepStatus, sweep: &ValidSweep, gives_up: bool, going: usize) -> State {
     let counts = status.counts.unwrap_or_default();
     let active = status.trials.iter().filter(|trial| !trial.phase.is_terminal()).count();
     let too_many = || {
@@ -330,13 +349,13 @@ fn state(status: &TrainingSweepStatus, sweep: &ValidSweep, gives_up: bool) -> St
         (_, false) if gives_up => {
             State::of(SweepPhase::Running, "TooManyFailures", format!("{}; no further trial starts", too_many()))
         }
-        (_, false) if sweep.spec.suspend && active == 0 => {
+        (_, false) if sweep.spec.suspend && going == 0 => {
             State::of(SweepPhase::Suspended, "Suspended", "spec.suspend is true; set it to false to go on")
         }
         (_, false) if sweep.spec.suspend => State::of(
             SweepPhase::Running,
             "Suspending",
-            format!("spec.suspend is true: no further trial starts, and {active} go on to their end"),
+            format!("spec.suspend is true: no further trial starts, and {going} write a checkpoint and end"),
         ),
         (_, false) => {
             let over = counts.succeeded + counts.failed + counts.stopped;
@@ -357,7 +376,8 @@ fn finish(
     state.write_into(&mut status, seen.sweep.metadata.generation, now);
     let stop = stopped(seen, &status.trials);
     let events = status::transitions(&former(seen), &status);
-    Plan { start, status, stop, expire: false, events, wake }
+    let suspend = to_suspend(seen, &status.trials);
+    Plan { start, status, stop, suspend, expire: false, events, wake }
 }
 
 #[cfg(test)]

@@ -129,6 +129,10 @@ async fn a_sweep_that_makes_no_sense_is_refused_with_what_to_write() -> Outcome 
                 json!({"template": {"spec": {"model": {"architecture": "simple", "inputSize": 64}}}, "parameters": rates}),
                 "model.inputSize must be 224 for architecture simple",
             ),
+            (
+                json!({"template": {"spec": {"ttlSecondsAfterFinished": 60}}, "parameters": rates}),
+                "template.spec.ttlSecondsAfterFinished would delete trials that the sweep still compares",
+            ),
             (json!({"template": {"spec": {"epochs": 3}}, "parameters": rates}), "unknown field \"spec.template.spec.epochs\""),
         ];
         for (spec, sentence) in cases {
@@ -137,6 +141,9 @@ async fn a_sweep_that_makes_no_sense_is_refused_with_what_to_write() -> Outcome 
         let name = "r".repeat(37);
         let long = training_sweep(&name, json!({"parameters": rates}));
         refused(ns, long, "metadata.name must be at most 36 characters").await?;
+
+        let dotted = training_sweep("all.rates", json!({"parameters": rates}));
+        refused(ns, dotted, "metadata.name must start with a letter and hold only a-z, 0-9 and -").await?;
 
         // Suspended, it costs nothing.
         let sweep = |spec: Value| {
@@ -154,7 +161,7 @@ async fn a_sweep_that_makes_no_sense_is_refused_with_what_to_write() -> Outcome 
             (json!({"objective": {"metric": "Loss"}}), "objective is immutable"),
             (
                 json!({"template": {"spec": {"hyperparameters": {"epochs": 2}}}}),
-                "model, dataset, hyperparameters and output of the template are immutable",
+                "model, initFrom, dataset, hyperparameters, output and numNodes of the template are immutable",
             ),
         ];
         for (spec, sentence) in changes {

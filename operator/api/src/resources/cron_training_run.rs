@@ -30,7 +30,8 @@ pub const MAX_ACTIVE_RUNS: usize = 32;
     printcolumn(name = "Last-Success", type_ = "date", json_path = ".status.lastSuccessfulTime"),
     printcolumn(name = "Next", type_ = "string", json_path = ".status.nextScheduleTime"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
-    validation = Rule::new("self.metadata.name.size() <= 31").message("metadata.name must be at most 31 characters: the names of its TrainingRuns are made from it")
+    validation = Rule::new("self.metadata.name.size() <= 31").message("metadata.name must be at most 31 characters: the names of its TrainingRuns are made from it"),
+    validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')").message("metadata.name must start with a letter and hold only a-z, 0-9 and -: the names of its TrainingRuns are made from it")
 )]
 #[x_kube(
     validation = Rule::new("self.schedule.matches('^(@(yearly|annually|monthly|weekly|daily|midnight|hourly)|[^ @]+( [^ ]+){4})$')").message("schedule must be five fields, minute hour day-of-month month day-of-week, such as `30 2 * * 1-5`, or @hourly, @daily, @weekly, @monthly or @yearly; write the time zone under timeZone")

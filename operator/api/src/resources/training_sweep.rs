@@ -33,11 +33,13 @@ pub const MAX_TRIALS: usize = 200;
     printcolumn(name = "Best", type_ = "number", json_path = ".status.best.value"),
     printcolumn(name = "Best-Run", type_ = "string", json_path = ".status.best.run"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
-    validation = Rule::new("self.metadata.name.size() <= 36").message("metadata.name must be at most 36 characters: the names of its TrainingRuns are made from it")
+    validation = Rule::new("self.metadata.name.size() <= 36").message("metadata.name must be at most 36 characters: the names of its TrainingRuns are made from it"),
+    validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')").message("metadata.name must start with a letter and hold only a-z, 0-9 and -: the names of its TrainingRuns are made from it")
 )]
 #[x_kube(
     validation = Rule::new("self.search != 'Grid' || self.parameters.all(p, !has(p.range))").message("search: Grid tries every combination, so each parameter needs values or choices; write those, or use search: Random"),
     validation = Rule::new("self.search != 'Random' || has(self.maxTrials)").message("search: Random needs maxTrials: how many trials to draw"),
+    validation = Rule::new("!has(self.template.spec.ttlSecondsAfterFinished)").message("template.spec.ttlSecondsAfterFinished would delete trials that the sweep still compares; remove it, and set ttlSecondsAfterFinished of the sweep, which deletes them all together"),
     validation = Rule::new("self.parameters == oldSelf.parameters").message("parameters are immutable; create a new TrainingSweep"),
     validation = Rule::new("self.search == oldSelf.search && self.seed == oldSelf.seed").message("search and seed are immutable; create a new TrainingSweep"),
     validation = Rule::new("has(self.maxTrials) == has(oldSelf.maxTrials) && (!has(self.maxTrials) || self.maxTrials == oldSelf.maxTrials)").message("maxTrials is immutable; create a new TrainingSweep"),
@@ -76,7 +78,8 @@ pub struct TrainingSweepSpec {
     #[serde(default = "three")]
     #[schemars(range(min = 0, max = 200))]
     pub max_failed_trials: i32,
-    /// Starts no trial while it is true; trials that run already go on to their end.
+    /// While true, no trial starts, and those under way are suspended: each writes a checkpoint and ends. False again, they
+    /// go on from there.
     #[serde(default)]
     pub suspend: bool,
     /// Seconds after its end when the sweep is deleted, with its `TrainingRuns`. Published models stay on the claim. It

@@ -3,12 +3,12 @@
 
 use anneal_api::{
     failure::FailureClass,
-    resources::{CurrentAttempt, Stop, StopReason, TrainingRunStatus},
+    resources::{CurrentAttempt, Stop, StopReason, TrainingRunSpec, TrainingRunStatus},
 };
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{api::batch::v1::Job, apimachinery::pkg::apis::meta::v1::Time};
 
-use super::super::{failure::obstacle, observe::Observed, validate::ValidRun};
+use super::super::{failure::obstacle, observe::Observed};
 use crate::progress::Reading;
 
 fn after(start: Timestamp, seconds: i64) -> Timestamp {
@@ -16,29 +16,29 @@ fn after(start: Timestamp, seconds: i64) -> Timestamp {
 }
 
 /// When the run has been active for too long; `None` where it may take as long as it likes, or has not begun.
-pub fn active(run: &ValidRun, status: &TrainingRunStatus) -> Option<Timestamp> {
+pub fn active(spec: &TrainingRunSpec, status: &TrainingRunStatus) -> Option<Timestamp> {
     let start = status.resume_time.as_ref().max(status.start_time.as_ref())?;
-    Some(after(start.0, run.spec.active_deadline_seconds?))
+    Some(after(start.0, spec.active_deadline_seconds?))
 }
 
 /// What ends a run that has been active for too long.
-pub fn active_message(run: &ValidRun) -> String {
+pub fn active_message(spec: &TrainingRunSpec) -> String {
     format!(
         "the run was active for longer than spec.activeDeadlineSeconds ({} s); raise it, or train less",
-        run.spec.active_deadline_seconds.unwrap_or_default()
+        spec.active_deadline_seconds.unwrap_or_default()
     )
 }
 
 /// When an attempt's pod must run. A Job that a queue held back has until then only from when it was let go.
-pub fn start(run: &ValidRun, current: &CurrentAttempt, job: Option<&Job>) -> Timestamp {
+pub fn start(spec: &TrainingRunSpec, current: &CurrentAttempt, job: Option<&Job>) -> Timestamp {
     let let_go = job.and_then(|job| job.status.as_ref()).and_then(|status| status.start_time.as_ref());
-    after(let_go.max(Some(&current.due_time)).unwrap_or(&current.due_time).0, run.spec.start_deadline_seconds)
+    after(let_go.max(Some(&current.due_time)).unwrap_or(&current.due_time).0, spec.start_deadline_seconds)
 }
 
 /// When a silent trainer counts as stalled. `None` where no heartbeat is asked for, or nobody has listened yet: an
 /// operator that was away must not take its own absence for the trainer's.
-pub fn progress(run: &ValidRun, current: &CurrentAttempt, seen: &Observed) -> Option<Timestamp> {
-    let seconds = run.spec.progress_deadline_seconds?;
+pub fn progress(spec: &TrainingRunSpec, current: &CurrentAttempt, seen: &Observed) -> Option<Timestamp> {
+    let seconds = spec.progress_deadline_seconds?;
     let started = current.running_time.as_ref()?.0;
     let heartbeat = match &seen.reading {
         Reading::Said(progress) => progress.last_update_time.max(started),
@@ -57,7 +57,7 @@ pub fn stop(class: FailureClass, message: String, now: Timestamp) -> Stop {
 }
 
 /// The end of an attempt whose pod did not run in time, with the class of what was in its way.
-pub fn not_started(run: &ValidRun, current: &CurrentAttempt, seen: &Observed, now: Timestamp) -> Stop {
+pub fn not_started(spec: &TrainingRunSpec, current: &CurrentAttempt, seen: &Observed, now: Timestamp) -> Stop {
     let pod = seen.pods(current.number).find(|pod| !pod.gone).map(|pod| &pod.pod);
     let (class, why) = pod.and_then(obstacle).unwrap_or_else(|| {
         let pod = pod.and_then(|pod| pod.metadata.name.clone());
@@ -67,13 +67,13 @@ pub fn not_started(run: &ValidRun, current: &CurrentAttempt, seen: &Observed, no
         );
         (FailureClass::StartDeadline, look)
     });
-    let seconds = run.spec.start_deadline_seconds;
+    let seconds = spec.start_deadline_seconds;
     stop(class, format!("the pod did not run within spec.startDeadlineSeconds ({seconds} s): {why}"), now)
 }
 
 /// The end of an attempt whose trainer stands still.
-pub fn stalled(run: &ValidRun, now: Timestamp) -> Stop {
-    let seconds = run.spec.progress_deadline_seconds.unwrap_or_default();
+pub fn stalled(spec: &TrainingRunSpec, now: Timestamp) -> Stop {
+    let seconds = spec.progress_deadline_seconds.unwrap_or_default();
     let message = format!(
         "the trainer did not move for spec.progressDeadlineSeconds ({seconds} s); see its log, or raise the deadline"
     );

@@ -12,23 +12,23 @@ use super::{
         failure::obstacle,
         observe::{AttemptPod, Observed},
         status::State,
-        validate::ValidRun,
     },
-    Plan, deadline, finish, is_held_back, stop,
+    Checked, Plan, deadline, finish, is_held_back, stop,
 };
 use crate::{controller::Wake, progress::Target};
 
 /// The plan while the attempt's Job is there and has not ended.
 pub fn plan(
     seen: &Observed,
-    run: &ValidRun,
+    run: Checked,
     status: TrainingRunStatus,
     current: &CurrentAttempt,
     job: &Job,
     now: Timestamp,
 ) -> Plan {
+    let spec = &seen.run.spec;
     let end = |status, stop| stop::begin(seen, status, current.clone(), stop, now);
-    if run.spec.suspend {
+    if spec.suspend {
         return end(status, stop::suspended(now));
     }
     if is_held_back(job) {
@@ -40,28 +40,28 @@ pub fn plan(
         let state = State::waiting(RunPhase::Suspended, run_reason::JOB_SUSPENDED, text);
         return finish(seen, status, state, Wake::OnChange, now);
     }
-    let active = deadline::active(run, &status);
+    let active = deadline::active(spec, &status);
     if active.is_some_and(|limit| now >= limit) {
-        return end(status, deadline::stop(FailureClass::ActiveDeadline, deadline::active_message(run), now));
+        return end(status, deadline::stop(FailureClass::ActiveDeadline, deadline::active_message(spec), now));
     }
     let pods: Vec<&AttemptPod> = seen.pods(current.number).filter(|attempt| !attempt.gone).collect();
     let started = |attempt: &AttemptPod| attempt.phase() == Some("Running") || attempt.has_ended();
     let (state, limit) = if pods.is_empty() || !pods.iter().all(|attempt| started(attempt)) {
         // While a pod of several still starts, none of them trains.
         let nothing_ran = current.running_time.is_none() && !pods.iter().any(|attempt| started(attempt));
-        if nothing_ran && stop::is_outdated(job, seen) {
+        if nothing_ran && run.is_ok() && stop::is_outdated(job, seen) {
             return end(status, stop::replaced(now));
         }
-        let limit = deadline::start(run, current, Some(job));
+        let limit = deadline::start(spec, current, Some(job));
         if current.running_time.is_none() && now >= limit {
-            return end(status, deadline::not_started(run, current, seen, now));
+            return end(status, deadline::not_started(spec, current, seen, now));
         }
         let waiting = pods.iter().find(|attempt| !started(attempt)).map(|attempt| &attempt.pod);
         (preparing(current, waiting, now), Some(limit).filter(|_| current.running_time.is_none()))
     } else {
-        let limit = deadline::progress(run, current, seen);
+        let limit = deadline::progress(spec, current, seen);
         if limit.is_some_and(|limit| now >= limit) {
-            return end(status, deadline::stalled(run, now));
+            return end(status, deadline::stalled(spec, now));
         }
         (running(current, &pods, now), limit)
     };

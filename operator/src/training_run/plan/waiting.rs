@@ -11,7 +11,7 @@ use super::{
         claim::Claim, failure::job_has_ended, init::Init, nodes, objects, observe::Observed, output, status::State,
         validate::ValidRun,
     },
-    Plan, Start, deadline, finish, history,
+    Checked, Plan, Start, deadline, finish, history,
     retry::{LONGEST_PAUSE, Verdict, verdict},
     stop,
 };
@@ -21,20 +21,15 @@ use crate::{context::Settings, controller::Wake};
 const LOOK: SignedDuration = SignedDuration::from_secs(10);
 
 /// The plan while no attempt is under way.
-pub fn plan(
-    seen: &Observed,
-    run: &ValidRun,
-    settings: &Settings,
-    mut status: TrainingRunStatus,
-    now: Timestamp,
-) -> Plan {
-    let verdict = status.attempts.last().map(|last| (last.clone(), verdict(&run.spec, &status, last)));
+pub fn plan(seen: &Observed, run: Checked, settings: &Settings, mut status: TrainingRunStatus, now: Timestamp) -> Plan {
+    let spec = &seen.run.spec;
+    let verdict = status.attempts.last().map(|last| (last.clone(), verdict(spec, &status, last)));
     if let Some((last, Verdict::Fail(rest))) = &verdict {
         let class = last.class.unwrap_or(FailureClass::AppError);
         let message = format!("attempt {}: {}{rest}", last.number, last.message);
         return failed(seen, status, class, message, last.end_time.0, now);
     }
-    if run.spec.suspend {
+    if spec.suspend {
         status.current_attempt = None;
         let text = "nothing runs; set spec.suspend to false, and the run goes on from its last checkpoint";
         return finish(
@@ -45,9 +40,9 @@ pub fn plan(
             now,
         );
     }
-    let limit = deadline::active(run, &status);
+    let limit = deadline::active(spec, &status);
     if limit.is_some_and(|limit| now >= limit) {
-        let message = deadline::active_message(run);
+        let message = deadline::active_message(spec);
         return failed(seen, status, FailureClass::ActiveDeadline, message, now, now);
     }
     let mut plan = match verdict {
@@ -57,7 +52,13 @@ pub fn plan(
                 format!("attempt {} failed ({class}): {}; the next one starts at {due:.0}", last.number, last.message);
             finish(seen, status, State::working(RunPhase::Retrying, class, text), Wake::At(due), now)
         }
-        _ => begin(seen, run, settings, status, now),
+        _ => match run {
+            Ok(run) => begin(seen, run, settings, status, now),
+            Err(problem) => {
+                let state = State::stalled(RunPhase::Pending, problem.reason(), problem.to_string());
+                finish(seen, status, state, Wake::OnChange, now)
+            }
+        },
     };
     if let Some(limit) = limit {
         plan.wake = plan.wake.or_at(limit);
@@ -112,7 +113,7 @@ fn begin(seen: &Observed, run: &ValidRun, settings: &Settings, mut status: Train
     };
     let current = status.current_attempt.take().filter(|current| current.number == number && current.stop.is_none());
     let current = current.unwrap_or_else(|| history::due(number, now));
-    let limit = deadline::start(run, &current, None);
+    let limit = deadline::start(&run.spec, &current, None);
     let claims = [("output", Some(&seen.output)), ("dataset", seen.dataset.as_ref()), ("initFrom", init)];
     for (role, claim) in claims {
         let Some((reason, message)) = claim.and_then(|claim| claim.obstacle(role)) else { continue };
@@ -121,7 +122,7 @@ fn begin(seen: &Observed, run: &ValidRun, settings: &Settings, mut status: Train
             let text = format!("{message}; it was not there within spec.startDeadlineSeconds ({seconds} s)");
             let failure = Failure::new(FailureClass::VolumeMissing, text);
             history::record_unstarted(&mut status, &current, &failure, now);
-            return plan(seen, run, settings, status, now);
+            return plan(seen, Ok(run), settings, status, now);
         }
         status.current_attempt = Some(current);
         let state = State::waiting(RunPhase::Pending, reason, message);

@@ -58,6 +58,15 @@ impl Case {
             self.seen.runs.push(TrialRun { number, run: run.clone() });
         }
         self.seen.runs.sort_by_key(|trial| trial.number);
+        for (run, suspend) in &plan.suspend {
+            let found = self.seen.runs.iter_mut().find(|trial| trial.run.name_any() == run.name_any());
+            let run = &mut found.expect("a run that was seen").run;
+            run.spec.suspend = *suspend;
+            run.annotations_mut().retain(|key, _| key != label::SUSPENDED_BY_SWEEP);
+            if *suspend {
+                run.annotations_mut().insert(label::SUSPENDED_BY_SWEEP.into(), "true".into());
+            }
+        }
         let goes = |run: &TrainingRun| plan.stop.iter().any(|stopped| stopped.name_any() == run.name_any());
         self.seen.runs.retain(|trial| !goes(&trial.run));
         self
@@ -209,6 +218,29 @@ fn a_suspended_sweep_starts_nothing_and_goes_on_afterwards() {
     let case = case.step(10).ends(1, RunPhase::Succeeded, 0.7);
     assert_eq!(case.plan(20).status.phase, Some(SweepPhase::Suspended));
     assert_eq!(started(&case.step(20).edit(suspend(false)).plan(30)), ["rates-3", "rates-4"]);
+}
+
+#[test]
+fn a_suspended_sweep_suspends_its_trials_and_lets_none_go_on_that_somebody_suspended_by_hand() {
+    let suspend = |suspend: bool| move |sweep: &mut TrainingSweep| sweep.spec.suspend = suspend;
+    let suspended = |plan: &Plan| -> Vec<(String, bool)> {
+        plan.suspend.iter().map(|(run, suspend)| (run.name_any(), *suspend)).collect()
+    };
+    let mut case = sweep(&json!({})).step(0).runs(1, 1, 0.5).runs(2, 1, 0.5);
+    assert!(case.plan(5).suspend.is_empty());
+    case.seen.runs[1].run.spec.suspend = true;
+    let case = case.edit(suspend(true));
+    assert_eq!(suspended(&case.plan(10)), [("rates-1".to_owned(), true)]);
+    let mut case = case.step(10);
+    assert_eq!(reason(&case.plan(11)), "Suspending");
+    assert!(case.plan(11).suspend.is_empty(), "it is suspended again and again");
+    for number in [1, 2] {
+        case.run(number).expect("a run").phase = Some(RunPhase::Suspended);
+    }
+    assert_eq!(case.plan(20).status.phase, Some(SweepPhase::Suspended));
+    let case = case.step(20).edit(suspend(false));
+    assert_eq!(suspended(&case.plan(30)), [("rates-1".to_owned(), false)]);
+    assert!(case.step(30).plan(31).suspend.is_empty(), "it is let go again and again");
 }
 
 #[test]

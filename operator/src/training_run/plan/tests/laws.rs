@@ -32,6 +32,8 @@ enum Happening {
     Held(bool),
     Suspend(bool),
     Template(u8),
+    /// The specification makes sense, or not.
+    Spoilt(bool),
     Says(i64),
     Silent,
     Time(i64),
@@ -84,6 +86,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         2 => any::<bool>().prop_map(Happening::Held),
         3 => any::<bool>().prop_map(Happening::Suspend),
         1 => (0..3_u8).prop_map(Happening::Template),
+        1 => any::<bool>().prop_map(Happening::Spoilt),
         2 => (0..100_i64).prop_map(Happening::Says),
         1 => Just(Happening::Silent),
         5 => (-4000..4000_i64).prop_map(Happening::Time),
@@ -144,6 +147,12 @@ fn happens(world: &mut World, event: Happening) {
         Happening::Template(number) => {
             world.edit(|run| run.spec.pod_template.image = Some(format!("trainer:{number}")));
         }
+        Happening::Spoilt(true) => {
+            world.spoil();
+        }
+        Happening::Spoilt(false) => {
+            world.edit(|run| run.spec.pod_template.labels.clear());
+        }
         Happening::Says(step) => {
             world.says(step, Some(step / 2), None);
         }
@@ -199,7 +208,7 @@ proptest! {
         world.claim = Claim::Present;
         world.init = Init::Random;
         world.nodes_answer = true;
-        world.suspend(false);
+        world.suspend(false).edit(|run| run.spec.pod_template.labels.clear());
         for _ in 0..20 {
             world.pods_stop(None, true).wait(700).settle();
             world.hold(false);

@@ -201,13 +201,32 @@ fn labels_that_would_join_a_service_are_refused_and_the_run_goes_on_once_they_ar
 #[test]
 fn a_spec_that_is_spoilt_while_it_trains_stops_nothing() {
     let mut world = running(json!({}));
-    world.edit(|run| {
-        run.spec.pod_template.labels.insert("anneal.dev/x".into(), "y".into());
-    });
-    world.settle();
-    assert_eq!(world.phase(), Some(RunPhase::Running));
+    assert!(world.spoil().settle().pass().follow.is_some(), "nobody reads its progress any more");
+    assert_eq!((world.phase(), reason(&world).as_str()), (Some(RunPhase::Running), "ReservedKey"));
     world.ends(0, "Completed", Some(&published())).settle();
     assert_eq!(world.phase(), Some(RunPhase::Succeeded));
+}
+
+#[test]
+fn deadlines_and_suspension_hold_also_while_the_spec_makes_no_sense() {
+    let mut late = running(json!({"activeDeadlineSeconds": 100}));
+    late.spoil().settle().wait(100).settle().pods_stop(None, true).settle();
+    assert_eq!((late.phase(), reason(&late).as_str()), (Some(RunPhase::Failed), "ActiveDeadline"));
+
+    let mut stalled = running(json!({"progressDeadlineSeconds": 100, "maxRetries": 0}));
+    stalled.says(1, None, None);
+    stalled.spoil().settle().wait(100).settle().pods_stop(None, true).settle();
+    assert_eq!((stalled.phase(), last_class(&stalled)), (Some(RunPhase::Failed), Some(FailureClass::Stalled)));
+
+    let mut suspended = running(json!({}));
+    suspended.spoil().suspend(true).settle().pods_stop(Some(&interrupted(7)), true).settle();
+    assert_eq!((suspended.phase(), reason(&suspended).as_str()), (Some(RunPhase::Suspended), "Suspended"));
+
+    // Nothing starts before it makes sense again.
+    suspended.suspend(false).settle();
+    assert_eq!((suspended.made.len(), reason(&suspended).as_str()), (1, "ReservedKey"));
+    suspended.edit(|run| run.spec.pod_template.labels.clear()).settle();
+    assert_eq!(suspended.made, [1, 2]);
 }
 
 #[test]

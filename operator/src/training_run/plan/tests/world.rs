@@ -19,7 +19,7 @@ use k8s_openapi::{
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
-use super::super::{Plan, plan, refuse};
+use super::super::{Plan, plan};
 use crate::{
     context::Settings,
     controller::Wake,
@@ -163,6 +163,13 @@ impl World {
         self.edit(|run| run.spec.suspend = suspend)
     }
 
+    /// The specification makes no sense any more, in a way that the schema does not see.
+    pub fn spoil(&mut self) -> &mut Self {
+        self.edit(|run| {
+            run.spec.pod_template.labels.insert("anneal.dev/x".into(), "y".into());
+        })
+    }
+
     pub fn seen(&self) -> Observed {
         let number = |pod: &Pod| pod.labels()[label::ATTEMPT].parse().expect("a number");
         let listed = self.pods.iter().map(|pod| (pod, false)).chain(self.gone.iter().map(|pod| (pod, true)));
@@ -185,10 +192,7 @@ impl World {
 
     pub fn plan(&self) -> Plan {
         let seen = self.seen();
-        match validate(&seen.run) {
-            Ok(valid) => plan(&seen, &valid, &Settings::of_tests(), self.now),
-            Err(problem) => refuse(&seen, &problem, self.now),
-        }
+        plan(&seen, validate(&seen.run).as_ref(), &Settings::of_tests(), self.now)
     }
 
     /// One pass of the operator.
