@@ -30,7 +30,7 @@ async fn a_run_waits_for_another_ones_model_begins_with_it_and_keeps_its_claim_u
         // More classes than the other one has: the last layer begins anew. Frozen layers are those of the other one.
         let mut spec = manifest::well_trained(1);
         spec["hyperparameters"]["epochs"] = 12.into();
-        spec["initFrom"] = json!({"trainingRunRef": {"name": "base"}, "freeze": ["stem"]});
+        spec["initFrom"] = json!({"trainingRunRef": {"name": "base"}, "freeze": ["conv1", "bn1"]});
         spec["startDeadlineSeconds"] = 5.into();
         ns.apply(&manifest::training_run("more", spec)).await?;
         let mut more = ns.watch::<TrainingRun>("more");

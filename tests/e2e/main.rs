@@ -9,6 +9,7 @@ mod happy;
 mod images;
 mod lifecycle;
 mod nodes;
+mod others;
 mod quiet;
 mod restarts;
 mod rollout;

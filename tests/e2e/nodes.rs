@@ -58,7 +58,9 @@ async fn lost(ns: &Namespace, node: &Node) -> Result<()> {
     };
     run.until("it has a checkpoint", PATIENCE, kept).await?;
 
+    // A power cut: nobody is left to tell the API server what became of the pod.
     node.kill("kubelet").await?;
+    node.kill("anneal-trainer").await?;
     let told = |run: &TrainingRun| {
         let ready = status(run).conditions.into_iter().find(|condition| condition.type_ == "Ready");
         ready.is_some_and(|ready| ready.reason == "NodeLost" && ready.message.contains("out-of-service"))
@@ -67,8 +69,7 @@ async fn lost(ns: &Namespace, node: &Node) -> Result<()> {
     tokio::time::sleep(std::time::Duration::from_secs(15)).await;
     ensure!(jobs.names() == ["cats-1"], "a second writer was let in: {:?}", jobs.names());
 
-    // Now it is off.
-    node.kill("anneal-trainer").await?;
+    // Somebody looked, and says that it is off.
     ns.kubectl(&["taint", "node", &node.name, OUT_OF_SERVICE]).await?.ok()?;
     let second = |run: &TrainingRun| status(run).attempt == Some(2);
     let run_again = run.until("its second attempt starts", PATIENCE, second).await?;

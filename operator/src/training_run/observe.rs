@@ -204,3 +204,38 @@ fn by_attempt(uid: &str, jobs: Vec<Job>) -> Vec<AttemptJob> {
     own.sort_by_key(|attempt| attempt.number);
     own
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// An object of attempt 1 of run `cats`, with the UID of that run.
+    fn of<K: serde::de::DeserializeOwned>(uid: &str) -> K {
+        serde_json::from_value(json!({"metadata": {
+            "name": "cats-1", "uid": format!("object-of-{uid}"),
+            "labels": {label::RUN: "cats", label::RUN_UID: uid, label::ATTEMPT: "1"},
+            "ownerReferences": [
+                {"apiVersion": "anneal.dev/v1alpha1", "kind": "TrainingRun", "name": "cats", "uid": uid, "controller": true}
+            ]
+        }}))
+        .expect("an object")
+    }
+
+    #[test]
+    fn jobs_and_pods_of_a_deleted_namesake_are_not_the_runs_own() {
+        assert!(by_attempt("new", vec![of("old")]).is_empty());
+        assert_eq!(by_attempt("new", vec![of("old"), of("new")]).len(), 1);
+        assert!(own_pods("new", vec![of("old")], vec![of("older")]).is_empty());
+        assert_eq!(own_pods("new", vec![of("new")], Vec::new()).len(), 1);
+    }
+
+    #[test]
+    fn a_pod_that_was_seen_to_leave_is_taken_for_gone_only_where_it_is() {
+        let still_there = own_pods("new", vec![of("new")], vec![of("new")]);
+        assert_eq!(still_there.iter().map(|pod| pod.gone).collect::<Vec<_>>(), [false]);
+        let gone = own_pods("new", Vec::new(), vec![of("new")]);
+        assert_eq!(gone.iter().map(|pod| pod.gone).collect::<Vec<_>>(), [true]);
+    }
+}

@@ -34,7 +34,7 @@ async fn what_a_run_was_trained_with_cannot_be_changed_added_or_removed_afterwar
             (plain(json!({"numNodes": 2, "podTemplate": {"image": "a"}})), "numNodes is immutable; create a new TrainingRun"),
             (plain(json!({"initFrom": {"trainingRunRef": {"name": "other"}}})), "initFrom is immutable; create a new TrainingRun"),
             (full(json!({"initFrom": null})), "initFrom is immutable"),
-            (full(json!({"initFrom": {"freeze": ["stem"]}})), "initFrom is immutable"),
+            (full(json!({"initFrom": {"freeze": ["conv1", "bn1"]}})), "initFrom is immutable"),
             (full(json!({"numNodes": null})), "numNodes is immutable"),
             (full(json!({"output": {"whenDeleted": "Delete"}})), "output is immutable"),
             (full(json!({"output": {"claimName": "a", "volumeClaimTemplate": null}})), "output is immutable"),

@@ -32,7 +32,7 @@ pub struct InitFrom {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sha256: Option<Sha256>,
     /// Parameters that stay as they are in the checkpoint, by the first parts of their names (`anneal-trainer inspect` lists
-    /// them): `["stem", "layer1"]` for example.
+    /// them): `["conv1", "bn1", "layer1"]` for example.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(min = 1, max = 255), regex(pattern = "^[A-Za-z0-9_.]+$")))]
     pub freeze: Vec<String>,

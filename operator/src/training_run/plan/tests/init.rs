@@ -7,7 +7,7 @@ use super::world::{World, checkpoint, settings};
 use crate::training_run::{claim::Claim, init::Init, validate::validate};
 
 fn run(init: Init) -> World {
-    let mut world = World::new(json!({"initFrom": {"trainingRunRef": {"name": "base"}, "freeze": ["stem"]}}));
+    let mut world = World::new(json!({"initFrom": {"trainingRunRef": {"name": "base"}, "freeze": ["conv1"]}}));
     world.init = init;
     world
 }
@@ -56,7 +56,7 @@ fn its_checkpoint_is_written_down_before_anything_starts_and_stays_the_same() {
     let (config, claims) = started(&world);
     let init = config.init_from.expect("something to begin with");
     assert_eq!((init.checkpoint.as_str(), init.sha256), ("/init/models/x.pth", Some(checkpoint().sha256)));
-    assert_eq!(init.freeze, ["stem"]);
+    assert_eq!(init.freeze, ["conv1"]);
     assert!(claims.contains(&("/init".into(), "others".into())), "{claims:?}");
 }
 

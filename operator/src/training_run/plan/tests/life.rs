@@ -192,8 +192,10 @@ fn labels_that_would_join_a_service_are_refused_and_the_run_goes_on_once_they_ar
     });
     let problem = validate(&world.run).expect_err("refused");
     assert!(problem.to_string().contains("anneal.dev/model-deployment"), "{problem}");
-    world.settle();
+    let plan = world.pass();
     assert_eq!((world.phase(), reason(&world).as_str()), (Some(RunPhase::Pending), "ReservedKey"));
+    assert!(plan.events.len() == 1 && plan.events[0].warning, "its owner is not told: {:?}", plan.events);
+    assert!(world.pass().events.is_empty(), "its owner is told again");
     world.edit(|run| run.spec.pod_template.labels.clear()).settle();
     assert_eq!(world.made, [1]);
 }
