@@ -1,6 +1,7 @@
 //! The `TrainingRuns` that a sweep or a schedule makes from its template.
 
 use std::{
+    borrow::Borrow,
     collections::{BTreeMap, BTreeSet},
     fmt::Debug,
 };
@@ -9,6 +10,7 @@ use anneal_api::{
     names::{OPERATOR, label},
     resources::{ModelDeployment, RunPhase, RunTemplate, TrainingRun, TrainingRunSpec},
 };
+use jiff::Timestamp;
 use kube::{Resource, ResourceExt};
 
 use crate::{
@@ -101,6 +103,17 @@ pub async fn in_use<'a>(
     let others = context.runs_of(namespace).await?;
     let users = Users { deployments: &deployments, runs: &others };
     Ok(over.into_iter().filter_map(|run| Some((run.name_any(), users.of_run(run).pop()?))).collect())
+}
+
+/// The run that succeeded last and published a model.
+pub fn newest_success<R: Borrow<TrainingRun>>(runs: impl IntoIterator<Item = R>) -> Option<R> {
+    let published = |run: &R| run.borrow().status.as_ref().is_some_and(|status| status.result.is_some());
+    runs.into_iter().filter(published).max_by_key(|run| (completed(run.borrow()), run.borrow().name_any()))
+}
+
+/// When a run was over.
+pub fn completed(run: &TrainingRun) -> Option<Timestamp> {
+    Some(run.status.as_ref()?.completion_time.as_ref()?.0)
 }
 
 /// Where a run stands.

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use anneal_api::resources::{ModelDeployment, RevisionStatus, RunPhase, TrainingRun};
 use kube::{Resource, ResourceExt};
 
+use crate::runs;
+
 /// What may need a run, of one namespace.
 #[derive(Clone, Debug, Default)]
 pub struct Users<'a> {
@@ -20,39 +22,50 @@ fn named<K: Resource<DynamicType = ()>>(object: &K) -> String {
 }
 
 impl Users<'_> {
-    /// Who names the run or serves, may go back to, or is to begin with, what it published.
+    /// Who names the run, follows it as the newest success of a selector, or serves, may go back to, or is to begin with,
+    /// what it published.
     pub fn of_run(&self, run: &TrainingRun) -> Vec<String> {
         let name = run.name_any();
         let published = run.status.as_ref().and_then(|status| status.result.as_ref()).map(|result| &result.sha256);
         let serves = |revision: &RevisionStatus| {
             revision.training_run.as_ref() == Some(&name) || Some(&revision.sha256) == published
         };
-        let needs = |deployment: &&ModelDeployment| names(deployment, &name) || revisions(deployment).any(serves);
+        let needs = |deployment: &&ModelDeployment| self.wants(deployment, run) || revisions(deployment).any(serves);
         let deployments = self.deployments.iter().filter(needs).map(named);
         let waits = |other: &&Arc<TrainingRun>| is_to_begin_with(other, &name);
         deployments.chain(self.runs.iter().filter(waits).map(|run| named(run.as_ref()))).collect()
     }
 
     /// Who serves or begins with what lies on the claim that was made for the run of this name, or writes to it too.
-    pub fn of_claim(&self, run: &str, claim: &str) -> Vec<String> {
+    pub fn of_claim(&self, of: &TrainingRun, claim: &str) -> Vec<String> {
+        let run = &of.name_any();
         let serves = |deployment: &&ModelDeployment| {
             deployment.spec.model.claim_name.as_deref() == Some(claim)
-                || names(deployment, run)
-                || revisions(deployment).any(|revision| revision.training_run.as_deref() == Some(run))
+                || self.wants(deployment, of)
+                || revisions(deployment).any(|revision| revision.training_run.as_ref() == Some(run))
         };
         let begins = |other: &&Arc<TrainingRun>| {
             let pinned = other.status.as_ref().and_then(|status| status.init_from.as_ref());
             let reads = pinned.is_some_and(|pinned| pinned.claim_name == claim);
-            let writes = other.name_any() != run && other.output_claim() == claim;
+            let writes = other.name_any() != *run && other.output_claim() == claim;
             is_to_begin_with(other, run) || (!is_over(other) && (reads || writes))
         };
         let deployments = self.deployments.iter().filter(serves).map(named);
         deployments.chain(self.runs.iter().filter(begins).map(|run| named(run.as_ref()))).collect()
     }
-}
 
-fn names(deployment: &ModelDeployment, run: &str) -> bool {
-    deployment.spec.model.training_run_ref.as_ref().is_some_and(|reference| reference.name == run)
+    /// Whether the specification of a deployment asks for what the run published: by its name, or as what succeeded last
+    /// of the runs with some labels.
+    fn wants(&self, deployment: &ModelDeployment, run: &TrainingRun) -> bool {
+        let model = &deployment.spec.model;
+        let names = model.training_run_ref.as_ref().is_some_and(|reference| reference.name == run.name_any());
+        let follows = model.training_run_selector.as_ref().filter(|selector| selector.matches(run.labels()));
+        names
+            || follows.is_some_and(|selector| {
+                let followed = self.runs.iter().map(Arc::as_ref).filter(|other| selector.matches(other.labels()));
+                runs::newest_success(followed.chain([run])).is_some_and(|newest| newest.name_any() == run.name_any())
+            })
+    }
 }
 
 fn revisions(deployment: &ModelDeployment) -> impl Iterator<Item = &RevisionStatus> {
@@ -75,6 +88,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::training_run::fixtures::result;
 
     fn deployment(model: &Value) -> ModelDeployment {
         ModelDeployment::new("web", serde_json::from_value(json!({"model": model})).expect("a spec"))
@@ -89,15 +103,27 @@ mod tests {
 
     fn of_run(deployments: &[ModelDeployment], others: Vec<TrainingRun>) -> Vec<String> {
         let runs: Vec<Arc<TrainingRun>> = others.into_iter().map(Arc::new).collect();
-        let cats = run("cats", &json!(null), &json!({"result": null}));
-        Users { deployments, runs: &runs }.of_run(&cats)
+        Users { deployments, runs: &runs }.of_run(&cats())
+    }
+
+    fn cats() -> TrainingRun {
+        run("cats", &json!(null), &json!({"result": null}))
+    }
+
+    /// A run of team `pets` that ended in this hour, as a deployment of that team may follow it.
+    fn ended(name: &str, hour: u8, published: bool) -> TrainingRun {
+        let result = published.then(|| result("a", 0.9));
+        let status = json!({"completionTime": format!("2026-01-01T{hour:02}:00:00Z"), "result": result});
+        let mut run = run(name, &json!(null), &status);
+        run.metadata.labels = Some([("team".to_owned(), "pets".to_owned())].into());
+        run
     }
 
     #[test]
     fn a_run_and_its_claim_are_needed_by_the_deployment_that_names_it_or_a_file_on_its_claim() {
         let of_claim = |model: &Value| {
             let deployments = [deployment(model)];
-            Users { deployments: &deployments, runs: &[] }.of_claim("cats", "cats-output").len()
+            Users { deployments: &deployments, runs: &[] }.of_claim(&cats(), "cats-output").len()
         };
         assert_eq!(of_claim(&json!({"trainingRunRef": {"name": "cats"}})), 1);
         assert_eq!(of_claim(&json!({"claimName": "cats-output", "path": "a.pth", "sha256": "0".repeat(64)})), 1);
@@ -105,6 +131,20 @@ mod tests {
         let names = deployment(&json!({"trainingRunRef": {"name": "cats"}}));
         assert_eq!(of_run(&[names], Vec::new()), ["ModelDeployment web"]);
         assert!(of_run(&[deployment(&json!({"trainingRunRef": {"name": "dogs"}}))], Vec::new()).is_empty());
+    }
+
+    #[test]
+    fn of_the_runs_that_a_deployment_follows_the_newest_success_is_needed() {
+        let follows = [deployment(&json!({"trainingRunSelector": {"matchLabels": {"team": "pets"}}}))];
+        let runs = [ended("a", 3, true), ended("b", 5, true), ended("c", 7, false)].map(Arc::new);
+        let users = Users { deployments: &follows, runs: &runs };
+        let needed = |run: &TrainingRun| (users.of_run(run).len(), users.of_claim(run, "none").len());
+        assert_eq!(runs.each_ref().map(|run| needed(run)), [(0, 0), (1, 1), (0, 0)]);
+        // The watch may lag behind the run that is looked at.
+        assert_eq!(needed(&ended("d", 9, true)), (1, 1));
+        let mut stranger = ended("e", 9, true);
+        stranger.metadata.labels = Some([("team".to_owned(), "birds".to_owned())].into());
+        assert_eq!(needed(&stranger), (0, 0));
     }
 
     #[test]
@@ -123,7 +163,7 @@ mod tests {
         let status = |phase: &str| json!({"phase": phase, "initFrom": {"claimName": "cats-output", "path": "x", "sha256": "ab".repeat(32)}});
         let users = |phase: &str| {
             let runs = [Arc::new(run("more", &from, &status(phase)))];
-            Users { deployments: &[], runs: &runs }.of_claim("cats", "cats-output")
+            Users { deployments: &[], runs: &runs }.of_claim(&cats(), "cats-output")
         };
         assert_eq!(users("Retrying"), ["TrainingRun more"]);
         assert!(users("Succeeded").is_empty());

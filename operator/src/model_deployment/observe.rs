@@ -25,12 +25,13 @@ use super::{
     objects::{annotation, preview_name},
     pods::{self, PodSeen, Trouble},
     record::{self, Records},
-    revision::{self, RevisionName},
+    revision::RevisionName,
 };
 use crate::{
     children::is_controlled_by,
     cluster::{self, ClusterError, Object},
     context::Context,
+    runs,
     signals::Signals,
 };
 
@@ -212,18 +213,12 @@ async fn run(context: &Context, owner: &ModelDeployment) -> Result<Option<Traini
     if let Some(selector) = model.training_run_selector.as_ref().filter(|it| !it.match_labels.is_empty()) {
         let labels: Vec<String> = selector.match_labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
         let runs = cluster::list::<TrainingRun>(&context.client, &namespace, &labels.join(",")).await?;
-        return Ok(newest_success(runs));
+        return Ok(runs::newest_success(runs));
     }
     match &model.training_run_ref {
         Some(run) => cluster::get(&context.client, &namespace, &run.name).await,
         None => Ok(None),
     }
-}
-
-/// The run that succeeded last and published a model.
-fn newest_success(runs: Vec<TrainingRun>) -> Option<TrainingRun> {
-    let published = |run: &TrainingRun| run.status.as_ref().is_some_and(|status| status.result.is_some());
-    runs.into_iter().filter(published).max_by_key(|run| (revision::completed(run), run.name_any()))
 }
 
 /// UIDs of the pods behind the Service, while a switch is under way.

@@ -6,7 +6,6 @@ use anneal_api::{
     Sha256,
     resources::{PodTemplate, RunPhase, TrainingRun},
 };
-use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::Digest;
@@ -15,6 +14,7 @@ use super::{
     record::{Inputs, Origin, Record, Records},
     validate::{Model, ValidDeployment},
 };
+use crate::runs::completed;
 
 /// Version of what a new name is made from. Revisions that are written down keep theirs, so that an operator that hashes
 /// something else starts no rollout.
@@ -208,11 +208,6 @@ pub fn wanted(spec: &ValidDeployment, run: Option<&TrainingRun>, past: Past<'_>)
     }
 }
 
-/// When a run was over.
-pub fn completed(run: &TrainingRun) -> Option<Timestamp> {
-    Some(run.status.as_ref()?.completion_time.as_ref()?.0)
-}
-
 /// What comes of following runs.
 enum Followed<'a> {
     /// This run is the newest.
@@ -256,7 +251,10 @@ mod tests {
     use k8s_openapi::api::core::v1::PodTemplateSpec;
 
     use super::*;
-    use crate::model_deployment::tests::fixtures::{digest, valid};
+    use crate::{
+        model_deployment::tests::fixtures::{digest, valid},
+        training_run::fixtures::result,
+    };
 
     fn in_past(spec: &ValidDeployment, records: &Records, restart: Option<&str>) -> Revision {
         wanted(spec, None, Past { records, live: None, restart }).expect("a revision")
@@ -313,11 +311,7 @@ mod tests {
         let mut spec = valid("cats");
         spec.model = Model::Newest([("app".to_owned(), "cats".to_owned())].into());
         let run = |name: &str, digit: &str, minute: u32| -> TrainingRun {
-            let result = json!({
-                "checkpoint": "models/a.pth", "sha256": digit.repeat(64), "bytes": 1, "classes": ["cat"], "seed": 0,
-                "epochs": 1, "metrics": {"accuracy": 0.9, "precision": 1.0, "recall": 1.0, "f1": 1.0},
-                "dataset": {"digest": "sha256:1", "images": 1, "skipped": 0},
-            });
+            let result = result(digit, 0.9);
             serde_json::from_value(json!({
                 "metadata": {"name": name},
                 "spec": {"dataset": {"uri": "synthetic://"}, "output": {"claimName": "models"}},

@@ -108,9 +108,8 @@ fn deployments_of_run(all: &Store<ModelDeployment>, run: &TrainingRun) -> Vec<Ob
     let name = run.name_any();
     let refers = |deployment: &ModelDeployment| {
         let model = &deployment.spec.model;
-        let labels = model.training_run_selector.as_ref().map(|selector| &selector.match_labels);
         model.training_run_ref.as_ref().is_some_and(|reference| reference.name == name)
-            || labels.is_some_and(|labels| labels.iter().all(|(key, value)| run.labels().get(key) == Some(value)))
+            || model.training_run_selector.as_ref().is_some_and(|selector| selector.matches(run.labels()))
     };
     select(all, run.metadata.namespace.as_deref(), refers)
 }

@@ -92,6 +92,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::training_run::fixtures::result;
 
     fn base(status: &Value) -> TrainingRun {
         serde_json::from_value(json!({
@@ -102,11 +103,7 @@ mod tests {
     }
 
     fn published() -> Value {
-        json!({"phase": "Succeeded", "result": {
-            "checkpoint": "models/x.pth", "sha256": Sha256::from_bytes([1; 32]), "bytes": 1, "classes": [],
-            "metrics": {"accuracy": 1, "precision": 1, "recall": 1, "f1": 1},
-            "dataset": {"digest": "", "images": 1, "skipped": 0}, "seed": 0, "epochs": 1
-        }})
+        json!({"phase": "Succeeded", "result": result("a", 0.9)})
     }
 
     fn from_base() -> InitFrom {
@@ -129,8 +126,8 @@ mod tests {
 
     #[test]
     fn what_another_run_published_is_named_by_claim_path_and_digest() {
-        let sha256 = Sha256::from_bytes([1; 32]);
-        let checkpoint = InitCheckpoint { claim_name: "models".into(), path: "models/x.pth".into(), sha256 };
+        let sha256 = Sha256::from_bytes([0xaa; 32]);
+        let checkpoint = InitCheckpoint { claim_name: "models".into(), path: "models/a.pth".into(), sha256 };
         assert_eq!(find(&from_base(), Some(&base(&published()))), Init::Found(checkpoint));
     }
 }

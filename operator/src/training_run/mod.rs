@@ -4,7 +4,7 @@ mod apply;
 pub mod claim;
 pub mod failure;
 #[cfg(test)]
-mod fixtures;
+pub(crate) mod fixtures;
 pub mod init;
 pub mod last_words;
 mod log;

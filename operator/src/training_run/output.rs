@@ -88,7 +88,7 @@ pub async fn release(context: &Context, run: &TrainingRun) -> Result<(), Cluster
     if let Some(claim) = found.filter(|claim| claim.labels().get(label::RUN_UID) == run.uid().as_ref()) {
         let deployments = cluster::list::<ModelDeployment>(&context.client, &namespace, "").await?;
         let runs = context.runs_of(&namespace).await?;
-        let users = Users { deployments: &deployments, runs: &runs }.of_claim(&run.name_any(), &name);
+        let users = Users { deployments: &deployments, runs: &runs }.of_claim(run, &name);
         if users.is_empty() {
             cluster::delete(&context.client, &namespace, &claim).await?;
         } else {

@@ -120,6 +120,14 @@ pub struct RunSelector {
     pub match_labels: BTreeMap<String, String>,
 }
 
+impl RunSelector {
+    /// Whether a run of these labels is chosen. A selector without labels chooses nothing.
+    pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
+        let carried = |(key, value): (&String, &String)| labels.get(key) == Some(value);
+        !self.match_labels.is_empty() && self.match_labels.iter().all(carried)
+    }
+}
+
 /// What a revision must pass before it gets traffic. An empty gate still asks every pod for a sane answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]

@@ -120,8 +120,8 @@ pub struct TrainingRunSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 30, max = 31_536_000))]
     pub progress_deadline_seconds: Option<i64>,
-    /// Seconds after its end when the run is deleted, with its Jobs and pods. A run whose model a `ModelDeployment` names
-    /// or serves is spared. Never by default.
+    /// Seconds after its end when the run is deleted, with its Jobs and pods. A run whose model a `ModelDeployment` names,
+    /// follows as the newest or serves is spared. Never by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 315_360_000))]
     pub ttl_seconds_after_finished: Option<i64>,

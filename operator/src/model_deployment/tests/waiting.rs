@@ -9,7 +9,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::{Value, json};
 
 use super::{brief, simulation::World};
-use crate::model_deployment::{observe::ClaimUse, plan::Step, pods::Trouble};
+use crate::{
+    model_deployment::{observe::ClaimUse, plan::Step, pods::Trouble},
+    training_run::fixtures::result,
+};
 
 #[test]
 fn what_may_pass_by_itself_is_awaited_until_the_deadline() {
@@ -120,15 +123,10 @@ fn a_smoke_test_that_finds_no_node_says_so() {
 }
 
 fn of_run(world: &mut World, phase: &str, accuracy: f64) {
-    let result = json!({
-        "checkpoint": "models/a.pth", "sha256": "a".repeat(64), "bytes": 1, "classes": ["cat", "dog"], "seed": 0, "epochs": 1,
-        "metrics": {"accuracy": accuracy, "precision": 1.0, "recall": 1.0, "f1": 1.0},
-        "dataset": {"digest": "sha256:1", "images": 1, "skipped": 0},
-    });
     let run = json!({
         "metadata": {"name": "run", "namespace": "demo"},
         "spec": {"dataset": {"uri": "synthetic://"}, "output": {"claimName": "models"}},
-        "status": {"phase": phase, "result": (phase == "Succeeded").then_some(result)},
+        "status": {"phase": phase, "result": (phase == "Succeeded").then(|| result("a", accuracy))},
     });
     world.run = Some(serde_json::from_value(run).expect("a run"));
 }

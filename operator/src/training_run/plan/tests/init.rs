@@ -3,8 +3,11 @@
 use anneal_api::{config::TrainerConfig, resources::RunPhase};
 use serde_json::{Value, json};
 
-use super::world::{World, checkpoint, settings};
-use crate::training_run::{claim::Claim, init::Init, validate::validate};
+use super::world::{World, checkpoint};
+use crate::{
+    context::Settings,
+    training_run::{claim::Claim, init::Init, validate::validate},
+};
 
 fn run(init: Init) -> World {
     let mut world = World::new(json!({"initFrom": {"trainingRunRef": {"name": "base"}, "freeze": ["conv1"]}}));
@@ -77,7 +80,7 @@ fn a_claim_that_went_away_is_named_and_fails_at_the_start_deadline() {
     world.pass();
     let mut seen = world.seen();
     seen.init = Init::Pinned(Some(Claim::Missing("others".into())));
-    let plan = super::super::plan(&seen, validate(&seen.run).as_ref(), &settings(), world.now);
+    let plan = super::super::plan(&seen, validate(&seen.run).as_ref(), &Settings::of_tests(), world.now);
     assert!(plan.create.is_none());
     let ready = plan.status.conditions.iter().find(|it| it.type_ == "Ready").expect("Ready");
     assert_eq!(ready.reason, "ClaimNotFound");
