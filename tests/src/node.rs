@@ -20,12 +20,14 @@ impl Node {
         Self { name: "node-2".to_owned() }
     }
 
-    /// Kills every process of this name on the node, its containers' included.
+    /// Kills every process of this program on the node, its containers' included.
     ///
     /// # Errors
     /// When there is none, or the cluster is not the checkout's own.
-    pub async fn kill(&self, process: &str) -> Result<()> {
-        self.run(&["pkill", "-KILL", "-x", process]).await.map(|_| ())
+    pub async fn kill(&self, program: &str) -> Result<()> {
+        // By its command: a program that started itself anew has another name in the process table.
+        let command = format!("^([^ ]*/)?{program}( |$)");
+        self.run(&["pkill", "-KILL", "-f", &command]).await.map(|_| ())
     }
 
     /// Starts again what was killed of the node itself, and waits until it is ready.
