@@ -65,7 +65,9 @@ pub fn plan(
         }
         (running(current, &pods, now), limit)
     };
-    let wake = [active, limit].into_iter().flatten().fold(Wake::OnChange, Wake::or_at);
+    // Nothing tells that a pod did not go in time.
+    let late = pods.iter().filter_map(|attempt| stop::gone_by(&attempt.pod)).filter(|by| now < *by);
+    let wake = [active, limit].into_iter().flatten().chain(late).fold(Wake::OnChange, Wake::or_at);
     let mut plan = finish(seen, status, state, wake, now);
     // A pod that has ended answers no more; the Job follows within seconds.
     let speaks = pods.iter().filter(|attempt| attempt.phase() == Some("Running"));

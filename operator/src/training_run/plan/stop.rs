@@ -118,11 +118,15 @@ pub fn waiting_for(seen: &Observed, now: Timestamp) -> String {
     }
 }
 
+/// When a pod that is being deleted should have stopped.
+pub fn gone_by(pod: &Pod) -> Option<Timestamp> {
+    // The API server sets it to the end of the grace period.
+    pod.metadata.deletion_timestamp.as_ref()?.0.checked_add(PATIENCE).ok()
+}
+
 /// What to do about a pod that should have stopped: its node does not answer, and it may still write.
 pub fn out_of_reach(pod: &Pod, now: Timestamp) -> Option<String> {
-    // The API server sets it to the end of the grace period.
-    let gone_by = pod.metadata.deletion_timestamp.as_ref()?.0.checked_add(PATIENCE).ok()?;
-    (now > gone_by).then(|| {
+    (now >= gone_by(pod)?).then(|| {
         let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).unwrap_or("of the pod");
         format!(
             "node {node} does not answer, and pod {} may still write: no other may start. It goes on when the node is \
