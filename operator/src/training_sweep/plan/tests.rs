@@ -383,11 +383,14 @@ proptest! {
                 _ => {}
             }
             if step {
-                obeys(&case, &case.plan(second))?;
+                let plan = case.plan(second);
+                obeys(&case, &plan)?;
                 case = case.step(second);
-                let again = case.plan(second + 1);
-                let recorded = case.seen.sweep.status.as_ref();
-                prop_assert!(!again.start.is_empty() || !again.stop.is_empty() || Some(&again.status) == recorded);
+                // What was done to a run is another thing to tell.
+                if plan.start.is_empty() && plan.stop.is_empty() && plan.suspend.is_empty() {
+                    let recorded = case.seen.sweep.status.as_ref();
+                    prop_assert_eq!(Some(&case.plan(second + 1).status), recorded, "it is written again");
+                }
             }
         }
         case = case.edit(|sweep| sweep.spec.suspend = false);
