@@ -31,4 +31,5 @@ pub mod smoke;
 pub mod table;
 pub mod tls;
 pub mod token;
+pub mod tune;
 pub mod watched;

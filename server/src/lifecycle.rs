@@ -27,8 +27,12 @@ use crate::{
     routes::{Context, UPLOAD_UNIT},
     tls::{self, ServerTls},
     token::{self, Tokens},
+    tune::{self, Setting},
     watched::{Watched, WatchedError},
 };
+
+/// Images of one forward pass at most, where nothing else is asked for or was found.
+const BATCH: u16 = 4;
 
 /// Why the process ends without having been asked to.
 #[derive(Debug, thiserror::Error)]
@@ -71,7 +75,10 @@ pub async fn run(options: ServeOptions) -> i32 {
 }
 
 async fn serve(options: ServeOptions) -> Result<(), Failed> {
-    let wanted = wanted(&options)?;
+    let checkpoint = checkpoint(&options)?;
+    let setting = tune::recall(options.tuning.as_deref(), &checkpoint, options.precision);
+    let wanted = wanted(&options, checkpoint, setting.as_ref());
+    let bounds = bounds(&options, setting.as_ref());
     let revision = revision(&options)?;
     let (tls, tokens) = (tls(&options)?, tokens(&options)?);
     let mut stop = Stop::listen()?;
@@ -93,7 +100,7 @@ async fn serve(options: ServeOptions) -> Result<(), Failed> {
 
     let (dead, mut deaths) = mpsc::unbounded_channel();
     let outcome = tokio::select! {
-        outcome = load_and_watch(&options, wanted, &life, &metrics, dead, &mut deaths) => outcome,
+        outcome = load_and_watch(&options, wanted, bounds, &life, &metrics, dead, &mut deaths) => outcome,
         () = stop.asked() => Ok(()),
     };
     outcome?;
@@ -107,6 +114,7 @@ async fn serve(options: ServeOptions) -> Result<(), Failed> {
 async fn load_and_watch(
     options: &ServeOptions,
     wanted: Wanted,
+    bounds: Bounds,
     life: &Life,
     metrics: &Metrics,
     dead: mpsc::UnboundedSender<String>,
@@ -122,7 +130,6 @@ async fn load_and_watch(
         &facts.classes,
         took,
     );
-    let bounds = Bounds { queue: usize::from(options.queue), batch: usize::from(options.batch) };
     let engine =
         Engine::start(predictors, bounds, &dead).await.map_err(|error| Failed::WarmUp { checkpoint, error })?;
     tracing::info!(
@@ -217,18 +224,28 @@ impl Stop {
     }
 }
 
-fn wanted(options: &ServeOptions) -> Result<Wanted, Failed> {
+fn checkpoint(options: &ServeOptions) -> Result<PathBuf, Failed> {
     let checkpoint = options.checkpoint.clone().filter(|path| *path != PathBuf::new());
-    let checkpoint = checkpoint
-        .ok_or_else(|| Failed::Config("no checkpoint is named; give --checkpoint FILE or set MODEL_PATH".to_owned()))?;
-    Ok(Wanted {
+    checkpoint
+        .ok_or_else(|| Failed::Config("no checkpoint is named; give --checkpoint FILE or set MODEL_PATH".to_owned()))
+}
+
+fn bounds(options: &ServeOptions, setting: Option<&Setting>) -> Bounds {
+    let batch = options.batch.or_else(|| setting.map(|it| it.batch)).unwrap_or(BATCH);
+    Bounds { queue: usize::from(options.queue), batch: usize::from(batch) }
+}
+
+fn wanted(options: &ServeOptions, checkpoint: PathBuf, setting: Option<&Setting>) -> Wanted {
+    let workers = options.workers.or_else(|| setting.map(|it| it.workers));
+    Wanted {
         checkpoint,
         sha256: options.sha256.clone().and_then(|digest| digest.0),
         name: options.model_name.clone().filter(|name| !name.is_empty()),
-        workers: options.workers.map_or_else(model::workers, usize::from),
+        workers: workers.map_or_else(model::workers, usize::from),
         precision: options.precision.into(),
+        decode: options.decode,
         images: ImageLimits { max_pixels: options.max_pixels, ..ImageLimits::default() },
-    })
+    }
 }
 
 fn revision(options: &ServeOptions) -> Result<Option<HeaderValue>, Failed> {

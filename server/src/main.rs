@@ -5,7 +5,7 @@ use anneal_model::openmp;
 use anneal_server::{
     last_words, lifecycle, load, logging,
     options::{Cli, Command},
-    predict, smoke,
+    predict, smoke, tune,
 };
 use clap::Parser as _;
 
@@ -44,6 +44,7 @@ async fn run(cli: Cli) -> i32 {
     match cli.command.unwrap_or(Command::Serve(cli.serve)) {
         Command::Serve(options) => lifecycle::run(*options).await,
         Command::Smoke(options) => smoke::run(&options).await,
+        Command::Tune(options) => tune::run(&options).await,
         Command::Predict(options) => predict::run(&options).await,
         Command::Load(options) => load::run(&options).await,
     }

@@ -23,6 +23,7 @@ use tch::{Kind, Tensor};
 
 use crate::{
     engine::{Input, Outcome, PredictError, Predictor},
+    options::Decode,
     picture,
     prediction::Prediction,
 };
@@ -46,6 +47,8 @@ pub struct Wanted {
     pub precision: Precision,
     /// Bounds on the images.
     pub images: ImageLimits,
+    /// Which pixels of a JPEG are computed.
+    pub decode: Decode,
 }
 
 /// What is known about a loaded model.
@@ -178,7 +181,7 @@ pub fn load(wanted: &Wanted) -> Result<Loaded, LoadError> {
         let classifier =
             classifier.shallow_clone().map_err(|source| LoadError::Clone { path: path.clone(), source })?;
         let (golden, budget) = (golden.clone(), Arc::clone(&budget));
-        predictors.push(TorchPredictor { classifier, golden, budget, limits: wanted.images });
+        predictors.push(TorchPredictor { classifier, golden, budget, limits: wanted.images, decode: wanted.decode });
     }
     let golden = golden.map(|golden| golden.len());
     Ok(Loaded { facts: Facts { golden, ..facts(&classifier, sha256, wanted) }, predictors, took: begun.elapsed() })
@@ -232,6 +235,7 @@ pub struct TorchPredictor {
     golden: Option<Arc<GoldenSet>>,
     budget: Arc<PixelBudget>,
     limits: ImageLimits,
+    decode: Decode,
 }
 
 impl TorchPredictor {
@@ -257,8 +261,12 @@ impl TorchPredictor {
         let prepared = catch_unwind(AssertUnwindSafe(|| {
             let (width, height) = preprocess::dimensions(bytes, &self.limits)?;
             let _share = self.budget.take(u64::from(width) * u64::from(height));
-            let image = preprocess::decode(bytes, &self.limits)?;
-            preprocess::to_tensor(&[image], &self.classifier.contract().preprocessing)
+            let preprocessing = &self.classifier.contract().preprocessing;
+            let image = match self.decode {
+                Decode::Exact => preprocess::decode(bytes, &self.limits)?,
+                Decode::Scaled => preprocess::decode_scaled(bytes, &self.limits, preprocessing.size.unsigned_abs())?,
+            };
+            preprocess::to_tensor(&[image], preprocessing)
         }));
         prepared
             .map_err(|_| PredictError::Undecodable("the decoder gave up on this image".to_owned()))?

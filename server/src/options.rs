@@ -25,6 +25,8 @@ pub enum Command {
     /// Asks running servers what their model says, and judges the answers. Exits 0 when all is well, 1 when an answer
     /// is wrong, 2 when nothing could be asked.
     Smoke(SmokeOptions),
+    /// Finds the fastest number of threads and size of a batch for a checkpoint on this machine, and remembers it for `serve`.
+    Tune(TuneOptions),
     /// Sends image files to a server and prints what it predicts.
     Predict(PredictOptions),
     /// Sends images again and again, to see how a deployment scales.
@@ -58,13 +60,21 @@ pub struct ServeOptions {
     /// Threads that run the model; by default as many as the CPU quota allows.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub workers: Option<u16>,
-    /// Images of one forward pass at most; a batch never waits for more.
-    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=256))]
-    pub batch: u16,
+    /// Images of one forward pass at most, by default 4; a batch never waits for more.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub batch: Option<u16>,
+    /// Folder in which `tune` remembers what is fastest, by default ~/.cache/anneal/tuning; where it has found something, that replaces the defaults of --workers
+    /// and --batch.
+    #[arg(long, env = "ANNEAL_TUNING_DIR", value_name = "DIR")]
+    pub tuning: Option<PathBuf>,
     /// What convolutions compute in. bfloat16 is some times faster on processors that have it; probabilities are then within
     /// 0.02 of float32's.
     #[arg(long, env = "ANNEAL_PRECISION", value_enum, default_value_t = Precision::Float32)]
     pub precision: Precision,
+    /// Which pixels of a JPEG are computed. scaled computes only as many as the network's input needs, which saves most of the
+    /// time that a photo of a camera costs; probabilities then differ by some hundredths from training's.
+    #[arg(long, env = "ANNEAL_DECODE", value_enum, default_value_t = Decode::Exact)]
+    pub decode: Decode,
     /// Secret that signs the ids of predictions, the same for all replicas; by default the checkpoint's digest, which no
     /// secret is.
     #[arg(long, env = "ANNEAL_FEEDBACK_KEY", hide_env_values = true, value_name = "SECRET")]
@@ -117,6 +127,23 @@ pub struct SmokeOptions {
     /// What to ask and what to expect, as JSON.
     #[arg(long, value_name = "FILE", default_value = names::path::SMOKE_CONFIG)]
     pub config: PathBuf,
+}
+
+/// Options of `tune`.
+#[derive(Clone, Debug, Args)]
+pub struct TuneOptions {
+    /// The checkpoint (.pth) to tune for.
+    #[arg(long, env = names::env::MODEL_PATH, value_name = "FILE")]
+    pub checkpoint: PathBuf,
+    /// What convolutions compute in.
+    #[arg(long, env = "ANNEAL_PRECISION", value_enum, default_value_t = Precision::Float32)]
+    pub precision: Precision,
+    /// How long each setting is tried.
+    #[arg(long, value_name = "DURATION", default_value = "3s", value_parser = duration)]
+    pub seconds: Duration,
+    /// Folder to remember in, by default ~/.cache/anneal/tuning.
+    #[arg(long, env = "ANNEAL_TUNING_DIR", value_name = "DIR")]
+    pub tuning: Option<PathBuf>,
 }
 
 /// How a client gets in.
@@ -193,6 +220,15 @@ pub enum Precision {
     Float32,
     /// 16 bits with the exponent of 32.
     Bfloat16,
+}
+
+/// Which pixels of a JPEG are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Decode {
+    /// All of them, as in training.
+    Exact,
+    /// In eighths of the size, no more than the input needs.
+    Scaled,
 }
 
 impl From<Precision> for anneal_api::hyperparameters::Precision {

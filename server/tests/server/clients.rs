@@ -4,7 +4,10 @@ use std::{fs, fs::File};
 
 use tempfile::NamedTempFile;
 
-use crate::process::{Server, binary, dogs, finish, picture_file};
+use crate::{
+    process::{Server, binary, dogs, finish, picture_file},
+    wire::get,
+};
 
 #[test]
 fn predict_prints_a_table_and_tells_which_file_failed() {
@@ -28,6 +31,33 @@ fn predict_prints_a_table_and_tells_which_file_failed() {
     assert_eq!(output.status.code(), Some(1));
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(errors.contains("notes.txt: the answer is 400"), "{errors}");
+}
+
+#[test]
+fn tune_remembers_what_is_fastest_and_serve_takes_it() {
+    let folder = tempfile::TempDir::new().expect("a folder");
+    let mut command = binary();
+    command.args(["tune", "--seconds", "100ms", "--checkpoint"]).arg(dogs()).arg("--tuning").arg(folder.path());
+    let (output, _) = finish(command);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let table = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(table.starts_with("WORKERS  BATCH  IMAGES/S") && table.contains("best"), "{table}");
+
+    // A number that no default gives.
+    let entry = fs::read_dir(folder.path()).expect("a folder").next().expect("a file").expect("an entry").path();
+    let text = fs::read_to_string(&entry).expect("text");
+    let mut remembered: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    remembered["setting"]["workers"] = 3.into();
+    fs::write(&entry, remembered.to_string()).expect("written");
+    let workers = |more: &[&str]| {
+        let server = Server::ready_as_is(dogs(), |command| {
+            command.arg("--tuning").arg(folder.path()).args(more);
+        });
+        server.ask(&get("/metrics")).text();
+        server.ask(&get("/model/info")).json()["workers"].clone()
+    };
+    assert_eq!(workers(&[]), 3);
+    assert_eq!(workers(&["--workers", "1"]), 1, "what is asked for comes first");
 }
 
 #[test]

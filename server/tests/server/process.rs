@@ -114,14 +114,24 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts a server on the checkpoint and waits until it listens.
+    /// Starts a server with one thread for the model, and waits until it listens.
     pub fn start(checkpoint: &Path, configure: impl FnOnce(&mut Command)) -> Self {
+        Self::listening(checkpoint, |command| {
+            command.args(["--workers", "1"]);
+            configure(command);
+        })
+    }
+
+    /// Starts a server with as many threads as it finds right, and waits until it is ready.
+    pub fn ready_as_is(checkpoint: &Path, configure: impl FnOnce(&mut Command)) -> Self {
+        Self::listening(checkpoint, configure).until_ready()
+    }
+
+    fn listening(checkpoint: &Path, configure: impl FnOnce(&mut Command)) -> Self {
         let dir = TempDir::new().expect("a directory");
         let port_file = dir.path().join("port");
         let mut command = binary();
-        command
-            .args(["--listen", "127.0.0.1:0", "--workers", "1", "--shutdown-delay", "0s", "--port-file"])
-            .arg(&port_file);
+        command.args(["--listen", "127.0.0.1:0", "--shutdown-delay", "0s", "--port-file"]).arg(&port_file);
         command.arg("--checkpoint").arg(checkpoint);
         command.env("LOG_LEVEL", "warn");
         configure(&mut command);
@@ -135,9 +145,12 @@ impl Server {
 
     /// Starts a server and waits until it is ready.
     pub fn ready(checkpoint: &Path, configure: impl FnOnce(&mut Command)) -> Self {
-        let server = Self::start(checkpoint, configure);
-        eventually("the server is ready", || (server.ask(&get("/readyz")).status == 200).then_some(()));
-        server
+        Self::start(checkpoint, configure).until_ready()
+    }
+
+    fn until_ready(self) -> Self {
+        eventually("the server is ready", || (self.ask(&get("/readyz")).status == 200).then_some(()));
+        self
     }
 
     /// One exchange on a connection of its own.

@@ -87,13 +87,22 @@ const MAX_SIDE: i32 = 4096;
 /// When the bytes are no image, a damaged one, or one beyond `limits`.
 pub fn decode(bytes: &[u8], limits: &ImageLimits) -> Result<RgbImage, ImageError> {
     if jpeg::is_jpeg(bytes) {
-        return jpeg::decode(bytes, limits);
+        return jpeg::decode(bytes, limits, None);
     }
     let decoder = decoder(bytes, limits)?;
     let (width, height) = decoder.dimensions();
     limits.check(width, height)?;
     let image = DynamicImage::from_decoder(decoder).map_err(|error| ImageError::Decode(error.to_string()))?;
     Ok(to_rgb(image))
+}
+
+/// As [`decode`], but of a JPEG only as many pixels are computed as a square of `side` pixels needs, in eighths of its size. It
+/// saves most of the time that a large photo costs, and the pixels are not Pillow's any more.
+///
+/// # Errors
+/// As [`decode`].
+pub fn decode_scaled(bytes: &[u8], limits: &ImageLimits, side: u32) -> Result<RgbImage, ImageError> {
+    if jpeg::is_jpeg(bytes) { jpeg::decode(bytes, limits, Some(side)) } else { decode(bytes, limits) }
 }
 
 /// Width and height of an image in pixels, from its first bytes.
