@@ -10,6 +10,7 @@ mod images;
 mod lifecycle;
 mod nodes;
 mod others;
+mod progress;
 mod quiet;
 mod restarts;
 mod rollout;

@@ -1,4 +1,5 @@
-//! A node that is lost under a run. `make e2e` brings up a second node for this, which takes no other pods.
+//! A node that is lost under a run, and one that is full. `make e2e` brings up a second node for this, which takes no other
+//! pods.
 
 use anneal_api::{
     failure::FailureClass,
@@ -45,8 +46,8 @@ async fn lost(ns: &Namespace, node: &Node) -> Result<()> {
         // By default a pod is kept for five minutes on a node that does not answer.
         "tolerations": [
             {"key": "anneal.dev/test", "operator": "Exists"},
-            {"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 1},
-            {"key": "node.kubernetes.io/not-ready", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 1}
+            {"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 10},
+            {"key": "node.kubernetes.io/not-ready", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 10}
         ],
         "terminationGracePeriodSeconds": 5
     });
@@ -81,7 +82,50 @@ async fn lost(ns: &Namespace, node: &Node) -> Result<()> {
     ns.kubectl(&["taint", "node", &node.name, &format!("{OUT_OF_SERVICE}-")]).await?.ok()?;
     let result = until_succeeded(&mut run).await?;
     ensure!(result.resumed_from_step.is_some_and(|step| step > 0), "it began anew: {result:?}");
+    let attempts = status(&ns.get("cats").await?).attempts;
     let of_run = format!("{}=cats", label::RUN);
-    ensure!(ns.list::<Job>(&of_run).await?.len() == 2, "two attempts are two Jobs");
+    ensure!(ns.list::<Job>(&of_run).await?.len() == attempts.len(), "each attempt has one Job: {attempts:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_run_makes_room_for_a_more_important_one_and_goes_on_without_a_retry() -> Outcome {
+    in_namespace(async |ns| {
+        let important = format!("{}-important", ns.name);
+        ns.apply(&json!({
+            "apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": important},
+            "value": 1000
+        }))
+        .await?;
+        let outcome = preempted(ns, &important).await;
+        ns.kubectl(&["delete", "priorityclass", &important]).await?.ok()?;
+        outcome
+    })
+    .await
+}
+
+async fn preempted(ns: &Namespace, important: &str) -> Result<()> {
+    ns.apply(&manifest::claim("models")).await?;
+    // One of them fills the node.
+    let most = json!({"requests": {"cpu": "1500m", "memory": "256Mi"}, "limits": {"cpu": "2", "memory": "1Gi"}});
+    let there = json!({
+        "nodeSelector": {"kubernetes.io/hostname": Node::second().name},
+        "tolerations": [{"key": "anneal.dev/test", "operator": "Exists"}], "resources": most
+    });
+    let mut spec = manifest::well_trained(1);
+    manifest::merge(&mut spec, json!({"hyperparameters": {"epochs": 20}, "maxRetries": 0, "podTemplate": there}));
+    ns.apply(&manifest::training_run("cats", spec)).await?;
+    let mut run = ns.watch::<TrainingRun>("cats");
+    let trains = |run: &TrainingRun| status(run).progress.is_some_and(|progress| progress.reported.step > 0);
+    run.until("it has trained for a while", PATIENCE, trains).await?;
+
+    let mut urgent = json!({"podTemplate": there});
+    urgent["podTemplate"]["priorityClassName"] = important.into();
+    ns.apply(&manifest::training_run("urgent", urgent)).await?;
+    until_succeeded(&mut ns.watch("urgent")).await?;
+    let result = until_succeeded(&mut run).await?;
+    ensure!(result.resumed_from_step.is_some_and(|step| step > 0), "it began anew: {result:?}");
+    let attempts = status(&ns.get("cats").await?).attempts;
+    ensure!(attempts.len() == 2 && attempts[0].class == Some(FailureClass::Preempted), "{attempts:?}");
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! The operator in the cluster: what it was installed with, which of its pods leads, and how it is killed.
 
-use std::fs;
+use std::time::{Duration, Instant};
 
 use anneal_api::names::label;
 use anyhow::{Context, Result, ensure};
@@ -11,9 +11,7 @@ use kube::{
     api::{DeleteParams, ListParams},
 };
 
-use tokio::process::Command;
-
-use crate::watch::Watch;
+use crate::{processes::signal, watch::Watch};
 
 /// Name of the Lease that the leading pod holds.
 const LEASE: &str = "anneal";
@@ -65,9 +63,18 @@ impl Operator {
     }
 
     async fn leader(&self) -> Result<Pod> {
-        let held = self.lease().until("a pod of the operator leads", 60, |lease| holder(lease).is_some()).await?;
-        let name = holder(&held).unwrap_or_default();
-        self.pods().get(&name).await.with_context(|| format!("pod {name}, which leads, cannot be read"))
+        let begin = Instant::now();
+        loop {
+            let held = self.lease().until("a pod of the operator leads", 60, |lease| holder(lease).is_some()).await?;
+            let name = holder(&held).unwrap_or_default();
+            let found = self.pods().get_opt(&name).await;
+            if let Some(pod) = found.with_context(|| format!("pod {name}, which leads, cannot be read"))? {
+                return Ok(pod);
+            }
+            // The Lease of a pod that was deleted holds until it runs out.
+            ensure!(begin.elapsed() < Duration::from_mins(1), "pod {name} leads and does not exist");
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
     }
 
     fn pods(&self) -> Api<Pod> {
@@ -81,14 +88,7 @@ impl Operator {
     /// When no pod leads, or the process cannot be killed.
     pub async fn crash(&self) -> Result<()> {
         let leader = self.leader().await?;
-        let processes = processes_of(&leader)?;
-        if processes.is_empty() {
-            return self.delete(&leader).await;
-        }
-        eprintln!("          kill -9 of the process in the operator's pod {}", leader.name_any());
-        let killed = Command::new("kill").arg("-9").args(&processes).status().await.context("kill cannot be run")?;
-        ensure!(killed.success(), "the processes {processes:?} could not be killed");
-        Ok(())
+        if signal(&leader, "KILL").await? { Ok(()) } else { self.delete(&leader).await }
     }
 
     /// Deletes the pod that leads, without grace.
@@ -116,23 +116,6 @@ impl Operator {
         let led = |lease: &Lease| holder(lease).is_some() && renewed(lease).is_some_and(|at| at > since);
         self.lease().until("the operator leads again", 60, led).await.map(|_| ())
     }
-}
-
-/// Processes on this machine that run in a pod's containers.
-fn processes_of(pod: &Pod) -> Result<Vec<String>> {
-    let statuses = pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
-    let ids: Vec<&str> =
-        statuses.filter_map(|status| status.container_id.as_deref()?.rsplit_once("//")).map(|(_, id)| id).collect();
-    let mut processes = Vec::new();
-    for entry in fs::read_dir("/proc").context("/proc cannot be read")? {
-        let name = entry?.file_name().to_string_lossy().into_owned();
-        // A process may end while it is looked at.
-        let Ok(groups) = fs::read_to_string(format!("/proc/{name}/cgroup")) else { continue };
-        if name.parse::<u32>().is_ok() && ids.iter().any(|id| groups.contains(id)) {
-            processes.push(name);
-        }
-    }
-    Ok(processes)
 }
 
 fn holder(lease: &Lease) -> Option<String> {

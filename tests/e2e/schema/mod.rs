@@ -1,6 +1,7 @@
 //! What the API server refuses, and what it says.
 
 mod changes;
+mod explain;
 mod runs;
 
 use anneal_tests::{
