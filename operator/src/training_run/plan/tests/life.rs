@@ -94,6 +94,29 @@ fn a_published_model_ends_the_run_with_its_result() {
 }
 
 #[test]
+fn conditions_say_what_kstatus_reads() {
+    let holds = |world: &World| {
+        let conditions = world.status().conditions;
+        ["Ready", "Progressing", "Stalled", "Suspended", "Complete", "Failed"].map(|kind| {
+            let found = conditions.iter().find(|condition| condition.type_ == kind).expect("each has each");
+            assert_eq!(found.observed_generation, world.run.metadata.generation);
+            found.status == "True"
+        })
+    };
+    let mut world = running(json!({"maxRetries": 0}));
+    assert_eq!(holds(&world), [false, true, false, false, false, false]);
+    world.suspend(true).settle().pods_stop(Some(&interrupted(10)), false).settle();
+    assert_eq!(holds(&world), [false, false, false, true, false, false]);
+    world.suspend(false).settle().starts().settle();
+    assert_eq!(holds(&world), [false, true, false, false, false, false]);
+    let mut other = world.clone();
+    world.ends(0, "Completed", Some(&published())).settle();
+    assert_eq!(holds(&world), [true, false, false, false, true, false]);
+    other.ends(1, "Error", None).settle();
+    assert_eq!(holds(&other), [false, false, true, false, false, true]);
+}
+
+#[test]
 fn every_transition_has_one_event() {
     let mut world = running(json!({}));
     world.wait(5).ends(1, "Error", None).settle().wait(10).settle().starts().settle();
