@@ -31,7 +31,8 @@ async fn a_run_waits_for_another_ones_model_begins_with_it_and_keeps_its_claim_u
         let mut spec = manifest::well_trained(1);
         spec["hyperparameters"]["epochs"] = 12.into();
         spec["initFrom"] = json!({"trainingRunRef": {"name": "base"}, "freeze": ["conv1", "bn1"]});
-        spec["startDeadlineSeconds"] = 5.into();
+        // Less than both trainings take together, more than a pod takes to start beside other tests.
+        spec["startDeadlineSeconds"] = 30.into();
         ns.apply(&manifest::training_run("more", spec)).await?;
         let mut more = ns.watch::<TrainingRun>("more");
         more.until("it says what it waits for", 30, |run| reason(run) == "InitRunNotFound").await?;

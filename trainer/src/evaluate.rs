@@ -93,12 +93,17 @@ impl Tally {
     }
 }
 
-/// Mean cross entropy of logits.
+/// Mean cross entropy of logits; with a weight for each class it is the weighted mean.
 ///
 /// # Errors
 /// When libtorch fails.
-pub fn cross_entropy(logits: &Tensor, labels: &Tensor, smoothing: f64) -> Result<Tensor, Error> {
-    Ok(logits.f_cross_entropy_loss::<Tensor>(labels, None, Reduction::Mean, IGNORED, smoothing)?)
+pub fn cross_entropy(
+    logits: &Tensor,
+    labels: &Tensor,
+    weights: Option<&Tensor>,
+    smoothing: f64,
+) -> Result<Tensor, Error> {
+    Ok(logits.f_cross_entropy_loss(labels, weights, Reduction::Mean, IGNORED, smoothing)?)
 }
 
 /// Lets the network classify every photo, each seen once.

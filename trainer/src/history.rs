@@ -37,10 +37,16 @@ impl History {
 
     /// Whether the newest epoch is better than all before it. Of equal accuracies the lower loss is better.
     pub fn newest_is_best(&self) -> bool {
+        self.epochs_since_best() == 0 && !self.0.is_empty()
+    }
+
+    /// Epochs after the best one.
+    pub fn epochs_since_best(&self) -> usize {
         let better = |one: &Epoch, other: &Epoch| {
             one.val_acc > other.val_acc || (one.val_acc >= other.val_acc && one.val_loss < other.val_loss)
         };
-        self.0.split_last().is_some_and(|(newest, before)| before.iter().all(|epoch| better(newest, epoch)))
+        let best = (0..self.0.len()).reduce(|best, at| if better(&self.0[at], &self.0[best]) { at } else { best });
+        best.map_or(0, |best| self.0.len() - 1 - best)
     }
 
     /// The series by the reference's names.
@@ -88,6 +94,9 @@ mod tests {
         assert!(!History(vec![epoch(0.9, 0.2), epoch(0.9, 0.2)]).newest_is_best());
         assert!(!History(vec![epoch(0.95, 0.4), epoch(0.9, 0.2)]).newest_is_best());
         assert!(History(vec![epoch(0.1, 9.0)]).newest_is_best());
+        assert!(!History::default().newest_is_best());
+        let waited = History(vec![epoch(0.7, 0.5), epoch(0.9, 0.3), epoch(0.9, 0.3), epoch(0.8, 0.1)]);
+        assert_eq!(waited.epochs_since_best(), 2);
     }
 
     #[test]

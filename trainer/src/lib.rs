@@ -12,6 +12,7 @@ pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod data;
+pub mod ema;
 pub mod evaluate;
 pub mod export;
 pub mod files;

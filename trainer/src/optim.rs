@@ -15,6 +15,7 @@ pub struct Optimizer {
     learning_rate: f64,
     weight_decay: f64,
     momentum: f64,
+    max_norm: Option<f64>,
     parameters: Vec<Tensor>,
     slots: Vec<Slot>,
     steps: u32,
@@ -61,6 +62,7 @@ impl Optimizer {
             learning_rate: hyperparameters.learning_rate,
             weight_decay: hyperparameters.weight_decay,
             momentum: hyperparameters.momentum,
+            max_norm: hyperparameters.max_gradient_norm,
             slots: parameters.iter().map(slot).collect::<Result<_, _>>()?,
             parameters,
             steps: 0,
@@ -76,10 +78,16 @@ impl Optimizer {
         self.apply(&gradients, learning_rate)
     }
 
-    fn apply(&mut self, gradients: &[Tensor], learning_rate: f64) -> Result<(), TchError> {
+    /// Moves all parameters down these gradients, which are in the order of the parameters.
+    ///
+    /// # Errors
+    /// When libtorch fails.
+    pub fn apply(&mut self, gradients: &[Tensor], learning_rate: f64) -> Result<(), TchError> {
         self.learning_rate = learning_rate;
         self.steps += 1;
         no_grad(|| {
+            let clipped = self.max_norm.map(|max| clipped(gradients, max)).transpose()?;
+            let gradients = clipped.as_deref().unwrap_or(gradients);
             for ((parameter, slot), gradient) in self.parameters.iter().zip(&mut self.slots).zip(gradients) {
                 let mut parameter = parameter.shallow_clone();
                 let gradient = decayed(self.kind, &mut parameter, gradient, learning_rate, self.weight_decay)?;
@@ -197,6 +205,14 @@ fn saved_rate(state: &Value) -> Option<f64> {
         Value::Float(rate) => Some(*rate),
         _ => None,
     }
+}
+
+/// The gradients, shortened together to a norm of at most `max`, as `torch.nn.utils.clip_grad_norm_` does it.
+fn clipped(gradients: &[Tensor], max: f64) -> Result<Vec<Tensor>, TchError> {
+    let norms = gradients.iter().map(Tensor::f_norm).collect::<Result<Vec<_>, _>>()?;
+    let norm = Tensor::f_stack(&norms, 0)?.f_norm()?.f_double_value(&[])?;
+    let factor = (max / (norm + 1e-6)).min(1.0);
+    gradients.iter().map(|gradient| gradient.f_mul_scalar(factor)).collect()
 }
 
 /// Weight decay: `AdamW` shrinks the parameter itself, the others add to the gradient.

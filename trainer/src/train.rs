@@ -3,7 +3,7 @@
 use std::{path::Path, sync::atomic::AtomicBool};
 
 use anneal_api::{checkpoint::CheckpointInfo, termination::RunResult};
-use anneal_model::Checkpoint;
+use anneal_model::{Checkpoint, StateDict};
 use anneal_pth::Value;
 use tracing::{info, warn};
 
@@ -11,7 +11,7 @@ use crate::{
     calibration,
     checkpoints::{self, Checkpoints, Identity},
     config::RunConfig,
-    data,
+    data, ema,
     evaluate::evaluate,
     finished, init,
     outcome::Error,
@@ -72,7 +72,9 @@ fn attempt(config: &RunConfig, around: &Surroundings<'_>) -> Result<RunResult, E
 /// Measures the best epoch, writes the reports, publishes the model and remembers the result.
 fn conclude(mut training: Training<'_>, checkpoints: &Checkpoints) -> Result<RunResult, Error> {
     let best_epoch = if let Some(best) = checkpoints.best(training.config.resume_from.as_deref())? {
-        training.network.load(&best.checkpoint.state)?;
+        let average =
+            best.checkpoint.get(ema::KEY).map(|average| StateDict::from_value(average.clone())).transpose()?;
+        training.network.load(average.as_ref().unwrap_or(&best.checkpoint.state))?;
         best.epoch
     } else {
         warn!("the best epoch's checkpoint is not usable; the newest epoch is published");
@@ -118,7 +120,7 @@ fn conclude(mut training: Training<'_>, checkpoints: &Checkpoints) -> Result<Run
         metrics,
         dataset: dataset.identity.clone(),
         seed: config.hyperparameters.seed,
-        epochs: config.hyperparameters.epochs.max(i32::try_from(training.epoch).unwrap_or(i32::MAX)),
+        epochs: i32::try_from(training.epoch).unwrap_or(i32::MAX),
         config_sha256: Some(config.sha256.clone()),
         resumed_from_step: progress.resumed_from_step,
         exact: Some(training.exact),

@@ -4,11 +4,12 @@ use std::sync::atomic::Ordering;
 
 use anneal_api::{
     checkpoint::{CheckpointInfo, Machine, Position, Preprocessing, Running},
-    hyperparameters::Hyperparameters,
+    hyperparameters::{ClassWeights, Hyperparameters},
     termination::Metrics,
 };
-use anneal_model::{Checkpoint, Mode, Network, checkpoint::FORMAT};
+use anneal_model::{Checkpoint, Mode, Network, StateDict, checkpoint::FORMAT};
 use anneal_pth::Value;
+use tch::Tensor;
 use tracing::{info, warn};
 
 use crate::{
@@ -16,11 +17,12 @@ use crate::{
     checkpoints::Found,
     config::RunConfig,
     data::load::Dataset,
+    ema::{self, Ema},
     evaluate::{cross_entropy, evaluate},
     history::{Epoch, History},
     ledger::Ledger,
     machine,
-    optim::Optimizer,
+    optim::{OptimError, Optimizer},
     outcome::Error,
     progress::{self, Tracker},
     saver::{Saver, Snapshot},
@@ -47,6 +49,8 @@ pub struct Training<'a> {
     /// Whether all steps were done on machines that compute alike.
     pub exact: bool,
     optimizer: Optimizer,
+    ema: Option<Ema>,
+    class_weights: Option<Tensor>,
     /// Optimiser steps that are done, over all epochs.
     step: u64,
     /// The training photos of the epoch so far.
@@ -69,10 +73,17 @@ impl<'a> Training<'a> {
             info!(parameters = frozen.len(), names = frozen.join(", "), "frozen");
         }
         let parameters = network.trainable_parameters().into_iter().map(|(_, tensor)| tensor).collect();
+        let ema = config.hyperparameters.ema_decay.map(|decay| Ema::new(&network, decay)).transpose()?;
+        let class_weights = match config.hyperparameters.class_weights {
+            ClassWeights::Equal => None,
+            ClassWeights::Balanced => Some(Tensor::f_from_slice(&balanced(dataset))?),
+        };
         Ok(Self {
             config,
             dataset,
             around,
+            ema,
+            class_weights,
             preprocessing: Preprocessing::imagenet(config.model.input_size),
             optimizer: Optimizer::new(parameters, &config.hyperparameters)?,
             network,
@@ -94,6 +105,10 @@ impl<'a> Training<'a> {
         let checkpoint = &found.checkpoint;
         self.network.load(&checkpoint.state)?;
         self.optimizer.load(checkpoint.get("optimizer_state_dict").unwrap_or(&Value::None))?;
+        if let Some(ema) = &mut self.ema {
+            let average = checkpoint.get(ema::KEY).ok_or(OptimError::Layout(ema::KEY.to_owned()))?;
+            ema.load(&StateDict::from_value(average.clone())?)?;
+        }
         if let Some(history) = checkpoint.get("history").and_then(History::from_value) {
             self.history = history;
         } else {
@@ -150,11 +165,11 @@ impl<'a> Training<'a> {
 
     fn remaining_epochs(&mut self, saver: &mut Saver, tracker: &mut Tracker, ledger: &mut Ledger) -> Result<(), Error> {
         let epochs = self.epochs();
-        while self.epoch < epochs {
+        while self.epoch < epochs && !self.stops_early() {
             tracker.begin_epoch(self.epoch + 1, epochs);
             self.train_epoch(saver, tracker, ledger)?;
-            let Self { network, dataset, preprocessing, around, .. } = &*self;
-            let validated = evaluate(network, &dataset.validation, preprocessing, around.threads, around.stop)?;
+            let Self { dataset, preprocessing, around, .. } = &*self;
+            let validated = evaluate(self.result(), &dataset.validation, preprocessing, around.threads, around.stop)?;
             let result = Epoch {
                 train_loss: self.train_loss(),
                 train_acc: share(self.running.right, self.running.images),
@@ -172,6 +187,22 @@ impl<'a> Training<'a> {
             self.around.recorder.epoch(self.epoch, &result, rate, speed);
         }
         Ok(())
+    }
+
+    /// The network that is validated and published: the average of the weights where there is one.
+    fn result(&self) -> &Network {
+        self.ema.as_ref().map_or(&self.network, Ema::network)
+    }
+
+    fn stops_early(&self) -> bool {
+        let patience =
+            self.config.hyperparameters.early_stopping_epochs.and_then(|epochs| usize::try_from(epochs).ok());
+        let since = self.history.epochs_since_best();
+        let stops = patience.is_some_and(|patience| since >= patience);
+        if stops {
+            info!(epoch = self.epoch, epochs_since_best = since, "no better epoch came, training ends early");
+        }
+        stops
     }
 
     /// The steps of an epoch that are not done yet.
@@ -212,11 +243,15 @@ impl<'a> Training<'a> {
     fn train_step(&mut self, batch: &Batch) -> Result<(), Error> {
         let (images, labels) = batch.tensors()?;
         let logits = self.network.forward(&images, Mode::Train { seed: self.config.seed(), step: self.step })?;
-        let loss = cross_entropy(&logits, &labels, self.config.hyperparameters.label_smoothing)?;
+        let smoothing = self.config.hyperparameters.label_smoothing;
+        let loss = cross_entropy(&logits, &labels, self.class_weights.as_ref(), smoothing)?;
         let value = loss.f_double_value(&[])?;
         let rate = self.learning_rate(self.step);
         check_finite("training loss", value, self.epoch + 1, self.step + 1, rate)?;
         self.optimizer.step(&loss, rate)?;
+        if let Some(ema) = &mut self.ema {
+            ema.follow(&self.network)?;
+        }
         self.step += 1;
         let right = logits.f_argmax(1, false)?.f_eq_tensor(&labels)?.f_sum(tch::Kind::Int64)?.f_int64_value(&[])?;
         let images = batch.len() as u64;
@@ -233,7 +268,8 @@ impl<'a> Training<'a> {
     fn learning_rate(&self, step: u64) -> f64 {
         let spec = &self.config.hyperparameters;
         let steps = u64::from(self.epochs()) * self.steps_per_epoch();
-        schedule::learning_rate(spec.schedule, spec.learning_rate, step, steps)
+        let decay = u64::from(spec.step_size.unsigned_abs()) * self.steps_per_epoch();
+        schedule::learning_rate(spec.schedule, spec.learning_rate, step, steps, decay)
     }
 
     fn epochs(&self) -> u32 {
@@ -250,16 +286,17 @@ impl<'a> Training<'a> {
         let val_acc = self.history.0.last().map_or(0.0, |epoch| epoch.val_acc);
         let position =
             Position { step: self.step, running: self.running, exact: self.exact, machine: self.machine.clone() };
-        let checkpoint = Checkpoint {
-            info: Some(self.info(None, Some(position))),
-            state: self.network.state()?,
-            extra: vec![
-                ("epoch".to_owned(), Value::Int(i64::from(self.epoch))),
-                ("optimizer_state_dict".to_owned(), self.optimizer.state()?),
-                ("val_acc".to_owned(), Value::Float(val_acc)),
-                ("history".to_owned(), self.history.to_value()),
-            ],
-        };
+        let mut extra = vec![
+            ("epoch".to_owned(), Value::Int(i64::from(self.epoch))),
+            ("optimizer_state_dict".to_owned(), self.optimizer.state()?),
+            ("val_acc".to_owned(), Value::Float(val_acc)),
+            ("history".to_owned(), self.history.to_value()),
+        ];
+        if let Some(ema) = &self.ema {
+            extra.push((ema::KEY.to_owned(), ema.network().state()?.into_value()));
+        }
+        let info = Some(self.info(None, Some(position)));
+        let checkpoint = Checkpoint { info, state: self.network.state()?, extra };
         Ok(Snapshot { epoch: self.epoch, step: self.step, is_best, checkpoint })
     }
 
@@ -279,6 +316,15 @@ impl<'a> Training<'a> {
             position,
         }
     }
+}
+
+/// A weight for each class in inverse proportion to its count of training photos; their mean over all photos is 1.
+#[expect(clippy::cast_possible_truncation, reason = "weights are float32 as logits are")]
+fn balanced(dataset: &Dataset) -> Vec<f32> {
+    let count = |class| dataset.train.labels.iter().filter(|label| **label == class).count() as u64;
+    let share =
+        |class| float(dataset.train.len() as u64) / (float(count(class).max(1)) * float(dataset.classes.len() as u64));
+    (0..dataset.classes.len()).map(|class| share(class) as f32).collect()
 }
 
 fn check_finite(what: &'static str, loss: f64, epoch: u32, step: u64, learning_rate: f64) -> Result<(), Error> {

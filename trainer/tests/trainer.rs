@@ -128,7 +128,7 @@ fn every_failure_has_its_class_exit_code_and_words() {
         (
             SMALL.replace("epochs", "epoch"),
             FailureClass::BadConfig,
-            "unknown field `hyperparameters.epoch`, expected one of `augmentation`, `batchSize`, `epochs`",
+            "unknown field `hyperparameters.epoch`, expected one of `augmentation`, `batchSize`, `classWeights`",
         ),
         (SMALL.replace("epochs: 3", "epochs: 0"), FailureClass::BadConfig, "must be between 1 and 10000"),
         (
@@ -148,6 +148,18 @@ fn a_run_that_diverges_names_step_and_learning_rate() {
     let failure = run.train().fails_as(FailureClass::Diverged, "with a learning rate of 100");
     let step = failure.step.expect("a step");
     assert!(failure.message.contains(&format!("at step {}", step + 1)), "{failure:?}");
+}
+
+#[test]
+fn a_run_that_gets_no_better_ends_early_with_its_best_epoch() {
+    let config = SMALL.replace("images=600", "images=60");
+    // Where no step changes a weight, only the running statistics move, and those settle.
+    let settings = "epochs: 50, earlyStoppingEpochs: 2, learningRate: 1.0e-9, optimizer: SGD";
+    let run = Run::new(&config.replace("epochs: 3", settings));
+    let mut child = run.train().spawn();
+    child.wait_for_line("training ends early");
+    let result = child.succeeds();
+    assert!((3..50).contains(&result.epochs), "{result:?}");
 }
 
 #[test]

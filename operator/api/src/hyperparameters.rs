@@ -24,6 +24,21 @@ pub enum Schedule {
     Constant,
     /// Linear warm-up over the first tenth of all steps, then a cosine down to zero.
     Cosine,
+    /// A tenth of the learning rate after each `stepSize` epochs, as `torch.optim.lr_scheduler.StepLR`.
+    Step,
+    /// A cosine up from a twenty-fifth over three tenths of all steps, then one down to nearly zero, as
+    /// `torch.optim.lr_scheduler.OneCycleLR` without its cycle of the momentum.
+    OneCycle,
+}
+
+/// How much the images of each class count in the loss.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
+pub enum ClassWeights {
+    /// Every image counts the same.
+    #[default]
+    Equal,
+    /// Every class counts the same: each image in inverse proportion to the size of its class.
+    Balanced,
 }
 
 /// Number format of convolutions and linear layers, by torch's dtype names.
@@ -103,11 +118,29 @@ pub struct Hyperparameters {
     /// Momentum of `SGD`; the others ignore it.
     #[schemars(range(min = 0.0, max = 0.9999))]
     pub momentum: f64,
-    /// Learning rate schedule: `Constant` or `Cosine`.
+    /// Learning rate schedule: `Constant`, `Cosine`, `Step` or `OneCycle`.
     pub schedule: Schedule,
+    /// Epochs between two decays of the schedule `Step`; the others ignore it.
+    #[schemars(range(min = 1, max = 10_000))]
+    pub step_size: i32,
     /// Share of the target spread over all classes.
     #[schemars(range(min = 0.0, max = 0.5))]
     pub label_smoothing: f64,
+    /// How much the images of each class count in the loss: `Equal` or `Balanced`.
+    pub class_weights: ClassWeights,
+    /// Greatest norm of all gradients together; longer ones are shortened to it. Absent means that none is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1e-6, max = 1e6))]
+    pub max_gradient_norm: Option<f64>,
+    /// Decay of an exponential moving average of the weights and of `BatchNorm`'s statistics, which is what is validated
+    /// and published then; 0.999 for example. Absent means no average.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0, max = 0.99999))]
+    pub ema_decay: Option<f64>,
+    /// Epochs without a better validation after which training ends. Absent means that all epochs are trained.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10_000))]
+    pub early_stopping_epochs: Option<i32>,
     /// Number format: `float32` or `bfloat16`.
     pub precision: Precision,
     /// Seed of every random draw of the run.
@@ -134,7 +167,12 @@ impl Default for Hyperparameters {
             weight_decay: 0.0,
             momentum: 0.9,
             schedule: Schedule::default(),
+            step_size: 30,
             label_smoothing: 0.0,
+            class_weights: ClassWeights::default(),
+            max_gradient_norm: None,
+            ema_decay: None,
+            early_stopping_epochs: None,
             precision: Precision::default(),
             seed: 0,
             augmentation: Augmentation::default(),
