@@ -45,7 +45,7 @@ test-registry: ## Images and chart pushed to a real registry and pulled again (1
 test-alerts: ## Unit tests of the alerts, with promtool
 	@tests/monitoring/alerts
 
-soak: ## Interrupt trainings 200 times and compare every ending; kill the operator 100 times during 20 runs (40 minutes)
+soak: ## Interrupt trainings 200 times and compare every ending; kill the operator 100 times; 10,000 requests during restarts; 20 minutes of load (90 minutes)
 	@scripts/soak
 
 bench-rollout: ## 100 rollouts under load: nothing lost, nothing shown that has not passed (ROLLOUTS=10 for fewer; 30 s each)

@@ -25,6 +25,7 @@ use crate::{
     metrics::Metrics,
     routes::{self, Context},
     token::Tokens,
+    traces::{self, Followed, Stages, Traces},
     watched::Watched,
 };
 
@@ -49,6 +50,7 @@ pub struct Frame {
     revision: Option<HeaderValue>,
     max_upload_bytes: u64,
     tokens: Option<Arc<Watched<Tokens>>>,
+    traces: Option<Traces>,
     ids: Ids,
 }
 
@@ -63,8 +65,15 @@ impl Frame {
             routes: routes::all(context),
             revision,
             tokens,
+            traces: None,
             ids: Ids::start(),
         }
+    }
+
+    /// The same with a span for each request.
+    #[must_use]
+    pub fn traced(self, traces: Option<Traces>) -> Self {
+        Self { traces, ..self }
     }
 
     /// The answer to a request.
@@ -77,13 +86,16 @@ impl Frame {
         let _active = self.metrics.begin();
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         let id = taken_over(request.headers()).unwrap_or_else(|| self.ids.next());
-        let exchange = Exchange { method, path, id, begun, answered: false };
+        let route = routes::known_path(&path).unwrap_or("other");
+        let followed = traces::follow(self.traces.as_ref(), request.headers(), &method, route);
+        let mut exchange = Exchange { method, path, id, followed, begun, answered: false };
 
         let mut response =
             if is_preflight(&request) { preflight(request.headers()) } else { self.route(request).await };
         let took = begun.elapsed();
         self.metrics.answered(&exchange.method, &exchange.path, response.status(), took);
         self.mark(response.headers_mut(), took, exchange.id.clone());
+        exchange.followed.end(response.status(), response.extensions().get::<Stages>());
         exchange.end(response.status());
         response
     }
@@ -158,6 +170,7 @@ struct Exchange {
     method: Method,
     path: String,
     id: HeaderValue,
+    followed: Followed,
     begun: Instant,
     answered: bool,
 }
@@ -175,10 +188,11 @@ impl Exchange {
         let status = status.map(|status| status.as_u16());
         let microseconds = u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX);
         let request_id = id.to_str().unwrap_or_default();
+        let trace_id = self.followed.trace_id();
         if routes::is_probe(&path) {
-            tracing::debug!(%method, path, status, microseconds, request_id, message);
+            tracing::debug!(%method, path, status, microseconds, request_id, trace_id, message);
         } else {
-            tracing::info!(%method, path, status, microseconds, request_id, message);
+            tracing::info!(%method, path, status, microseconds, request_id, trace_id, message);
         }
     }
 }

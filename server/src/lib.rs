@@ -31,5 +31,6 @@ pub mod smoke;
 pub mod table;
 pub mod tls;
 pub mod token;
+pub mod traces;
 pub mod tune;
 pub mod watched;

@@ -27,6 +27,7 @@ use crate::{
     routes::{Context, UPLOAD_UNIT},
     tls::{self, ServerTls},
     token::{self, Tokens},
+    traces::Traces,
     tune::{self, Setting},
     watched::{Watched, WatchedError},
 };
@@ -95,7 +96,8 @@ async fn serve(options: ServeOptions) -> Result<(), Failed> {
         request_timeout: options.request_timeout,
     };
     let limits = Limits { connections: usize::from(options.max_connections), max_age: options.max_connection_age };
-    let frame = Arc::new(Frame::new(context, revision, tokens));
+    let traces = traces().await?;
+    let frame = Arc::new(Frame::new(context, revision, tokens).traced(traces.clone()));
     let server = Server::start(listener, Serve { frame, life: life.clone(), limits, tls });
 
     let (dead, mut deaths) = mpsc::unbounded_channel();
@@ -104,9 +106,22 @@ async fn serve(options: ServeOptions) -> Result<(), Failed> {
         () = stop.asked() => Ok(()),
     };
     outcome?;
-    tokio::select! {
+    let ended = tokio::select! {
         () = wind_down(&options, &life, server, &mut stop) => Ok(()),
         Some(name) = deaths.recv() => Err(Failed::WorkerDied(name)),
+    };
+    if let Some(traces) = traces {
+        // It panics where the process is about to end anyway.
+        let _ = tokio::task::spawn_blocking(move || traces.end()).await;
+    }
+    ended
+}
+
+/// Where spans go, set up on a thread that may block.
+async fn traces() -> Result<Option<Traces>, Failed> {
+    match tokio::task::spawn_blocking(Traces::from_environment).await {
+        Ok(traces) => traces.map_err(Failed::Config),
+        Err(error) => Err(Failed::Start(format!("traces cannot be set up: {error}"))),
     }
 }
 

@@ -21,6 +21,7 @@ use crate::{
     answer::{Problem, json_response, timestamp},
     engine::{Answered, Input, PredictError},
     life::Serving,
+    traces::Stages,
 };
 
 /// What POST /feedback wants to know of an answer.
@@ -77,6 +78,9 @@ async fn predict(context: &Context, headers: &HeaderMap, body: Body) -> Result<R
         return Ok(json_response(StatusCode::OK, &Many { predictions: entries, timestamp, processing_time_ms }));
     };
     let mut response = json_response(StatusCode::OK, &One { predicted, timestamp, processing_time_ms });
+    if let Some(answer) = answers.first() {
+        response.extensions_mut().insert(Stages::from(answer));
+    }
     if let Ok(id) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(ID, id);
     }

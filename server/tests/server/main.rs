@@ -12,3 +12,4 @@ mod routes;
 mod shutdown;
 mod smoke;
 mod startup;
+mod traces;
