@@ -5,6 +5,7 @@ mod campaign;
 mod claims;
 mod crash;
 mod deletion;
+mod delivery;
 mod happy;
 mod images;
 mod lifecycle;
