@@ -40,8 +40,11 @@ impl Lease {
     /// Prepares to take the Lease `name`. It has a client of its own: one that never retries by itself, since a retry
     /// that takes long is worse than a failure here.
     ///
+    /// Where the Lease can neither be read nor created, it is tried again: a process that ended instead would sit out
+    /// the pauses of a crash loop long after the API server is back.
+    ///
     /// # Errors
-    /// When the Lease can neither be read nor created.
+    /// When no client can be made of the configuration.
     pub async fn prepare(config: &Config, name: &str, namespace: &str, identity: &str) -> Result<Self, LeaseError> {
         let mut config = config.clone();
         config.connect_timeout = Some(CALL_TIMEOUT);
@@ -49,16 +52,24 @@ impl Lease {
         config.write_timeout = Some(CALL_TIMEOUT);
         config.default_retry = false;
         let client = Client::try_from(config).map_err(|problem| LeaseError::Client(Box::new(problem)))?;
-        let manager = LeaseManagerBuilder::new(client, name)
-            .with_namespace(namespace)
-            .with_identity(identity)
-            .with_field_manager(identity)
-            .with_duration(DURATION_SECONDS)
-            .with_grace(RENEW_BEFORE_SECONDS)
-            .with_create_mode(LeaseCreateMode::AutoCreate)
-            .build()
-            .await?;
-        Ok(Self(manager))
+        loop {
+            let manager = LeaseManagerBuilder::new(client.clone(), name)
+                .with_namespace(namespace)
+                .with_identity(identity)
+                .with_field_manager(identity)
+                .with_duration(DURATION_SECONDS)
+                .with_grace(RENEW_BEFORE_SECONDS)
+                .with_create_mode(LeaseCreateMode::AutoCreate)
+                .build()
+                .await;
+            match manager {
+                Ok(manager) => return Ok(Self(manager)),
+                Err(problem) => {
+                    warn!(%problem, "the Lease can neither be read nor made; it is tried again (check the role for leases in coordination.k8s.io)");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
     }
 
     /// Waits for the Lease, through any outage of the API server.

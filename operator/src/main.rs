@@ -82,11 +82,13 @@ async fn operate(options: Options) -> Result<(), Ended> {
     let (stop, stopped) = watch::channel(false);
     let mut terminate = tokio::signal::unix::signal(SignalKind::terminate()).map_err(Ended::Signal)?;
     let mut interrupt = tokio::signal::unix::signal(SignalKind::interrupt()).map_err(Ended::Signal)?;
-    let health = tokio::spawn(health::serve(options.health_address, metrics, is_ready, ended(stopped)));
+    let mut health = tokio::spawn(health::serve(options.health_address, metrics, is_ready, ended(stopped)));
 
     let lease = tokio::select! {
         lease = Lease::prepare(&config, &options.lease_name, &options.lease_namespace, &options.identity) => lease?,
         _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+        outcome = &mut health => return Err(unhealthy(outcome)),
     };
     // A replica that waits for the Lease is as healthy as one that has it.
     ready.send_replace(true);
@@ -94,10 +96,7 @@ async fn operate(options: Options) -> Result<(), Ended> {
         outcome = lead(&lease, &context, &options) => outcome,
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
-        outcome = health => Err(match outcome {
-            Ok(Err(problem)) => Ended::Health(problem),
-            _ => Ended::HealthGone,
-        }),
+        outcome = &mut health => Err(unhealthy(outcome)),
     };
     // Whoever waits for the Lease need not wait until it runs out.
     match tokio::time::timeout(Duration::from_secs(5), lease.release()).await {
@@ -107,6 +106,14 @@ async fn operate(options: Options) -> Result<(), Ended> {
     }
     stop.send_replace(true);
     outcome
+}
+
+/// Why the health port is no longer served.
+fn unhealthy(outcome: Result<std::io::Result<()>, tokio::task::JoinError>) -> Ended {
+    match outcome {
+        Ok(Err(problem)) => Ended::Health(problem),
+        _ => Ended::HealthGone,
+    }
 }
 
 /// Waits for the Lease, then runs the controllers for as long as it is held.
