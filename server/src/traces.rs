@@ -64,6 +64,8 @@ impl Traces {
         if !ENDPOINTS.iter().any(named) {
             return Ok(None);
         }
+        // The exporter's client asks the process which cryptography to use. Fails only where that is already known.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let exporter =
             SpanExporter::builder().with_http().with_protocol(Protocol::HttpBinary).build().map_err(|error| {
                 format!("traces cannot be sent: {error}; check the variables {}", ENDPOINTS.join(", "))
