@@ -1,7 +1,10 @@
 //! The operator is killed again and again while runs of every kind are under way.
 //! `make soak` has the long form: `ANNEAL_CRASHES=100 ANNEAL_RUNS=20`.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use anneal_api::{
     failure::FailureClass::{self, ActiveDeadline, AppError, BadConfig, Evicted, NodeLost, OOMKilled, Suspended},
@@ -84,10 +87,12 @@ impl Part {
             Disturbance::Nothing => {}
             Disturbance::Eviction => {
                 let pod = until_running(ns, name).await?;
+                until_heard(ns, &pod).await?;
                 ns.api::<Pod>().evict(&pod, &EvictParams::default()).await?;
             }
             Disturbance::Suspension => {
-                until_running(ns, name).await?;
+                let pod = until_running(ns, name).await?;
+                until_heard(ns, &pod).await?;
                 self.suspend(ns, true).await?;
                 let suspended = |run: &TrainingRun| phase(run) == Some(RunPhase::Suspended);
                 run.until("it is suspended", PATIENCE, suspended).await?;
@@ -121,6 +126,20 @@ async fn until_running(ns: &Namespace, run: &str) -> Result<String> {
         .until_all::<Pod>(&labels, &format!("{run} has a pod that runs"), PATIENCE, |all| all.iter().any(trains))
         .await?;
     pods.iter().find(|pod| trains(pod)).map(kube::ResourceExt::name_any).context("no pod runs")
+}
+
+/// Waits until the trainer would hear SIGTERM. The first process of a container does not get a signal that it has no handler
+/// for, so one that comes while the program is still being loaded is lost, and a short training ends before its grace does.
+async fn until_heard(ns: &Namespace, pod: &str) -> Result<()> {
+    let end = Instant::now() + Duration::from_secs(PATIENCE);
+    loop {
+        let said = ns.kubectl(&["logs", pod]).await?.ok()?.out;
+        if said.contains("progress is answered") {
+            return Ok(());
+        }
+        ensure!(Instant::now() < end, "the trainer in {pod} says nothing but {said:?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 /// Kills whoever leads at a random moment: by turns its process, as a fault of its own would, and its pod.
