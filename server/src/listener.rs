@@ -34,6 +34,9 @@ use crate::{
     tls::ServerTls,
 };
 
+/// Most bytes of a connection that are read ahead, which is also the longest head of a request. Each connection that
+/// waits for an answer keeps such a buffer.
+const READ_BUFFER: usize = 64 << 10;
 /// Time for the head of a request to arrive, and for which a connection may be idle.
 const HEAD_TIMEOUT: Duration = Duration::from_mins(1);
 /// Time that a client has to agree on a key.
@@ -172,6 +175,7 @@ impl Serve {
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIMEOUT)
+            .max_buf_size(READ_BUFFER)
             .serve_connection(TokioIo::new(stream), answer);
         if let Err(error) = watcher.watch(connection).await {
             tracing::debug!(%error, "a connection ended early");

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 use futures::{Stream, StreamExt as _, TryStreamExt as _, stream::BoxStream};
 use tokio::sync::OwnedSemaphorePermit;
 use warp::{
@@ -188,16 +188,15 @@ async fn form_files(mut form: FormData) -> Result<Vec<(Option<String>, File)>, w
     Ok(files)
 }
 
+/// The bytes of a stream, in memory of just their size. The chunks are slices of the connection's buffers, which are
+/// larger, and a request in the queue would hold on to those.
 async fn all(stream: impl Stream<Item = Result<Bytes, warp::Error>>) -> Result<Bytes, warp::Error> {
     let mut stream = pin!(stream);
-    let Some(first) = stream.try_next().await? else { return Ok(Bytes::new()) };
-    let Some(second) = stream.try_next().await? else { return Ok(first) };
-    let mut content = BytesMut::from(first);
-    content.extend_from_slice(&second);
+    let mut content = Vec::new();
     while let Some(chunk) = stream.try_next().await? {
         content.extend_from_slice(&chunk);
     }
-    Ok(content.freeze())
+    Ok(content.into_boxed_slice().into())
 }
 
 fn take(chunk: &mut impl Buf) -> Bytes {
