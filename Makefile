@@ -1,7 +1,7 @@
 # Thin: each target is a script that can be read and run by itself.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: bench-rollout help demo demo-clean test unit fuzz e2e test-cluster test-chart test-dashboards test-registry test-plain test-clients test-alerts book soak lint bench-serve crds images install cluster cluster-down
+.PHONY: accuracy bench-rollout help demo demo-clean test unit fuzz e2e test-cluster test-chart test-dashboards test-registry test-plain test-clients test-alerts book soak lint bench-serve crds images install cluster cluster-down
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ lint: ## Formatting, clippy, generated files, shell scripts, chart, alerts
 
 book: ## Build the documentation as a book in .anneal/book
 	@scripts/book
+
+accuracy: ## Train with our recipe and measure it on val and test (DATA=folder with train, val, test; RECIPE=file; 70 minutes)
+	@DATA='$(DATA)' RECIPE='$(RECIPE)' tests/bench/accuracy/run
 
 crds: ## Generate crds/, the chart's copies and docs/api-reference.md from the types
 	@. scripts/environment && cargo run --quiet -p anneal-operator --bin crdgen

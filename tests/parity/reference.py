@@ -85,14 +85,23 @@ def network(folder):
     model, images = model.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)
     training = model.train()(images, mask)
     F.cross_entropy(training, target).backward()
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    model.zero_grad(set_to_none=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = model(images, mask)
+    half_loss = F.cross_entropy(half.float(), target)
+    half_loss.backward()
     torch.save(
         {
             "parameters": sum(p.numel() for p in model.parameters()),
             "evaluation": evaluation,
             "bfloat16": bfloat16,
             "training": training.detach(),
-            "gradients": {name: p.grad for name, p in model.named_parameters()},
-            "state": model.state_dict(),
+            "gradients": gradients,
+            "state": state,
+            "bfloat16_loss": half_loss.detach(),
+            "bfloat16_gradients": {name: p.grad for name, p in model.named_parameters()},
         },
         folder / "out.pth",
     )

@@ -26,6 +26,8 @@ pub struct Pass<'a> {
     pub order: Vec<usize>,
     /// Photos in a batch.
     pub batch_size: usize,
+    /// Side of the network's input in pixels.
+    pub size: usize,
     /// How a photo becomes input.
     pub preprocessing: &'a Preprocessing,
     /// How photos are changed; nothing is changed without it.
@@ -117,7 +119,7 @@ pub fn each<E: From<Error>>(pass: &Pass<'_>, mut take: impl FnMut(Batch) -> Resu
 }
 
 fn prepare(pass: &Pass<'_>, photos: &[usize]) -> Result<Batch, Error> {
-    let size = pass.photos.size;
+    let size = pass.size;
     let count = photos.len() * size * size * 3;
     let mut pixels = Vec::new();
     let full = |_| Error::OutOfMemory { what: "pixels of a batch", bytes: count * size_of::<f32>() };
@@ -126,9 +128,9 @@ fn prepare(pass: &Pass<'_>, photos: &[usize]) -> Result<Batch, Error> {
     for (photo, out) in photos.iter().zip(pixels.chunks_exact_mut(size * size * 3)) {
         let change = pass.change.map_or_else(augment::none, |change| {
             let mut draws = Draws::new(change.seed, Purpose::Augmentation, change.epoch, *photo as u64);
-            augment::draw(change.spec, size, &mut draws)
+            augment::draw(change.spec, &mut draws)
         });
-        augment::apply(&change, pass.photos.pixels_of(*photo), size, pass.preprocessing, out);
+        augment::apply(&change, pass.photos.pixels_of(*photo), (pass.photos.size, size), pass.preprocessing, out);
     }
     let label = |photo: &usize| i64::try_from(pass.photos.labels[*photo]).unwrap_or_default();
     Ok(Batch { pixels, labels: photos.iter().map(label).collect(), size })
@@ -153,7 +155,7 @@ mod tests {
     ) -> (Vec<i64>, Vec<f32>) {
         let preprocessing = Preprocessing::imagenet(2);
         let order = shuffled(photos.len(), 1, 2);
-        let pass = Pass { photos, order, batch_size, preprocessing: &preprocessing, change, workers };
+        let pass = Pass { photos, order, batch_size, size: 2, preprocessing: &preprocessing, change, workers };
         let (mut labels, mut pixels) = (Vec::new(), Vec::new());
         each(&pass, |batch| {
             labels.extend(&batch.labels);
@@ -187,8 +189,15 @@ mod tests {
         let photos = photos(40);
         let preprocessing = Preprocessing::imagenet(2);
         let order = (0..40).collect();
-        let pass =
-            Pass { photos: &photos, order, batch_size: 1, preprocessing: &preprocessing, change: None, workers: 2 };
+        let pass = Pass {
+            photos: &photos,
+            order,
+            batch_size: 1,
+            size: 2,
+            preprocessing: &preprocessing,
+            change: None,
+            workers: 2,
+        };
         let mut taken = 0;
         let ended = each(&pass, |_| {
             taken += 1;

@@ -98,7 +98,7 @@ impl Identity {
     /// The identity of a run; what changes no result is left out.
     pub fn new(model: ModelSpec, classes: Vec<String>, dataset: String, hyperparameters: &Hyperparameters) -> Self {
         let mut hyperparameters = Hyperparameters { threads: None, ..hyperparameters.clone() };
-        if hyperparameters.schedule == Schedule::Constant {
+        if hyperparameters.schedule == Schedule::Constant && hyperparameters.train_sizes.is_none() {
             // Nothing before the last epoch depends on how many there will be, so a run can be made longer.
             hyperparameters.epochs = 0;
         }

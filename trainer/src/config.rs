@@ -46,6 +46,14 @@ pub enum ConfigError {
     /// The architecture takes another input size.
     #[error("model.inputSize is {0}; architecture simple takes 224 only, architecture improved takes 32 to 1024")]
     InputSize(i32),
+    /// The architecture takes one size only.
+    #[error(
+        "hyperparameters.trainSizes has {0}; architecture simple takes 224 only, architecture improved takes 32 to 1024"
+    )]
+    TrainSize(i32),
+    /// A list without entries.
+    #[error("hyperparameters.trainSizes is empty; name a size, or leave it out to train at model.inputSize")]
+    NoTrainSize,
     /// The dataset's URI is none.
     #[error(transparent)]
     Dataset(#[from] DatasetUriError),
@@ -131,6 +139,14 @@ impl RunConfig {
         usize::try_from(self.model.input_size).unwrap_or_default()
     }
 
+    /// Side of the training images of an epoch, counted from 0, in pixels.
+    pub fn train_size(&self, epoch: u32) -> usize {
+        let epochs = self.hyperparameters.epochs.unsigned_abs().max(1) as usize;
+        let sizes = self.hyperparameters.train_sizes.as_deref().unwrap_or_default();
+        let at = (epoch as usize * sizes.len() / epochs).min(sizes.len().saturating_sub(1));
+        sizes.get(at).and_then(|size| usize::try_from(*size).ok()).unwrap_or_else(|| self.input_size())
+    }
+
     /// The seed of every random draw.
     pub fn seed(&self) -> u64 {
         self.hyperparameters.seed.unsigned_abs()
@@ -170,9 +186,19 @@ fn check(config: TrainerConfig, overrides: Overrides, sha256: Sha256) -> Result<
         config;
     check_numbers(&hyperparameters)?;
     check_interval(interval)?;
-    match (model.architecture, model.input_size) {
-        (Architecture::Simple, 224) | (Architecture::Improved, 32..=1024) => {}
-        (_, size) => return Err(ConfigError::InputSize(size)),
+    let takes = |size: i32| match model.architecture {
+        Architecture::Simple => size == 224,
+        Architecture::Improved => (32..=1024).contains(&size),
+    };
+    if !takes(model.input_size) {
+        return Err(ConfigError::InputSize(model.input_size));
+    }
+    match &hyperparameters.train_sizes {
+        Some(sizes) if sizes.is_empty() => return Err(ConfigError::NoTrainSize),
+        Some(sizes) => {
+            sizes.iter().find(|size| !takes(**size)).map_or(Ok(()), |size| Err(ConfigError::TrainSize(*size)))?;
+        }
+        None => {}
     }
     let models = overrides.models.unwrap_or_else(|| match &overrides.output {
         // Whoever moves the run's directory has not asked for models elsewhere, unless the file says where.
@@ -233,6 +259,7 @@ fn check_numbers(of: &Hyperparameters) -> Result<(), ConfigError> {
     let ranges = [
         ("hyperparameters.epochs", f64::from(of.epochs), 1.0, 10_000.0),
         ("hyperparameters.batchSize", f64::from(of.batch_size), 1.0, 4096.0),
+        ("hyperparameters.microBatchSize", of.micro_batch_size.map_or(1.0, f64::from), 1.0, 4096.0),
         ("hyperparameters.learningRate", of.learning_rate, 1e-9, 100.0),
         ("hyperparameters.weightDecay", of.weight_decay, 0.0, 1.0),
         ("hyperparameters.momentum", of.momentum, 0.0, 0.9999),
@@ -244,6 +271,7 @@ fn check_numbers(of: &Hyperparameters) -> Result<(), ConfigError> {
         ("hyperparameters.validationShare", of.validation_share, 0.01, 0.5),
         ("hyperparameters.seed", seed, 0.0, 9_007_199_254_740_991.0),
         ("hyperparameters.threads", of.threads.map_or(1.0, f64::from), 1.0, 1024.0),
+        ("hyperparameters.augmentation.cropArea", change.crop_area, 0.01, 1.0),
         ("hyperparameters.augmentation.horizontalFlip", change.horizontal_flip, 0.0, 1.0),
         ("hyperparameters.augmentation.rotationDegrees", change.rotation_degrees, 0.0, 180.0),
         ("hyperparameters.augmentation.translate", change.translate, 0.0, 1.0),
@@ -252,6 +280,8 @@ fn check_numbers(of: &Hyperparameters) -> Result<(), ConfigError> {
         ("hyperparameters.augmentation.contrast", change.contrast, 0.0, 1.0),
         ("hyperparameters.augmentation.saturation", change.saturation, 0.0, 1.0),
         ("hyperparameters.augmentation.hue", change.hue, 0.0, 0.5),
+        ("hyperparameters.augmentation.mixup", change.mixup, 0.0, 10.0),
+        ("hyperparameters.augmentation.cutmix", change.cutmix, 0.0, 10.0),
     ];
     // NaN is in no range.
     match ranges.into_iter().find(|(_, value, low, high)| !(low..=high).contains(&value)) {
@@ -303,6 +333,34 @@ mod tests {
         assert!(message.contains("takes 224 only"), "{message}");
         let message = refusal("{dataset: {uri: 'synthetic://'}, checkpoints: {intervalSeconds: 0}}");
         assert!(message.contains("checkpoints.intervalSeconds is 0"), "{message}");
+        let message = refusal("{dataset: {uri: 'synthetic://'}, hyperparameters: {trainSizes: [64, 16]}}");
+        assert!(message.contains("trainSizes has 16"), "{message}");
         assert!(refusal("dataset: {uri: photos}").contains("write pvc://"));
+    }
+
+    #[test]
+    fn recipes_can_be_read() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/recipes");
+        let files = fs::read_dir(folder).expect("recipes").map(|entry| entry.expect("a file").path());
+        let recipes: Vec<_> = files.filter(|path| path.extension().is_some_and(|end| end == "yaml")).collect();
+        assert!(recipes.len() >= 2, "{recipes:?}");
+        for recipe in recipes {
+            read(&recipe, Overrides::default()).expect("a recipe");
+        }
+    }
+
+    #[test]
+    fn epochs_are_shared_out_among_the_sizes() {
+        let sizes = |hyperparameters: &str| {
+            let yaml = format!(
+                "{{dataset: {{uri: 'synthetic://'}}, model: {{inputSize: 160}}, hyperparameters: {hyperparameters}}}"
+            );
+            let config = parsed(&yaml, Overrides::default()).expect("a configuration");
+            (0..config.hyperparameters.epochs.unsigned_abs()).map(|epoch| config.train_size(epoch)).collect::<Vec<_>>()
+        };
+        assert_eq!(sizes("{epochs: 6, trainSizes: [96, 128, 128]}"), [96, 96, 128, 128, 128, 128]);
+        assert_eq!(sizes("{epochs: 5, trainSizes: [96, 128]}"), [96, 96, 96, 128, 128]);
+        assert_eq!(sizes("{epochs: 1, trainSizes: [96, 128]}"), [96]);
+        assert_eq!(sizes("{epochs: 2}"), [160, 160]);
     }
 }

@@ -132,6 +132,7 @@ pub fn evaluate_how(network: &Network, photos: &Photos, how: &How<'_>) -> Result
         photos,
         order: (0..photos.len()).collect(),
         batch_size: BATCH,
+        size: photos.size,
         preprocessing: how.preprocessing,
         change: None,
         workers: batches::workers(how.threads),

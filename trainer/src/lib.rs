@@ -24,6 +24,7 @@ pub mod inspect;
 pub mod ledger;
 pub mod machine;
 pub mod metrics;
+pub mod mixing;
 pub mod optim;
 pub mod outcome;
 pub mod predict;

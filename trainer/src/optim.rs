@@ -69,13 +69,17 @@ impl Optimizer {
         })
     }
 
-    /// Moves all parameters down the gradient of `loss`.
+    /// Adds the gradient of `loss` by each parameter to `sums`, which is empty before the first.
     ///
     /// # Errors
     /// When libtorch fails.
-    pub fn step(&mut self, loss: &Tensor, learning_rate: f64) -> Result<(), TchError> {
+    pub fn gradients(&self, loss: &Tensor, sums: &mut Vec<Tensor>) -> Result<(), TchError> {
         let gradients = Tensor::f_run_backward(&[loss], &self.parameters, false, false)?;
-        self.apply(&gradients, learning_rate)
+        if sums.is_empty() {
+            *sums = gradients;
+            return Ok(());
+        }
+        sums.iter_mut().zip(gradients).try_for_each(|(sum, gradient)| sum.f_add_(&gradient).map(drop))
     }
 
     /// Moves all parameters down these gradients, which are in the order of the parameters.

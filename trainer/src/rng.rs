@@ -17,6 +17,8 @@ pub enum Purpose {
     Augmentation = 3,
     /// The picture of a synthetic set; the index is the picture.
     Picture = 4,
+    /// How the photos of a batch are mixed; the index is the optimiser step.
+    Mixing = 5,
 }
 
 /// A stream of random numbers that depends on its key only.
@@ -36,6 +38,11 @@ impl Draws {
     /// Any 64 bits.
     pub fn bits(&mut self) -> u64 {
         self.0.next_u64()
+    }
+
+    /// The stream as a generator, for distributions.
+    pub fn generator(&mut self) -> &mut impl RngCore {
+        &mut self.0
     }
 
     /// A number in [0, 1).

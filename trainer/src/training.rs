@@ -21,10 +21,11 @@ use crate::{
     evaluate::{cross_entropy, evaluate},
     history::{Epoch, History},
     ledger::Ledger,
-    machine,
+    machine, mixing,
     optim::{OptimError, Optimizer},
     outcome::Error,
     progress::{self, Tracker},
+    rng::{Draws, Purpose},
     saver::{Saver, Snapshot},
     schedule,
     train::Surroundings,
@@ -57,6 +58,14 @@ pub struct Training<'a> {
     running: Running,
     machine: Machine,
     resumed_from: Option<u64>,
+}
+
+/// What came of a forward pass.
+struct Passed {
+    /// Mean over its images.
+    loss: Tensor,
+    /// Images whose own class came first.
+    right: u64,
 }
 
 impl<'a> Training<'a> {
@@ -218,6 +227,7 @@ impl<'a> Training<'a> {
             photos: &dataset.train,
             order,
             batch_size,
+            size: config.train_size(epoch),
             preprocessing: &preprocessing,
             change: Some(Changes { spec: augmentation, seed: config.seed(), epoch: u64::from(epoch) }),
             workers: batches::workers(around.threads),
@@ -242,23 +252,55 @@ impl<'a> Training<'a> {
 
     fn train_step(&mut self, batch: &Batch) -> Result<(), Error> {
         let (images, labels) = batch.tensors()?;
-        let logits = self.network.forward(&images, Mode::Train { seed: self.config.seed(), step: self.step })?;
-        let smoothing = self.config.hyperparameters.label_smoothing;
-        let loss = cross_entropy(&logits, &labels, self.class_weights.as_ref(), smoothing)?;
-        let value = loss.f_double_value(&[])?;
+        let spec = &self.config.hyperparameters;
+        let count = i64::try_from(batch.len()).unwrap_or_default();
+        let each = spec.micro_batch_size.map_or(count, i64::from).min(count);
         let rate = self.learning_rate(self.step);
-        check_finite("training loss", value, self.epoch + 1, self.step + 1, rate)?;
-        self.optimizer.step(&loss, rate)?;
+        let mut gradients = Vec::new();
+        let (mut loss, mut right) = (0.0, 0);
+        for (pass, begin) in (0_u64..).zip((0..count).step_by(usize::try_from(each).unwrap_or(1))) {
+            let length = each.min(count - begin);
+            let part = |of: &Tensor| of.f_narrow(0, begin, length);
+            let done = self.pass(&part(&images)?, &part(&labels)?, pass)?;
+            #[expect(clippy::cast_precision_loss, reason = "counts of photos")]
+            let share = length as f64 / count as f64;
+            let value = done.loss.f_double_value(&[])?;
+            check_finite("training loss", value, self.epoch + 1, self.step + 1, rate)?;
+            loss += value * share;
+            right += done.right;
+            let scaled = if length == count { done.loss } else { done.loss.f_mul_scalar(share)? };
+            self.optimizer.gradients(&scaled, &mut gradients)?;
+        }
+        self.optimizer.apply(&gradients, rate)?;
         if let Some(ema) = &mut self.ema {
             ema.follow(&self.network)?;
         }
         self.step += 1;
-        let right = logits.f_argmax(1, false)?.f_eq_tensor(&labels)?.f_sum(tch::Kind::Int64)?.f_int64_value(&[])?;
         let images = batch.len() as u64;
         self.running.images += images;
-        self.running.right += right.unsigned_abs();
-        self.running.loss += value * float(images);
+        self.running.right += right;
+        self.running.loss += loss * float(images);
         Ok(())
+    }
+
+    /// A forward pass of the next step, of which this is the `number`-th.
+    fn pass(&self, images: &Tensor, labels: &Tensor, number: u64) -> Result<Passed, Error> {
+        let Hyperparameters { augmentation, label_smoothing, .. } = &self.config.hyperparameters;
+        // A stream of draws for each pass: no step has more passes than images.
+        let draw = (number << 48) | self.step;
+        let mut draws = Draws::new(self.config.seed(), Purpose::Mixing, 0, draw);
+        let side = i64::try_from(self.config.train_size(self.epoch)).unwrap_or_default();
+        let mix = mixing::draw(augmentation, side, &mut draws);
+        let mixed = mix.map(|mix| mix.images(images)).transpose()?;
+        let mode = Mode::Train { seed: self.config.seed(), step: draw };
+        let logits = self.network.forward(mixed.as_ref().unwrap_or(images), mode)?;
+        let loss_for = |labels: &Tensor| cross_entropy(&logits, labels, self.class_weights.as_ref(), *label_smoothing);
+        let loss = match mix {
+            Some(mix) => loss_for(&mixing::neighbours(labels)?)?.f_lerp(&loss_for(labels)?, mix.own())?,
+            None => loss_for(labels)?,
+        };
+        let right = logits.f_argmax(1, false)?.f_eq_tensor(labels)?.f_sum(tch::Kind::Int64)?.f_int64_value(&[])?;
+        Ok(Passed { loss, right: right.unsigned_abs() })
     }
 
     fn train_loss(&self) -> f64 {

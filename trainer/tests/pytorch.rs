@@ -8,15 +8,20 @@ mod process;
 use std::{fmt::Debug, process::Command};
 
 use anneal_api::{
+    checkpoint::Preprocessing,
     hyperparameters::{Hyperparameters, Optimizer as Kind, Schedule},
     termination::RunResult,
 };
 use anneal_trainer::{
+    augment::{self, Change, Colour, Crop, Motion},
+    evaluate::cross_entropy,
+    mixing::{self, Mix},
     optim::Optimizer,
     rng::{Draws, Purpose},
     schedule,
 };
 use process::Run;
+use serde_json::json;
 use tch::Tensor;
 
 const CONFIG: &str = "
@@ -176,6 +181,140 @@ fn the_average_of_the_weights_is_pytorchs() {
         assert_close(&[parameter.max().double_value(&[])], &theirs[0], 1e-6, &name);
         assert_close(&[parameter.min().double_value(&[])], &theirs[0], 1e-6, &name);
     }
+}
+
+/// What torchvision makes of a photo, given as JSON with the changes: for each the pixels.
+const CHANGES: &str = r#"
+import json, sys, torch
+from torchvision.transforms import InterpolationMode, functional as F
+given = json.loads(sys.argv[1])
+size = given["size"]
+photo = torch.tensor(given["photo"], dtype=torch.float32).reshape(size, size, 3).permute(2, 0, 1) / 255
+out = []
+for change in given["changes"]:
+    x = F.hflip(photo) if change["flip"] else photo
+    if change["motion"]:
+        degrees, scale, shift = change["motion"]
+        x = F.affine(x, degrees, [round(share * size) for share in shift], scale, [0.0], InterpolationMode.BILINEAR)
+    to = change["to"]
+    if change["box"]:
+        top, left, height, width = change["box"]
+        x = F.resized_crop(x, top, left, height, width, [to, to], InterpolationMode.BILINEAR, antialias=False)
+    elif to != size:
+        x = F.resize(x, [to, to], InterpolationMode.BILINEAR, antialias=False)
+    for name, factor in change["colours"]:
+        x = getattr(F, "adjust_" + name)(x, factor)
+    out.append(x.permute(1, 2, 0).flatten().tolist())
+print(json.dumps(out))
+"#;
+
+/// Side of the photo that is changed.
+const SIDE: usize = 16;
+
+/// A change, and what torchvision is told of it.
+fn changes() -> Vec<(Change, usize, serde_json::Value)> {
+    let motion = |degrees, scale, shift| Motion { degrees, scale, shift };
+    let part = |[top, left, height, width]: [u8; 4]| {
+        let side = f64::from(u8::try_from(SIDE).expect("a small number"));
+        let share = |pixels: u8| f64::from(pixels) / side;
+        let centre = |begin: u8, length: u8| share(begin) + share(length) / 2.0 - 0.5;
+        let crop =
+            Crop { width: share(width), height: share(height), right: centre(left, width), down: centre(top, height) };
+        (crop, json!([top, left, height, width]))
+    };
+    let named = |colour: &Colour| match colour {
+        Colour::Brightness(factor) => json!(["brightness", factor]),
+        Colour::Contrast(factor) => json!(["contrast", factor]),
+        Colour::Saturation(factor) => json!(["saturation", factor]),
+        Colour::Hue(shift) => json!(["hue", shift]),
+    };
+    let told = |change: Change, to: usize, area: serde_json::Value| {
+        let motion =
+            change.motion.map(|motion| json!([motion.degrees, motion.scale, [motion.shift.0, motion.shift.1]]));
+        let colours: Vec<_> = change.colours.iter().map(named).collect();
+        let words = json!({"flip": change.flip, "motion": motion, "box": area, "to": to, "colours": colours});
+        (change, to, words)
+    };
+    let (part_of_it, area) = part([3, 5, 8, 10]);
+    let (rim, rim_area) = part([0, 0, 9, 7]);
+    let coloured = |colours: Vec<Colour>| told(Change { colours, ..augment::none() }, SIDE, json!(null));
+    vec![
+        told(Change { flip: true, ..augment::none() }, SIDE, json!(null)),
+        told(Change { motion: Some(motion(20.0, 1.0, (0.0, 0.0))), ..augment::none() }, SIDE, json!(null)),
+        told(Change { motion: Some(motion(-35.0, 0.8, (0.125, -0.25))), ..augment::none() }, SIDE, json!(null)),
+        told(
+            Change { flip: true, motion: Some(motion(10.0, 1.2, (0.0, 0.125))), ..augment::none() },
+            SIDE,
+            json!(null),
+        ),
+        told(Change { crop: Some(part_of_it), ..augment::none() }, SIDE, area.clone()),
+        told(Change { flip: true, crop: Some(part_of_it), ..augment::none() }, 12, area),
+        told(Change { crop: Some(rim), ..augment::none() }, 24, rim_area),
+        told(augment::none(), 10, json!(null)),
+        told(augment::none(), 20, json!(null)),
+        coloured(vec![Colour::Brightness(1.3), Colour::Contrast(0.6)]),
+        coloured(vec![Colour::Saturation(1.7), Colour::Hue(0.2), Colour::Brightness(0.7)]),
+        coloured(vec![Colour::Hue(-0.45)]),
+    ]
+}
+
+#[test]
+fn photos_are_changed_as_torchvision_changes_them() {
+    let mut draws = Draws::new(0, Purpose::Picture, 0, 0);
+    let photo: Vec<u8> = (0..SIDE * SIDE * 3).map(|_| u8::try_from(draws.below(256)).expect("a byte")).collect();
+    let changes = changes();
+    let words: Vec<_> = changes.iter().map(|(_, _, words)| words).collect();
+    let theirs = numbers(CHANGES, &json!({"size": SIDE, "photo": photo, "changes": words}));
+    let plain = Preprocessing { mean: [0.0; 3], std: [1.0; 3], ..Preprocessing::imagenet(16) };
+    for ((change, to, words), theirs) in changes.iter().zip(theirs) {
+        let mut ours = vec![0.0; to * to * 3];
+        augment::apply(change, &photo, (SIDE, *to), &plain, &mut ours);
+        let ours: Vec<f64> = ours.into_iter().map(f64::from).collect();
+        assert_close(&ours, &theirs, 2e-5, words);
+    }
+}
+
+/// Mixed batches and their targets as soft labels.
+const MIXES: &str = r#"
+import json, sys, torch
+given = json.loads(sys.argv[1])
+x = torch.arange(given["count"] * 3 * given["side"] ** 2, dtype=torch.float32).reshape(-1, 3, given["side"], given["side"])
+rolled = x.roll(1, 0)
+own = given["own"]
+blended = rolled.mul(1.0 - own).add(x.mul(own))
+top, bottom, left, right = given["box"]
+pasted = x.clone()
+pasted[..., top:bottom, left:right] = rolled[..., top:bottom, left:right]
+logits = torch.tensor(given["logits"], dtype=torch.float64)
+labels = torch.nn.functional.one_hot(torch.tensor(given["labels"]), 3).double()
+soft = labels.roll(1, 0).mul(1.0 - own).add(labels.mul(own))
+loss = torch.nn.functional.cross_entropy(logits, soft, label_smoothing=0.1)
+print(json.dumps([blended.flatten().tolist(), pasted.flatten().tolist(), [loss.item()]]))
+"#;
+
+#[test]
+fn a_batch_is_mixed_and_its_loss_taken_as_with_soft_labels() {
+    let (count, side, own) = (3, 4, 0.3);
+    let (rows, columns) = ((1, 3), (0, 2));
+    let logits = [[0.5_f32, -1.0, 2.0], [1.5, 0.25, -0.5], [0.0, 1.0, 0.5]];
+    let labels = [0_i64, 2, 1];
+    let given = json!({
+        "count": count, "side": side, "own": own, "labels": labels, "logits": logits,
+        "box": [rows.0, rows.1, columns.0, columns.1],
+    });
+    let theirs = numbers(MIXES, &given);
+    let images =
+        Tensor::arange(count * 3 * side * side, (tch::Kind::Float, tch::Device::Cpu)).view([count, 3, side, side]);
+    let flat =
+        |images: Tensor| Vec::<f64>::try_from(images.flatten(0, -1).to_kind(tch::Kind::Double)).expect("numbers");
+    let blend = Mix::Blend { own };
+    assert_close(&flat(blend.images(&images).expect("images")), &theirs[0], 1e-4, "mixup");
+    let paste = Mix::Paste { rows, columns, own };
+    assert_close(&flat(paste.images(&images).expect("images")), &theirs[1], 0.0, "cutmix");
+    let (logits, labels) = (Tensor::from_slice2(&logits), Tensor::from_slice(&labels));
+    let loss = |labels: &Tensor| cross_entropy(&logits, labels, None, 0.1).expect("a loss");
+    let loss = loss(&mixing::neighbours(&labels).expect("labels")).lerp(&loss(&labels), own);
+    assert_close(&[loss.double_value(&[])], &theirs[2], 1e-6, "loss");
 }
 
 #[test]

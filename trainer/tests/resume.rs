@@ -28,7 +28,8 @@ fn config(optimizer: &str) -> String {
         "
 model: {{inputSize: 32}}
 dataset: {{uri: 'synthetic://?images=60&size=32'}}
-hyperparameters: {{epochs: 3, batchSize: 16, threads: 2, optimizer: {optimizer}, learningRate: 0.001, weightDecay: 0.01, schedule: Cosine, emaDecay: 0.9, maxGradientNorm: 1, classWeights: Balanced}}
+hyperparameters: {{epochs: 3, batchSize: 16, threads: 2, optimizer: {optimizer}, learningRate: 0.001, weightDecay: 0.01, schedule: Cosine, emaDecay: 0.9, maxGradientNorm: 1, classWeights: Balanced,
+  microBatchSize: 7, trainSizes: [32, 40], augmentation: {{cropArea: 0.5, mixup: 0.4, cutmix: 1}}}}
 checkpoints: {{intervalSteps: 2}}
 "
     )

@@ -52,10 +52,14 @@ pub enum Precision {
     BFloat16,
 }
 
-/// Random changes of a training image. The defaults are the reference's; zero switches one off.
+/// Random changes of a training image. The defaults are the reference's; zero switches one off, and 1 the crop.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Augmentation {
+    /// Least share of the area that a random crop keeps, as the lower end of `scale` of torchvision's `RandomResizedCrop`;
+    /// its aspect ratio lies between 3/4 and 4/3. 1 crops nothing.
+    #[schemars(range(min = 0.01, max = 1.0))]
+    pub crop_area: f64,
     /// Probability of a horizontal flip.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub horizontal_flip: f64,
@@ -80,11 +84,20 @@ pub struct Augmentation {
     /// Hue by a shift between -hue and hue of the colour circle.
     #[schemars(range(min = 0.0, max = 0.5))]
     pub hue: f64,
+    /// Mixup: each image of a batch, and its label, is blended with another one by a share from Beta(mixup, mixup). Absent or 0
+    /// blends nothing.
+    #[schemars(range(min = 0.0, max = 10.0))]
+    pub mixup: f64,
+    /// Cutmix: a rectangle of another image is pasted into each image of a batch, of an area from Beta(cutmix, cutmix), and the
+    /// label follows the areas. Where mixup is given too, each batch has one of both. Absent or 0 pastes nothing.
+    #[schemars(range(min = 0.0, max = 10.0))]
+    pub cutmix: f64,
 }
 
 impl Default for Augmentation {
     fn default() -> Self {
         Self {
+            crop_area: 1.0,
             horizontal_flip: 0.5,
             rotation_degrees: 15.0,
             translate: 0.1,
@@ -93,6 +106,8 @@ impl Default for Augmentation {
             contrast: 0.2,
             saturation: 0.2,
             hue: 0.1,
+            mixup: 0.0,
+            cutmix: 0.0,
         }
     }
 }
@@ -107,6 +122,11 @@ pub struct Hyperparameters {
     /// Images per optimiser step.
     #[schemars(range(min = 1, max = 4096))]
     pub batch_size: i32,
+    /// Images of one forward and backward pass. A step sums the gradients of as many passes as its images need, which takes less
+    /// memory; `BatchNorm` sees the images of a pass. Absent means all images of a step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 4096))]
+    pub micro_batch_size: Option<i32>,
     /// Peak learning rate.
     #[schemars(range(min = 1e-9, max = 100.0))]
     pub learning_rate: f64,
@@ -148,6 +168,11 @@ pub struct Hyperparameters {
     pub seed: i64,
     /// Random changes of training images.
     pub augmentation: Augmentation,
+    /// Sides of training images in pixels, for progressive resizing: the epochs are shared out evenly among them, in this
+    /// order. Absent means `model.inputSize` throughout, which is also the size that is validated and served.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 16), inner(range(min = 32, max = 1024)))]
+    pub train_sizes: Option<Vec<i32>>,
     /// Share of the images kept aside for validation where the dataset has no split of its own.
     #[schemars(range(min = 0.01, max = 0.5))]
     pub validation_share: f64,
@@ -162,6 +187,7 @@ impl Default for Hyperparameters {
         Self {
             epochs: 10,
             batch_size: 32,
+            micro_batch_size: None,
             learning_rate: 1e-3,
             optimizer: Optimizer::default(),
             weight_decay: 0.0,
@@ -176,6 +202,7 @@ impl Default for Hyperparameters {
             precision: Precision::default(),
             seed: 0,
             augmentation: Augmentation::default(),
+            train_sizes: None,
             validation_share: 0.1,
             threads: None,
         }

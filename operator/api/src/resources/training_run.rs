@@ -47,6 +47,8 @@ pub const MANAGER: &str = "anneal.dev/operator";
     // The API server cuts a bound's fraction off before it compares a whole number with it.
     validation = Rule::new("self.hyperparameters.learningRate >= 0.000000001").message("hyperparameters.learningRate must be between 0.000000001 and 100"),
     validation = Rule::new("self.hyperparameters.validationShare >= 0.01").message("hyperparameters.validationShare must be between 0.01 and 0.5"),
+    validation = Rule::new("self.hyperparameters.augmentation.cropArea >= 0.01").message("hyperparameters.augmentation.cropArea must be between 0.01 and 1; 1 crops nothing"),
+    validation = Rule::new("self.model.architecture != 'simple' || !has(self.hyperparameters.trainSizes) || self.hyperparameters.trainSizes.all(size, size == 224)").message("hyperparameters.trainSizes must be 224 for architecture simple; leave it out, or choose architecture improved, which takes any size"),
     validation = Rule::new("self.model == oldSelf.model").message("model is immutable; create a new TrainingRun"),
     validation = Rule::new("self.dataset == oldSelf.dataset").message("dataset is immutable; create a new TrainingRun"),
     validation = Rule::new("self.hyperparameters == oldSelf.hyperparameters").message("hyperparameters are immutable; create a new TrainingRun"),

@@ -98,6 +98,25 @@ fn a_step_is_pytorchs(architecture: Architecture, side: i64, classes: usize) {
     let error = distance(&logits, theirs("bfloat16"));
     assert!(error < 0.05 * scale, "bfloat16: {error} of {scale}");
 
+    let training = half.forward(&images, STEP).expect("logits");
+    let loss = training.cross_entropy_for_logits(&target);
+    loss.backward();
+    let error = distance(&tensor_to_data(&loss).expect("a number"), theirs("bfloat16_loss"));
+    assert!(error < 0.05, "bfloat16: a loss {error} apart");
+    // A number of its own may be far off after so many roundings; what counts is where they lead together.
+    let gradients = field(answer, "bfloat16_gradients").as_dict().expect("gradients");
+    let (mut apart, mut whole) = (0.0, 0.0);
+    for (name, parameter) in half.named_parameters() {
+        let theirs = gradients.get(&name).and_then(Value::as_tensor).unwrap_or_else(|| panic!("no gradient of {name}"));
+        let ours = floats(&tensor_to_data(&parameter.grad()).expect("a gradient"));
+        for (ours, theirs) in ours.into_iter().zip(floats(theirs)) {
+            apart += f64::from(ours - theirs).powi(2);
+            whole += f64::from(theirs).powi(2);
+        }
+    }
+    let share = (apart / whole).sqrt();
+    assert!(share < 0.1, "bfloat16: gradients {share} apart, of their length");
+
     for (precision, key, tolerance) in
         [(Precision::Float32, "evaluation", 1e-4), (Precision::BFloat16, "bfloat16", 0.05 * scale)]
     {
