@@ -1,7 +1,7 @@
 # Thin: each target is a script that can be read and run by itself.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: accuracy bench-rollout help demo demo-clean test unit fuzz e2e test-cluster test-chart test-dashboards test-registry test-plain test-clients test-alerts book soak lint bench-serve crds images install cluster cluster-down
+.PHONY: accuracy bench-train bench-rollout help demo demo-clean test unit fuzz e2e test-cluster test-chart test-dashboards test-registry test-plain test-clients test-alerts book soak lint bench-serve crds images install cluster cluster-down
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +68,9 @@ images: ## Build the three images and bring them to the cluster (IMAGE_REGISTRY=
 
 install: ## Install the operator with these images into the cluster
 	@. scripts/environment && cluster && scripts/install
+
+bench-train: ## Compare training with PyTorch and a torchvision DataLoader (DATA=folder with train/ and val/; 12 minutes)
+	@DATA='$(DATA)' tests/bench/train/run
 
 bench-serve: ## Compare the server with FastAPI and LitServe on PyTorch and with the bare forward pass (DATA=folder or tar of photos)
 	@DATA='$(DATA)' tests/bench/serve/run
