@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
@@ -18,6 +18,8 @@ pub struct Door(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     room: Arc<Semaphore>,
+    /// Connections that wait for room.
+    waiting: AtomicUsize,
     guests: Mutex<Guests>,
 }
 
@@ -48,7 +50,8 @@ pub struct Guest {
 impl Door {
     /// A door with room for so many.
     pub fn new(connections: usize) -> Self {
-        Self(Arc::new(Inner { room: Arc::new(Semaphore::new(connections)), guests: Mutex::default() }))
+        let room = Arc::new(Semaphore::new(connections));
+        Self(Arc::new(Inner { room, waiting: AtomicUsize::new(0), guests: Mutex::default() }))
     }
 
     /// Lets a connection in once there is room, and makes room where somebody inside has no request.
@@ -56,6 +59,8 @@ impl Door {
         if let Ok(permit) = Arc::clone(&self.0.room).try_acquire_owned() {
             return self.admit(Some(permit));
         }
+        // Told before it is looked who is idle: whoever ends a request meanwhile sees it.
+        let _waiting = Waiting::begin(&self.0.waiting);
         self.dismiss();
         // Never closed, so the permit is always had.
         let permit = Arc::clone(&self.0.room).acquire_owned().await.ok();
@@ -80,7 +85,7 @@ impl Door {
     fn dismiss(&self) {
         let guests = self.0.guests.lock().unwrap_or_else(PoisonError::into_inner);
         let idle = |presence: &&Arc<Presence>| {
-            !presence.busy.load(Ordering::Acquire) && !presence.asked_to_leave.load(Ordering::Acquire)
+            !presence.busy.load(Ordering::SeqCst) && !presence.asked_to_leave.load(Ordering::Acquire)
         };
         if let Some(presence) = guests.inside.values().find(idle) {
             presence.asked_to_leave.store(true, Ordering::Release);
@@ -89,10 +94,31 @@ impl Door {
     }
 }
 
+/// Counted as waiting until this is dropped.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn begin(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::SeqCst);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 impl Guest {
+    /// Whether another connection waits for room, so that this one had better end with the answer to its request.
+    pub fn is_awaited(&self) -> bool {
+        self.door.0.waiting.load(Ordering::SeqCst) > 0
+    }
+
     /// Says whether a request is under way on this connection.
     pub fn busy(&self, busy: bool) {
-        self.presence.busy.store(busy, Ordering::Release);
+        self.presence.busy.store(busy, Ordering::SeqCst);
     }
 
     /// Waits until the connection has to make room. It never has to while a request is under way.
@@ -130,6 +156,20 @@ mod tests {
         assert!(futures::poll!(Box::pin(idle.dismissed())).is_ready());
         drop(idle);
         assert!(futures::poll!(&mut third).is_ready());
+    }
+
+    #[tokio::test]
+    async fn where_all_are_busy_they_learn_that_somebody_waits() {
+        let door = Door::new(1);
+        let guest = door.enter().await;
+        guest.busy(true);
+        assert!(!guest.is_awaited());
+        let mut second = Box::pin(door.enter());
+        assert!(futures::poll!(&mut second).is_pending());
+        assert!(guest.is_awaited());
+        drop(guest);
+        let second = second.await;
+        assert!(!second.is_awaited(), "it is inside now");
     }
 
     #[tokio::test]

@@ -60,6 +60,9 @@ pub enum PredictError {
     /// The model's outputs are NaN or infinite.
     #[error("The model's outputs are not finite; its weights are broken, deploy another checkpoint")]
     NotFinite,
+    /// The numbers that were given, and not pixels, make the model's outputs NaN or infinite.
+    #[error("The input has numbers so large that the model's outputs are not finite; send normalised values")]
+    OutOfRange,
     /// The forward pass failed.
     #[error("The model could not run: {0}")]
     Failed(String),
@@ -228,13 +231,23 @@ fn work<P: Predictor>(
         }
         let begun = Instant::now();
         let batch = jobs.len();
-        let (inputs, waiting): (Vec<_>, Vec<_>) =
-            jobs.into_iter().map(|job| (job.input, (job.reply, begun.saturating_duration_since(job.asked)))).unzip();
+        let (inputs, waiting): (Vec<_>, Vec<_>) = jobs
+            .into_iter()
+            .map(|job| {
+                // Pixels are bounded: where they give no numbers, the weights are broken. Values are the client's.
+                let not_finite = if matches!(job.input, Input::Values(_)) {
+                    PredictError::OutOfRange
+                } else {
+                    PredictError::NotFinite
+                };
+                (job.input, (job.reply, begun.saturating_duration_since(job.asked), not_finite))
+            })
+            .unzip();
         let Outcome { logits, preparing, forward } = predictor.predict(inputs);
         queue.done(batch, begun.elapsed());
-        for (logits, (reply, queued)) in logits.into_iter().zip(waiting) {
+        for (logits, (reply, queued, not_finite)) in logits.into_iter().zip(waiting) {
             let answered = logits
-                .and_then(|logits| Prediction::from_logits(&logits).ok_or(PredictError::NotFinite))
+                .and_then(|logits| Prediction::from_logits(&logits).ok_or(not_finite))
                 .map(|prediction| Answered { prediction, queued, preparing, forward, batch });
             // The client may have gone meanwhile.
             let _ = reply.send(answered);
@@ -275,7 +288,9 @@ pub(crate) mod fake {
         fn logits(&self, input: &Input) -> Result<Vec<f32>, PredictError> {
             match input {
                 Input::Pixels(image) => Ok(vec![0.0, image.as_raw().len() as f32]),
-                Input::Values(values) => Ok(vec![values.len() as f32, 0.0]),
+                Input::Values(values) => {
+                    Ok(vec![values.len() as f32, values.iter().fold(0.0, |sum, value| sum + value * 0.0)])
+                }
                 Input::File(bytes) => match &**bytes {
                     b"cat" => Ok(vec![2.0, 0.0]),
                     b"dog" => Ok(vec![0.0, 2.0]),
@@ -329,6 +344,8 @@ mod tests {
         assert_eq!(engine.predict(file("dog"), soon()).await.map(|a| a.prediction.class), Ok(1));
         assert_eq!(engine.predict(file("nan"), soon()).await, Err(PredictError::NotFinite));
         assert!(matches!(engine.predict(file(""), soon()).await, Err(PredictError::Undecodable(_))));
+        let overflow = engine.predict(Input::Values(vec![f32::INFINITY]), soon()).await;
+        assert_eq!(overflow, Err(PredictError::OutOfRange), "the client's fault, not the model's");
     }
 
     #[tokio::test]

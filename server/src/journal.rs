@@ -114,7 +114,8 @@ impl State {
         }
         if now - self.told >= INTERVAL {
             self.told = now;
-            let (answers, failures, max_gap_seconds) = (self.answers, self.failures, self.gap.as_secs_f64());
+            let (answers, failures, max_gap_seconds) =
+                (self.answers, self.failures, self.gap.max(now - self.last).as_secs_f64());
             lines.push(Line::Count { at, answers, failures, max_gap_seconds });
         }
         lines

@@ -167,7 +167,7 @@ impl Serve {
             guest.busy(true);
             let mut response = self.frame.answer(request).await;
             guest.busy(false);
-            if born.elapsed() >= self.limits.max_age || self.life.is_stopping() {
+            if born.elapsed() >= self.limits.max_age || self.life.is_stopping() || guest.is_awaited() {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
             Ok::<_, Infallible>(response)

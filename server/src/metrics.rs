@@ -36,7 +36,7 @@ pub struct Metrics {
     stages: HistogramVec,
     refusals: IntCounterVec,
     feedback: IntCounterVec,
-    accuracy: Gauge,
+    accuracy: GaugeVec,
     drift: GaugeVec,
     memory: IntGauge,
     threads: IntGauge,
@@ -92,7 +92,11 @@ impl Metrics {
                 Opts::new("anneal_feedback_total", "Predictions whose true class was sent"),
                 &["predicted", "actual"],
             )?,
-            accuracy: Gauge::new("anneal_feedback_accuracy", "Share of right ones among the newest feedback")?,
+            // Without labels, but absent until there is feedback: 0 would be an accuracy.
+            accuracy: GaugeVec::new(
+                Opts::new("anneal_feedback_accuracy", "Share of right ones among the newest feedback"),
+                &[],
+            )?,
             drift: GaugeVec::new(
                 Opts::new(
                     "anneal_prediction_drift",
@@ -163,7 +167,7 @@ impl Metrics {
     /// Counts what a prediction should have been, and states the rolling accuracy.
     pub fn feedback(&self, predicted: &str, actual: &str, accuracy: f64) {
         self.feedback.with_label_values(&[predicted, actual]).inc();
-        self.accuracy.set(accuracy);
+        self.accuracy.with_label_values::<&str>(&[]).set(accuracy);
     }
 
     /// States how far the newest predictions are from those on the validation set.

@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::json;
 use warp::{http::StatusCode, reply::Response};
 
-use super::Context;
+use super::{
+    Context,
+    upload::{self, Body},
+};
 use crate::{
     answer::{Problem, json_response, not_loaded},
     feedback::IdError,
@@ -22,8 +24,12 @@ struct Given {
     class: String,
 }
 
-pub(super) async fn answer(context: Arc<Context>, body: Bytes) -> Response {
-    count(&context, &body).unwrap_or_else(|problem| problem.response())
+/// Longest body: two short strings.
+const MAX_BODY: usize = 4096;
+
+pub(super) async fn answer(context: Arc<Context>, body: Body) -> Response {
+    let body = upload::short(body, MAX_BODY, context.request_timeout).await;
+    body.and_then(|body| count(&context, &body)).unwrap_or_else(|problem| problem.response())
 }
 
 fn count(context: &Context, body: &[u8]) -> Result<Response, Problem> {

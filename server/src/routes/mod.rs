@@ -119,8 +119,7 @@ pub fn all(context: Context) -> BoxedFilter<(Response,)> {
         .and(warp::header::headers_cloned())
         .and(upload::body())
         .then(predict::answer);
-    let feedback =
-        exactly("/feedback").and(warp::post()).and(with.clone()).and(warp::body::bytes()).then(feedback::answer);
+    let feedback = exactly("/feedback").and(warp::post()).and(with.clone()).and(upload::body()).then(feedback::answer);
     let v2 = warp::path("v2")
         .and(warp::get().or(warp::post()).unify())
         .and(with)

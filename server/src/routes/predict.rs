@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::future::join_all;
+use futures::future::try_join_all;
 use serde::Serialize;
 use warp::{
     http::{HeaderMap, HeaderName, HeaderValue, StatusCode},
@@ -94,8 +94,9 @@ pub(super) async fn ask(
     inputs: Vec<Input>,
     deadline: Instant,
 ) -> Result<Vec<Answered>, Problem> {
-    let results = join_all(inputs.into_iter().map(|input| serving.engine.predict(input, deadline))).await;
-    let answers = results.into_iter().collect::<Result<Vec<_>, _>>().map_err(|error| refusal(context, &error))?;
+    // The first error ends the wait, and nobody wants the others any more.
+    let asked = try_join_all(inputs.into_iter().map(|input| serving.engine.predict(input, deadline)));
+    let answers = asked.await.map_err(|error| refusal(context, &error))?;
     for answer in &answers {
         context.metrics.predicted(word(serving, answer), answer);
         let prediction = &answer.prediction;
@@ -113,6 +114,7 @@ pub(super) fn refusal(context: &Context, error: &PredictError) -> Problem {
         Problem::busy_for(error.to_string(), wait)
     };
     match error {
+        PredictError::OutOfRange => Problem::new(StatusCode::BAD_REQUEST, error.to_string()),
         PredictError::Undecodable(_) => Problem::new(StatusCode::UNPROCESSABLE_ENTITY, error.to_string()),
         PredictError::Full(wait) => busy("full", *wait),
         PredictError::Late(wait) => busy("late", *wait),

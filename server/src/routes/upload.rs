@@ -164,10 +164,7 @@ impl Admitted<'_> {
     async fn in_time<T>(&self, read: impl Future<Output = Result<T, warp::Error>>) -> Result<T, Problem> {
         match tokio::time::timeout_at(self.deadline.into(), read).await {
             Ok(read) => read.map_err(|error| malformed(&error)),
-            Err(_) => Err(Problem::new(
-                StatusCode::REQUEST_TIMEOUT,
-                format!("The upload took longer than {} s", self.limit.as_secs_f64()),
-            )),
+            Err(_) => Err(slow(self.limit)),
         }
     }
 }
@@ -186,6 +183,33 @@ async fn form_files(mut form: FormData) -> Result<Vec<(Option<String>, File)>, w
         files.push((content_type, File { name, content }));
     }
     Ok(files)
+}
+
+/// The whole of a body that is to be short, within this time.
+pub(super) async fn short(body: Body, most: usize, limit: Duration) -> Result<Vec<u8>, Problem> {
+    let Body::Raw(mut stream) = body else {
+        discard(body).await;
+        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "Send JSON, not a form"));
+    };
+    let read = async {
+        let mut content = Vec::new();
+        while let Some(chunk) = stream.try_next().await.map_err(|error| malformed(&error))? {
+            if content.len() + chunk.len() > most {
+                return Err(Problem::too_large(most as u64));
+            }
+            content.extend_from_slice(&chunk);
+        }
+        Ok(content)
+    };
+    let read = tokio::time::timeout(limit, read).await.unwrap_or_else(|_| Err(slow(limit)));
+    if read.as_ref().is_err_and(|problem| problem.status == StatusCode::PAYLOAD_TOO_LARGE) {
+        discard(Body::Raw(stream)).await;
+    }
+    read
+}
+
+fn slow(limit: Duration) -> Problem {
+    Problem::new(StatusCode::REQUEST_TIMEOUT, format!("The upload took longer than {} s", limit.as_secs_f64()))
 }
 
 /// The bytes of a stream, in memory of just their size. The chunks are slices of the connection's buffers, which are

@@ -7,7 +7,7 @@ mod tensor;
 
 use std::{sync::Arc, time::Instant};
 
-use serde_json::{Value, json};
+use serde_json::json;
 use warp::{
     http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
     reply::{Reply as _, Response},
@@ -183,7 +183,7 @@ async fn infer(context: &Context, named: &Named<'_>, headers: &HeaderMap, body: 
     Ok(respond(&serving.facts, id, &outputs, &answers))
 }
 
-fn respond(facts: &Facts, id: Option<Value>, wanted: &[Wanted], answers: &[Answered]) -> Response {
+fn respond(facts: &Facts, id: Option<String>, wanted: &[Wanted], answers: &[Answered]) -> Response {
     let mut outputs = Vec::new();
     let mut binary = Vec::new();
     for output in wanted {
@@ -204,7 +204,7 @@ fn respond(facts: &Facts, id: Option<Value>, wanted: &[Wanted], answers: &[Answe
     }
     let mut answer = json!({"model_name": facts.name, "model_version": version(facts), "outputs": outputs});
     if let Some(id) = id {
-        answer["id"] = id;
+        answer["id"] = id.into();
     }
     if binary.is_empty() {
         return json_response(StatusCode::OK, &answer);

@@ -5,7 +5,6 @@ use serde::{
     Deserialize,
     de::{Deserializer, Error as _, SeqAccess, Visitor},
 };
-use serde_json::Value;
 use warp::http::StatusCode;
 
 use crate::{answer::Problem, engine::Input};
@@ -15,7 +14,7 @@ const MAX_ROWS: usize = 64;
 
 /// What is asked for.
 pub(super) struct Request {
-    pub(super) id: Option<Value>,
+    pub(super) id: Option<String>,
     pub(super) inputs: Vec<Input>,
     pub(super) outputs: Vec<Wanted>,
 }
@@ -45,7 +44,7 @@ impl Output {
 
 #[derive(Deserialize)]
 struct Head {
-    id: Option<Value>,
+    id: Option<String>,
     inputs: Vec<Given>,
     #[serde(default)]
     outputs: Vec<OutputHead>,
@@ -173,7 +172,16 @@ fn wanted(outputs: &[OutputHead], binary: bool) -> Result<Vec<Wanted>, Problem> 
         })?;
         Ok(Wanted { name, binary: output.parameters.binary.unwrap_or(binary) })
     };
-    outputs.iter().map(find).collect()
+    let mut found: Vec<Wanted> = Vec::with_capacity(all.len());
+    for output in outputs {
+        let output = find(output)?;
+        // Each one that is named takes memory of its own in the answer.
+        if found.iter().any(|other| other.name == output.name) {
+            return Err(invalid(&format!("The output {:?} is named twice", output.name.word())));
+        }
+        found.push(output);
+    }
+    Ok(found)
 }
 
 /// The images of a tensor.
@@ -206,10 +214,16 @@ fn rows(given: Given, binary: &[u8], input_size: i32) -> Result<Vec<Input>, Prob
         (Some(bytes), None, false) => {
             let bytes = exactly(binary, bytes, count * each * 4)?;
             let number = |bytes: &[u8]| bytes.try_into().map_or(f32::NAN, f32::from_le_bytes);
-            Ok(bytes
-                .chunks_exact(each * 4)
-                .map(|row| Input::Values(row.chunks_exact(4).map(number).collect()))
-                .collect())
+            let row = |row: &[u8]| {
+                let values: Vec<f32> = row.chunks_exact(4).map(number).collect();
+                let finite = values.iter().all(|value| value.is_finite());
+                if finite {
+                    Ok(Input::Values(values))
+                } else {
+                    Err(invalid("The data has a number that is NaN or infinite"))
+                }
+            };
+            bytes.chunks_exact(each * 4).map(row).collect()
         }
         (None, Some(Numbers(numbers)), _) if numbers.len() != count * each => {
             Err(invalid(&format!("The data has {} numbers and the shape {}", numbers.len(), count * each)))
@@ -256,7 +270,7 @@ pub(super) fn invalid(detail: &str) -> Problem {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -290,6 +304,9 @@ mod tests {
         let [Input::Values(first), Input::Values(second)] = request.inputs.as_slice() else { panic!("not two") };
         assert_eq!((first[0], first[11], second[0]), (0.0, 11.0, 12.0));
         assert!(read(&content[..content.len() - 1], Some(head), 2).is_err());
+        let mut broken = content.clone();
+        broken[head..head + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+        assert!(read(&broken, Some(head), 2).is_err_and(|problem| problem.detail.to_string().contains("NaN")));
         assert!(read(&content, Some(content.len() + 1), 2).is_err());
     }
 
@@ -309,6 +326,12 @@ mod tests {
                 "no UINT8",
             ),
             (one(json!({"name": "image", "datatype": "UINT8", "shape": [1, 2, 2, 3], "data": ["x"]})), "a number"),
+            (json!({"id": [1, 2], "inputs": []}), "a string"),
+            (
+                json!({"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 2, 2, 3], "data": vec![1; 12]}],
+                    "outputs": [{"name": "logits"}, {"name": "logits"}]}),
+                "named twice",
+            ),
         ] {
             let error = request(&wrong).err().unwrap_or_default();
             assert!(error.contains(expected), "{wrong} gave {error:?}");
