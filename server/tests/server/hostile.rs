@@ -251,3 +251,57 @@ fn slow_senders_keep_nobody_waiting() {
     }
     assert_well(&server, "uploads that took too long");
 }
+
+#[test]
+fn numbers_that_are_none_are_refused_and_the_model_stays_ready() {
+    let server = Server::ready(dogs(), |_| {});
+    let infer = |head: &str, body: &[u8]| server.ask(&request("POST", "/v2/models/ImprovedCNN/infer", head, body));
+    let tensor = r#"{"name": "input", "datatype": "FP32", "shape": [1, 3, 32, 32]"#;
+    let head = format!(r#"{{"inputs": [{tensor}, "parameters": {{"binary_data_size": 12288}}}}]}}"#);
+    let body = [head.as_bytes(), &f32::NAN.to_le_bytes().repeat(3 * 32 * 32)].concat();
+    let answer = infer(&format!("Inference-Header-Content-Length: {}\r\n", head.len()), &body);
+    assert_eq!(answer.status, 400, "{}", answer.text());
+
+    assert_eq!(server.ask(&get("/readyz")).status, 200, "the client's numbers say nothing about the model");
+    assert_well(&server, "numbers that are none");
+}
+
+#[test]
+fn feedback_is_short_and_in_time() {
+    let server = Server::ready(dogs(), |command| {
+        command.args(["--request-timeout", "1s"]);
+    });
+    let answer = server.ask(&request("POST", "/feedback", "", &vec![b' '; 100_000]));
+    assert_eq!(answer.status, 413, "{}", answer.text());
+
+    let mut slow = TcpStream::connect(("127.0.0.1", server.port)).expect("the server listens");
+    slow.write_all(b"POST /feedback HTTP/1.1\r\nHost: t\r\nContent-Length: 10\r\n\r\n{").expect("the server reads");
+    slow.set_read_timeout(Some(Duration::from_secs(30))).expect("a limit");
+    let mut answer = [0; 12];
+    slow.read_exact(&mut answer).expect("an answer");
+    assert_eq!(String::from_utf8_lossy(&answer), "HTTP/1.1 408");
+}
+
+#[test]
+fn clients_that_keep_every_connection_make_room_with_their_next_answer() {
+    let server = Server::ready(dogs(), |command| {
+        command.args(["--max-connections", "2", "--max-connection-age", "1h", "--request-timeout", "20s"]);
+    });
+    // Both have a request under way: its body is on its way.
+    let bytes = predict("image/png", &picture());
+    let (head, rest) = bytes.split_at(bytes.len() / 2);
+    let mut busy: Vec<TcpStream> = (0..2)
+        .map(|_| {
+            let mut stream = TcpStream::connect(("127.0.0.1", server.port)).expect("the server listens");
+            stream.write_all(head).expect("the server reads");
+            stream
+        })
+        .collect();
+    let mut third = TcpStream::connect(("127.0.0.1", server.port)).expect("the server listens");
+    third.set_read_timeout(Some(Duration::from_secs(10))).expect("a limit");
+    third.write_all(&get("/livez")).expect("the backlog takes it");
+    busy[0].write_all(rest).expect("the server reads");
+    let mut answer = [0; 12];
+    third.read_exact(&mut answer).expect("room, long before idle connections are closed");
+    assert_eq!(String::from_utf8_lossy(&answer), "HTTP/1.1 200");
+}
