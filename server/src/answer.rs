@@ -66,15 +66,15 @@ impl Problem {
     /// The answer on the wire.
     pub fn response(&self) -> Response {
         let mut response = json_response(self.status, &json!({ "detail": self.detail }));
-        self.say_when(response.headers_mut());
-        if self.status == StatusCode::UNAUTHORIZED {
-            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-        }
+        self.say_how(response.headers_mut());
         response
     }
 
-    /// Says when to ask again, if that is of use.
-    pub fn say_when(&self, headers: &mut HeaderMap) {
+    /// Says when or with what to ask again, if that is of use.
+    pub fn say_how(&self, headers: &mut HeaderMap) {
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         if let Some(seconds) = self.retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }

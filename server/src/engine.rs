@@ -10,7 +10,7 @@ use std::{
 
 use anneal_model::preprocess::RgbImage;
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use crate::{
     prediction::Prediction,
@@ -136,6 +136,8 @@ struct Job {
     input: Input,
     asked: Instant,
     deadline: Instant,
+    /// Memory that the input takes, as long as it does: the client may have gone before.
+    _room: Option<Arc<OwnedSemaphorePermit>>,
     reply: oneshot::Sender<Result<Answered, PredictError>>,
 }
 
@@ -181,8 +183,21 @@ impl Engine {
     /// # Errors
     /// [`PredictError`]; `Full` and `Late` come at once.
     pub async fn predict(&self, input: Input, deadline: Instant) -> Result<Answered, PredictError> {
+        self.predict_within(input, deadline, None).await
+    }
+
+    /// The same for an input that takes this room in memory.
+    ///
+    /// # Errors
+    /// As [`Engine::predict`].
+    pub async fn predict_within(
+        &self,
+        input: Input,
+        deadline: Instant,
+        room: Option<Arc<OwnedSemaphorePermit>>,
+    ) -> Result<Answered, PredictError> {
         let (reply, answer) = oneshot::channel();
-        self.queue.push(Job { input, asked: Instant::now(), deadline, reply })?;
+        self.queue.push(Job { input, asked: Instant::now(), deadline, _room: room, reply })?;
         match tokio::time::timeout_at(deadline.into(), answer).await {
             Ok(Ok(result)) => result,
             // What is too late is dropped without an answer.

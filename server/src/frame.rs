@@ -105,22 +105,24 @@ impl Frame {
         B: Body<Data = Bytes> + Send + Sync + Unpin + 'static,
         B::Error: Into<BoxError>,
     {
+        let path = request.uri().path().to_owned();
+        let refusal = |problem: &Problem| routes::refusal(&path, problem);
         if request.body().size_hint().lower() > self.max_upload_bytes {
             // A client that asked first has sent nothing yet.
             if !request.headers().contains_key(header::EXPECT) {
                 linger(request.into_body(), self.max_upload_bytes).await;
             }
-            return Problem::too_large(self.max_upload_bytes).response();
+            return refusal(&Problem::too_large(self.max_upload_bytes));
         }
         if !self.admits(&request) {
             linger(request.into_body(), self.max_upload_bytes).await;
-            return Problem::unauthorized().response();
+            return refusal(&Problem::unauthorized());
         }
         let (parts, body) = request.into_parts();
         let (body, overflow) = Capped::new(body, self.max_upload_bytes);
         let service = TowerToHyperService::new(warp::service(self.routes.clone()));
         let Ok(response) = service.call(Request::from_parts(parts, body)).await;
-        if overflow.happened() { Problem::too_large(self.max_upload_bytes).response() } else { response }
+        if overflow.happened() { refusal(&Problem::too_large(self.max_upload_bytes)) } else { response }
     }
 
     fn admits<B>(&self, request: &Request<B>) -> bool {

@@ -23,6 +23,8 @@ use hyper_util::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
+    sync::Notify,
+    task::coop::unconstrained,
 };
 use tokio_rustls::TlsAcceptor;
 use warp::http::{HeaderValue, Request, header};
@@ -37,6 +39,8 @@ use crate::{
 /// Most bytes of a connection that are read ahead, which is also the longest head of a request. Each connection that
 /// waits for an answer keeps such a buffer.
 const READ_BUFFER: usize = 64 << 10;
+/// Time in which a new connection is heard although the server ends.
+const FIRST_WORDS: Duration = Duration::from_millis(500);
 /// Time for the head of a request to arrive, and for which a connection may be idle.
 const HEAD_TIMEOUT: Duration = Duration::from_mins(1);
 /// Time that a client has to agree on a key.
@@ -123,7 +127,8 @@ pub async fn accept(listener: TcpListener, with: Serve, stop: impl Future<Output
         }
     }
     // The kernel has completed these connections already: their clients would see a reset.
-    while let Some(Ok((stream, _))) = listener.accept().now_or_never() {
+    // Not bounded by the runtime's fairness, which would say after some that there are none.
+    while let Some(Ok((stream, _))) = unconstrained(listener.accept()).now_or_never() {
         serve(stream, door.squeeze());
     }
     drop(listener);
@@ -163,7 +168,10 @@ impl Serve {
         watcher: Watcher,
     ) {
         let born = Instant::now();
+        let heard = Notify::new();
+        let first = &heard;
         let answer = service_fn(move |request: Request<Incoming>| async move {
+            first.notify_one();
             guest.busy(true);
             let mut response = self.frame.answer(request).await;
             guest.busy(false);
@@ -172,12 +180,19 @@ impl Serve {
             }
             Ok::<_, Infallible>(response)
         });
-        let connection = http1::Builder::new()
+        let mut connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIMEOUT)
             .max_buf_size(READ_BUFFER)
             .serve_connection(TokioIo::new(stream), answer);
-        if let Err(error) = watcher.watch(connection).await {
+        // A connection that is told to end before its first request is closed without being read. One that came with the end of
+        // the server is heard first.
+        let ended = tokio::select! {
+            ended = &mut connection => ended,
+            () = heard.notified() => watcher.watch(connection).await,
+            () = tokio::time::sleep(FIRST_WORDS) => watcher.watch(connection).await,
+        };
+        if let Err(error) = ended {
             tracing::debug!(%error, "a connection ended early");
         }
     }

@@ -91,6 +91,12 @@ pub fn is_probe(path: &str) -> bool {
     matches!(path, "/livez" | "/readyz" | "/healthz" | "/health" | "/metrics" | "/v2/health/live" | "/v2/health/ready")
 }
 
+/// A refusal in the words of whoever speaks on this path.
+pub fn refusal(path: &str, problem: &Problem) -> Response {
+    let below = path.strip_prefix("/v2").is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    if below { v2::refuse(problem) } else { problem.response() }
+}
+
 /// All routes; every request gets an answer.
 pub fn all(context: Context) -> BoxedFilter<(Response,)> {
     let context = Arc::new(context);
@@ -121,7 +127,6 @@ pub fn all(context: Context) -> BoxedFilter<(Response,)> {
         .then(predict::answer);
     let feedback = exactly("/feedback").and(warp::post()).and(with.clone()).and(upload::body()).then(feedback::answer);
     let v2 = warp::path("v2")
-        .and(warp::get().or(warp::post()).unify())
         .and(with)
         .and(warp::method())
         .and(warp::path::full().map(|path: warp::path::FullPath| path.as_str().to_owned()))

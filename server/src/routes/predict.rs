@@ -15,7 +15,7 @@ use warp::{
 
 use super::{
     Context,
-    upload::{self, Body, File},
+    upload::{self, Admitted, Body, File},
 };
 use crate::{
     answer::{Problem, json_response, timestamp},
@@ -70,7 +70,7 @@ async fn predict(context: &Context, headers: &HeaderMap, body: Body) -> Result<R
     let serving = admitted.serving;
     let (names, inputs): (Vec<_>, Vec<_>) =
         files.into_iter().map(|File { name, content }| (name, Input::File(content))).unzip();
-    let answers = ask(context, serving, inputs, admitted.deadline).await?;
+    let answers = ask(context, serving, inputs, &admitted).await?;
     let mut entries: Vec<_> =
         names.into_iter().zip(&answers).map(|(name, answer)| entry(serving, name, answer)).collect();
     let (timestamp, processing_time_ms) = (timestamp(), begun.elapsed().as_secs_f64() * 1e3);
@@ -92,10 +92,11 @@ pub(super) async fn ask(
     context: &Context,
     serving: &Serving,
     inputs: Vec<Input>,
-    deadline: Instant,
+    admitted: &Admitted<'_>,
 ) -> Result<Vec<Answered>, Problem> {
     // The first error ends the wait, and nobody wants the others any more.
-    let asked = try_join_all(inputs.into_iter().map(|input| serving.engine.predict(input, deadline)));
+    let ask = |input| serving.engine.predict_within(input, admitted.deadline, Some(Arc::clone(&admitted.room)));
+    let asked = try_join_all(inputs.into_iter().map(ask));
     let answers = asked.await.map_err(|error| refusal(context, &error))?;
     for answer in &answers {
         context.metrics.predicted(word(serving, answer), answer);

@@ -48,7 +48,7 @@ pub(super) struct Admitted<'a> {
     pub(super) serving: &'a Serving,
     pub(super) deadline: Instant,
     limit: Duration,
-    _room: OwnedSemaphorePermit,
+    pub(super) room: Arc<OwnedSemaphorePermit>,
 }
 
 /// The request's body: a form, or whatever else it is.
@@ -89,7 +89,7 @@ fn admitted<'a>(context: &'a Context, headers: &HeaderMap, begun: Instant) -> Re
     let limit = time_limit(headers, context.request_timeout)?;
     let deadline = begun + limit;
     serving.engine.admits(deadline).map_err(|error| super::predict::refusal(context, &error))?;
-    Ok(Admitted { serving, deadline, limit, _room: room(context, headers)? })
+    Ok(Admitted { serving, deadline, limit, room: Arc::new(room(context, headers)?) })
 }
 
 /// The time that the client gives, at most the server's.

@@ -86,7 +86,7 @@ pub(super) async fn answer(
     let Some(asked) = asked(&path) else { return refuse(&Problem::new(StatusCode::NOT_FOUND, "Not Found")) };
     let result = match (asked, method) {
         (Asked::Infer(named), Method::POST) => infer(&context, &named, &headers, body).await,
-        (Asked::Infer(_), _) | (_, Method::POST) => {
+        (asked, method) if matches!(asked, Asked::Infer(_)) || method != Method::GET => {
             Err(Problem::new(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed"))
         }
         (Asked::Server, _) => Ok(server()),
@@ -95,16 +95,18 @@ pub(super) async fn answer(
         (Asked::ModelReady(named), _) => {
             find(&context, &named).map(|serving| ready(&context, Some(&serving.facts.name)))
         }
-        (Asked::Model(named), _) => find(&context, &named).map(|serving| metadata(&serving.facts)),
+        (Asked::Model(named) | Asked::Infer(named), _) => {
+            find(&context, &named).map(|serving| metadata(&serving.facts))
+        }
     };
     result.unwrap_or_else(|problem| refuse(&problem))
 }
 
 /// An error in the protocol's shape.
-fn refuse(problem: &Problem) -> Response {
+pub(super) fn refuse(problem: &Problem) -> Response {
     let text = problem.detail.as_str().map_or_else(|| problem.detail.to_string(), str::to_owned);
     let mut response = json_response(problem.status, &json!({ "error": text }));
-    problem.say_when(response.headers_mut());
+    problem.say_how(response.headers_mut());
     response
 }
 
@@ -179,7 +181,7 @@ async fn infer(context: &Context, named: &Named<'_>, headers: &HeaderMap, body: 
     let Request { id, inputs, outputs } = tensor::read(&bytes, head, serving.facts.preprocessing.size)?;
     // The tensors are copies; nothing else needs the body.
     drop(bytes);
-    let answers = predict::ask(context, serving, inputs, admitted.deadline).await?;
+    let answers = predict::ask(context, serving, inputs, &admitted).await?;
     Ok(respond(&serving.facts, id, &outputs, &answers))
 }
 

@@ -305,3 +305,15 @@ fn clients_that_keep_every_connection_make_room_with_their_next_answer() {
     third.read_exact(&mut answer).expect("room, long before idle connections are closed");
     assert_eq!(String::from_utf8_lossy(&answer), "HTTP/1.1 200");
 }
+
+#[test]
+fn refusals_below_v2_are_in_the_protocols_shape() {
+    let server = Server::ready(dogs(), |_| {});
+    let too_long = "Expect: 100-continue\r\nContent-Length: 99999999\r\n";
+    let head = format!("POST /v2/models/ImprovedCNN/infer HTTP/1.1\r\nHost: t\r\n{too_long}\r\n");
+    for (sent, status) in [(head.into_bytes(), 413), (request("PUT", "/v2/health/live", "", b""), 405)] {
+        let answer = server.ask(&sent);
+        assert_eq!(answer.status, status, "{}", answer.text());
+        assert!(answer.json()["error"].is_string(), "{}", answer.text());
+    }
+}

@@ -65,3 +65,29 @@ fn an_idle_connection_does_not_hold_the_server() {
     assert!(idle.is_closed());
     assert_eq!(server.ended().code(), Some(0));
 }
+
+#[test]
+fn whoever_waited_at_the_door_is_answered_when_the_server_ends() {
+    let mut server = Server::ready(dogs(), |command| {
+        command.args(["--max-connections", "1", "--shutdown-delay", "0s"]);
+    });
+    let request = predict("image/png", &picture());
+    let (first, second) = request.split_at(request.len() / 2);
+    let mut inside = Connection::open(server.port);
+    inside.send(first);
+    // As many as the kernel keeps waiting, nearly.
+    let mut outside: Vec<Connection> = (0..100)
+        .map(|_| {
+            let mut connection = Connection::open(server.port);
+            connection.send(&get("/livez"));
+            connection
+        })
+        .collect();
+    server.signal("TERM");
+    for (number, connection) in outside.iter_mut().enumerate() {
+        assert_eq!(connection.receive().status, 200, "connection {number}");
+    }
+    inside.send(second);
+    assert_eq!(inside.receive().status, 200);
+    assert_eq!(server.ended().code(), Some(0));
+}
