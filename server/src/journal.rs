@@ -86,6 +86,12 @@ impl Journal {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         state.lines(Err(why), Instant::now()).iter().for_each(print);
     }
+
+    /// Tells how it stands at the end.
+    pub fn end(&self) {
+        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        print(&state.count(Instant::now()));
+    }
 }
 
 impl State {
@@ -114,11 +120,15 @@ impl State {
         }
         if now - self.told >= INTERVAL {
             self.told = now;
-            let (answers, failures, max_gap_seconds) =
-                (self.answers, self.failures, self.gap.max(now - self.last).as_secs_f64());
-            lines.push(Line::Count { at, answers, failures, max_gap_seconds });
+            lines.push(self.count(now));
         }
         lines
+    }
+
+    /// How it stands; a gap that has not ended counts too.
+    fn count(&self, now: Instant) -> Line {
+        let max_gap_seconds = self.gap.max(now - self.last).as_secs_f64();
+        Line::Count { at: Timestamp::now(), answers: self.answers, failures: self.failures, max_gap_seconds }
     }
 }
 

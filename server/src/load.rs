@@ -79,6 +79,7 @@ pub async fn run(options: &LoadOptions) -> i32 {
         load.send(delay)
     });
     let tally = join_all(senders).await.into_iter().fold(Tally::default(), Tally::add);
+    journal.inspect(Journal::end);
     conclude(options, tally, begun)
 }
 

@@ -10,7 +10,7 @@ use anneal_server::{
 use clap::Parser as _;
 
 fn main() {
-    if let Err(error) = openmp::wait_asleep() {
+    if let Err(error) = openmp::begin_with(openmp::ASLEEP) {
         eprintln!("threads will spin while they wait: {error}");
     }
     logging::start(&std::env::var("LOG_LEVEL").unwrap_or_default());

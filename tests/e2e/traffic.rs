@@ -85,7 +85,11 @@ impl Told {
             match line["event"].as_str().unwrap_or_default() {
                 "failed" => *told.reasons.entry(line["why"].as_str().unwrap_or_default().to_owned()).or_default() += 1,
                 "revision" => told.begun.push((at(&line)?, line["revision"].as_str().unwrap_or_default().to_owned())),
-                "gap" => told.gaps.push((at(&line)?, line["seconds"].as_f64().unwrap_or(f64::INFINITY))),
+                "gap" => {
+                    let seconds = line["seconds"].as_f64().unwrap_or(f64::INFINITY);
+                    told.gaps.push((at(&line)?, seconds));
+                    told.max_gap_seconds = told.max_gap_seconds.max(seconds);
+                }
                 "count" => {
                     told.answers = line["answers"].as_u64().unwrap_or_default();
                     told.failures = line["failures"].as_u64().unwrap_or_default();
