@@ -19,7 +19,7 @@ use tch::{Device, Kind as DType, Tensor};
 const WARM_UP: u64 = 5;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    openmp::wait_asleep()?;
+    openmp::begin_with(openmp::STEPS)?;
     let args: Vec<String> = std::env::args().skip(1).collect();
     let [size, batch, precision, threads, seconds] = args.as_slice() else {
         return Err("usage: step SIZE BATCH float32|bfloat16 THREADS SECONDS".into());

@@ -130,7 +130,7 @@ fn prepare(pass: &Pass<'_>, photos: &[usize]) -> Result<Batch, Error> {
             let mut draws = Draws::new(change.seed, Purpose::Augmentation, change.epoch, *photo as u64);
             augment::draw(change.spec, &mut draws)
         });
-        augment::apply(&change, pass.photos.pixels_of(*photo), (pass.photos.size, size), pass.preprocessing, out);
+        augment::apply(&change, &pass.photos.pixels_of(*photo)?, (pass.photos.size, size), pass.preprocessing, out);
     }
     let label = |photo: &usize| i64::try_from(pass.photos.labels[*photo]).unwrap_or_default();
     Ok(Batch { pixels, labels: photos.iter().map(label).collect(), size })
@@ -141,10 +141,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::data::pixels::Pixels;
 
     fn photos(count: usize) -> Photos {
         let shades = (0..count).flat_map(|shade| [u8::try_from(shade % 256).expect("a byte"); 2 * 2 * 3]);
-        Photos { size: 2, pixels: shades.collect(), labels: (0..count).collect(), ..Photos::default() }
+        Photos { size: 2, pixels: Pixels::Memory(shades.collect()), labels: (0..count).collect(), ..Photos::default() }
     }
 
     fn collect(

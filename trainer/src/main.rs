@@ -6,8 +6,8 @@ use anneal_model::openmp;
 use anneal_trainer::cli;
 
 fn main() -> ExitCode {
-    if let Err(error) = openmp::wait_asleep() {
-        eprintln!("threads will spin while they wait: {error}");
+    if let Err(error) = openmp::begin_with(openmp::STEPS) {
+        eprintln!("training is slower than it could be: {error}");
     }
     cli::main()
 }

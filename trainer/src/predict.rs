@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
+    env, fs,
     path::{Path, PathBuf},
     sync::atomic::AtomicBool,
 };
@@ -146,7 +146,8 @@ pub fn measure(how: &Measuring<'_>) -> Result<Measured, Error> {
     let (arrangement, split) = arrange::for_measuring(listing, &contract.classes)?;
     let size = usize::try_from(contract.preprocessing.size).unwrap_or_default();
     let bar = progress::loading_bar(arrangement.len());
-    let loading = Loading { size, threads, memory, stop, done: &|done| bar.set_position(done as u64) };
+    let loading =
+        Loading { size, threads, memory, spill: &env::temp_dir(), stop, done: &|done| bar.set_position(done as u64) };
     let loaded = load::load(dataset, arrangement, &loading)?;
     bar.finish_and_clear();
     let bar = progress::answering_bar(loaded.test.len());

@@ -27,10 +27,9 @@ pub struct Published {
 /// # Errors
 /// When libtorch fails.
 pub fn with_golden_set(mut model: Checkpoint, photos: &Photos) -> Result<Checkpoint, Error> {
-    let side = u32::try_from(photos.size).unwrap_or_default();
     let step = photos.len().div_ceil(GOLDEN).max(1);
-    let image = |index| RgbImage::from_raw(side, side, photos.pixels_of(index).to_vec());
-    let images: Vec<RgbImage> = (0..photos.len()).step_by(step).filter_map(image).collect();
+    let image = |index| photos.picture(index).transpose();
+    let images = (0..photos.len()).step_by(step).filter_map(image).collect::<Result<Vec<RgbImage>, _>>()?;
     if !images.is_empty() {
         let classifier = Classifier::new(model.clone())?;
         model.extra.push(GoldenSet::new(&classifier, images)?.into_entry()?);
@@ -69,6 +68,7 @@ mod tests {
     use anneal_model::{Network, StateDict};
 
     use super::*;
+    use crate::data::pixels::Pixels;
 
     #[test]
     fn a_golden_set_is_made_of_photos_from_all_over_the_list() {
@@ -76,7 +76,7 @@ mod tests {
         let model = Checkpoint { info: None, state: network.state().expect("weights"), extra: Vec::new() };
         let photos = |count: usize| Photos {
             size: 16,
-            pixels: vec![9; 16 * 16 * 3 * count],
+            pixels: Pixels::Memory(vec![9; 16 * 16 * 3 * count]),
             labels: vec![0; count],
             ..Photos::default()
         };

@@ -1,20 +1,37 @@
-//! How libtorch's threads wait for each other.
+//! How libtorch's threads wait for each other, and how memory that tensors leave is used again.
 
 use std::{env, io, os::unix::process::CommandExt, process::Command};
 
-/// What libgomp reads, once, when it is loaded: before `main`.
-const WAIT_POLICY: &str = "OMP_WAIT_POLICY";
+/// What libgomp and the C library read, once, when they are loaded: before `main`.
+type Variables = &'static [(&'static str, &'static str)];
 
-/// Starts this process anew, under its own id, with threads that sleep while they wait for each other, unless the
-/// environment already says how they wait.
+/// Threads sleep while they wait for each other.
 ///
 /// By default they spin. Where the processors are shared, or a container's quota is counted, a thread that spins takes
 /// the time that the one it waits for needs: training on two shared processors was five times slower.
+pub const ASLEEP: Variables = &[("OMP_WAIT_POLICY", "PASSIVE")];
+
+/// What repeats the same steps: threads spin for a fraction of a millisecond, which is what most of them have to wait
+/// within a step, before they sleep; and the memory of a step's tensors is kept for those of the next one.
+///
+/// By default each large tensor is asked of the system, which fills its pages of 4 KiB with zeros one by one, and given
+/// back; with these variables the memory is kept, and asked for in huge pages where the system has them. The sizes are in
+/// bytes.
+pub const STEPS: Variables = &[
+    ("GOMP_SPINCOUNT", "10000"),
+    ("MALLOC_MMAP_THRESHOLD_", "4294967296"),
+    ("MALLOC_TRIM_THRESHOLD_", "8589934592"),
+    ("MALLOC_TOP_PAD_", "67108864"),
+    ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"),
+];
+
+/// Starts this process anew, under its own id, with those of the variables that the environment does not have yet.
 ///
 /// # Errors
 /// When the process cannot be started anew; it goes on as it is.
-pub fn wait_asleep() -> io::Result<()> {
-    if env::var_os(WAIT_POLICY).is_some() {
+pub fn begin_with(variables: Variables) -> io::Result<()> {
+    let missing: Vec<_> = variables.iter().filter(|(name, _)| env::var_os(name).is_none()).collect();
+    if missing.is_empty() {
         return Ok(());
     }
     let mut args = env::args_os();
@@ -22,5 +39,5 @@ pub fn wait_asleep() -> io::Result<()> {
     if let Some(name) = args.next() {
         again.arg0(name);
     }
-    Err(again.args(args).env(WAIT_POLICY, "PASSIVE").exec())
+    Err(again.args(args).envs(missing.into_iter().copied()).exec())
 }

@@ -1,8 +1,11 @@
-//! Decodes all photos once, in threads, to bytes of the size that the network takes.
+//! Decodes all photos once, in threads, to bytes of the size that the network takes, and keeps them: in memory while they
+//! take a small part of it, else in a file.
 
 use std::{
+    borrow::Cow,
     collections::HashMap,
-    io,
+    fs, io,
+    path::Path,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -13,18 +16,20 @@ use std::{
 use anneal_api::{Sha256, dataset::DatasetUri, termination::DatasetResult};
 use anneal_model::preprocess::{self, ImageLimits, RgbImage};
 use sha2::{Digest, Sha256 as Hasher};
+use tracing::info;
 
 use super::{
     DataError, Split,
     arrange::{Arrangement, Labelled},
     listing::{Photo, Place},
+    pixels::{Pixels, Room},
     synthetic,
 };
 
 /// Broken photos that a message names.
 const NAMED: usize = 3;
 
-/// A dataset in memory.
+/// A decoded dataset.
 #[derive(Debug)]
 pub struct Dataset {
     /// The classes, sorted; a label is a position in here.
@@ -49,7 +54,7 @@ pub struct Photos {
     /// Side of each photo in pixels.
     pub size: usize,
     /// Rows of RGB pixels, photo after photo.
-    pub pixels: Vec<u8>,
+    pub pixels: Pixels,
     /// The label of each photo.
     pub labels: Vec<usize>,
     /// The path of each photo in the dataset.
@@ -68,15 +73,20 @@ impl Photos {
     }
 
     /// The pixels of one photo.
-    pub fn pixels_of(&self, index: usize) -> &[u8] {
-        let bytes = photo_bytes(self.size);
-        &self.pixels[index * bytes..(index + 1) * bytes]
+    ///
+    /// # Errors
+    /// When they are kept in a file that cannot be read.
+    pub fn pixels_of(&self, index: usize) -> Result<Cow<'_, [u8]>, DataError> {
+        self.pixels.photo(index, photo_bytes(self.size)).map_err(|source| DataError::Cache { source })
     }
 
     /// One photo as a picture.
-    pub fn picture(&self, index: usize) -> Option<RgbImage> {
-        let side = u32::try_from(self.size).ok()?;
-        RgbImage::from_raw(side, side, self.pixels_of(index).to_vec())
+    ///
+    /// # Errors
+    /// When the pixels are kept in a file that cannot be read.
+    pub fn picture(&self, index: usize) -> Result<Option<RgbImage>, DataError> {
+        let pixels = self.pixels_of(index)?.into_owned();
+        Ok(u32::try_from(self.size).ok().and_then(|side| RgbImage::from_raw(side, side, pixels)))
     }
 }
 
@@ -88,6 +98,8 @@ pub struct Loading<'a> {
     pub threads: usize,
     /// Bytes of memory that the process may use, if that is known.
     pub memory: Option<u64>,
+    /// The folder on whose volume photos are kept for which there is too little memory.
+    pub spill: &'a Path,
     /// Set when loading should end early.
     pub stop: &'a AtomicBool,
     /// Hears how many photos are done.
@@ -108,17 +120,20 @@ pub enum LoadError {
 /// Reads, digests, decodes and resizes every photo.
 ///
 /// # Errors
-/// When the photos do not fit into memory, too many are broken, or a class has none left.
+/// When there is no room for the photos, too many are broken, or a class has none left.
 pub fn load(uri: &DatasetUri, arrangement: Arrangement, how: &Loading<'_>) -> Result<Dataset, LoadError> {
     let count = arrangement.len();
     let Arrangement { classes, train, validation, test } = arrangement;
-    check_memory(count, how)?;
+    let in_memory = fit_memory(count, how);
+    if !in_memory {
+        info!(folder = ?how.spill, "the decoded photos are kept in a file: they are much for the memory limit");
+    }
 
     let mut digests = Vec::with_capacity(Split::ALL.len());
     let mut broken = Vec::new();
     let done = AtomicUsize::new(0);
     let mut load_split = |photos: Vec<Labelled>| -> Result<Photos, LoadError> {
-        let loaded = load_photos(&photos, how, &done)?;
+        let loaded = load_photos(&photos, how, in_memory, &done)?;
         digests.push(loaded.digests);
         broken.extend(loaded.broken);
         Ok(loaded.photos)
@@ -173,19 +188,10 @@ fn photo_bytes(size: usize) -> usize {
     size * size * 3
 }
 
-fn check_memory(photos: usize, how: &Loading<'_>) -> Result<(), DataError> {
-    const MIB: u64 = 1 << 20;
+/// Whether the photos take no more than a quarter of the memory: the network needs most of it.
+fn fit_memory(photos: usize, how: &Loading<'_>) -> bool {
     let needed = (photos as u64).saturating_mul(photo_bytes(how.size) as u64);
-    match how.memory {
-        Some(limit) if needed > limit / 2 => Err(DataError::Memory {
-            photos,
-            size: how.size,
-            needed: needed.div_ceil(MIB),
-            limit: limit / MIB,
-            enough: (needed * 2).div_ceil(MIB),
-        }),
-        _ => Ok(()),
-    }
+    how.memory.is_none_or(|limit| needed <= limit / 4)
 }
 
 fn check_broken(broken: &[String], count: usize) -> Result<(), DataError> {
@@ -219,20 +225,30 @@ enum Fate {
     Broken(Sha256, String),
 }
 
-fn load_photos(photos: &[Labelled], how: &Loading<'_>, done: &AtomicUsize) -> Result<Loaded, LoadError> {
+fn load_photos(
+    photos: &[Labelled],
+    how: &Loading<'_>,
+    in_memory: bool,
+    done: &AtomicUsize,
+) -> Result<Loaded, LoadError> {
     let bytes = photo_bytes(how.size);
-    let mut pixels = vec![0; photos.len() * bytes];
+    let cache = |source| DataError::Cache { source };
+    let mut pixels = if in_memory {
+        Pixels::in_memory(photos.len() * bytes)
+    } else {
+        fs::create_dir_all(how.spill).and_then(|()| Pixels::in_file(how.spill)).map_err(cache)?
+    };
     let mut fates: Vec<Option<Result<Fate, DataError>>> = Vec::new();
     fates.resize_with(photos.len(), || None);
     {
-        let work = Mutex::new(photos.iter().zip(pixels.chunks_exact_mut(bytes)).zip(&mut fates));
+        let work = Mutex::new(photos.iter().zip(pixels.rooms(bytes)).zip(&mut fates));
         let next = || work.lock().unwrap_or_else(PoisonError::into_inner).next();
         thread::scope(|scope| {
             for _ in 0..how.threads.max(1) {
                 scope.spawn(|| {
                     while !how.stop.load(Ordering::Relaxed) {
-                        let Some(((labelled, pixels), fate)) = next() else { break };
-                        *fate = Some(load_photo(&labelled.photo, how.size, pixels));
+                        let Some(((labelled, room), fate)) = next() else { break };
+                        *fate = Some(load_photo(&labelled.photo, how.size, room));
                         (how.done)(done.fetch_add(1, Ordering::Relaxed) + 1);
                     }
                 });
@@ -244,7 +260,7 @@ fn load_photos(photos: &[Labelled], how: &Loading<'_>, done: &AtomicUsize) -> Re
     }
 
     let mut loaded = Loaded::default();
-    let mut kept = 0;
+    let mut kept = Vec::with_capacity(photos.len());
     for (index, (labelled, fate)) in photos.iter().zip(fates).enumerate() {
         let path = labelled.photo.path.clone();
         match fate.ok_or(LoadError::Stopped)?? {
@@ -252,9 +268,7 @@ fn load_photos(photos: &[Labelled], how: &Loading<'_>, done: &AtomicUsize) -> Re
                 loaded.digests.push((path.clone(), digest));
                 loaded.photos.labels.push(labelled.label);
                 loaded.photos.paths.push(path);
-                // Closes the gap that broken photos left.
-                pixels.copy_within(index * bytes..(index + 1) * bytes, kept * bytes);
-                kept += 1;
+                kept.push(index);
             }
             Fate::Broken(digest, reason) => {
                 loaded.broken.push(format!("{path}: {reason}"));
@@ -262,18 +276,18 @@ fn load_photos(photos: &[Labelled], how: &Loading<'_>, done: &AtomicUsize) -> Re
             }
         }
     }
-    pixels.truncate(kept * bytes);
+    pixels.keep(&kept, bytes).map_err(cache)?;
     (loaded.photos.size, loaded.photos.pixels) = (how.size, pixels);
     Ok(loaded)
 }
 
-fn load_photo(photo: &Photo, size: usize, pixels: &mut [u8]) -> Result<Fate, DataError> {
+fn load_photo(photo: &Photo, size: usize, room: Room<'_>) -> Result<Fate, DataError> {
     let unreadable = |source: io::Error| DataError::Unreadable { path: photo.path.clone().into(), source };
     let content = photo.read().map_err(unreadable)?;
     let digest = Sha256::from_bytes(Hasher::digest(content.as_deref().unwrap_or_default()).into());
     match decode(photo, content.as_deref().unwrap_or_default(), size) {
         Ok(image) => {
-            pixels.copy_from_slice(image.as_raw());
+            room.fill(image.as_raw()).map_err(|source| DataError::Cache { source })?;
             Ok(Fate::Good(digest))
         }
         Err(reason) => Ok(Fate::Broken(digest, reason)),
@@ -287,4 +301,38 @@ fn decode(photo: &Photo, content: &[u8], size: usize) -> Result<RgbImage, String
     };
     let pixels = u32::try_from(size).map_err(|error| error.to_string())?;
     preprocess::resize_bilinear(&image, pixels, pixels).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::{arrange, listing, remote::Downloads};
+
+    fn loaded(memory: Option<u64>, spill: &Path) -> Result<Dataset, LoadError> {
+        let uri = "synthetic://?images=40&size=16&seed=0".parse().expect("an address");
+        let to = Downloads { dir: spill, stop: &AtomicBool::new(false) };
+        let (listing, _) = listing::list(&uri, to).expect("a listing");
+        let arrangement = arrange::arrange(listing, 0.2, 1).expect("splits");
+        let how = Loading { size: 16, threads: 2, memory, spill, stop: &AtomicBool::new(false), done: &|_| () };
+        load(&uri, arrangement, &how)
+    }
+
+    #[test]
+    fn photos_that_are_much_for_the_memory_are_kept_in_a_file_and_are_the_same() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let inside = loaded(None, folder.path()).expect("a dataset");
+        let outside = loaded(Some(1 << 16), folder.path()).expect("a dataset");
+        assert!(matches!((&inside.train.pixels, &outside.train.pixels), (Pixels::Memory(_), Pixels::File(_))));
+        assert_eq!(inside.identity, outside.identity);
+        for index in 0..inside.train.len() {
+            assert_eq!(inside.train.pixels_of(index).expect("pixels"), outside.train.pixels_of(index).expect("pixels"));
+        }
+        assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 0);
+    }
+
+    #[test]
+    fn a_volume_that_takes_no_photos_is_told_of() {
+        let error = loaded(Some(1 << 16), Path::new("/proc/photos")).expect_err("an error").to_string();
+        assert!(error.contains("raise the memory limit"), "{error}");
+    }
 }

@@ -1,9 +1,10 @@
-//! From `dataset.uri` to decoded, labelled photos in memory.
+//! From `dataset.uri` to decoded, labelled photos.
 
 pub mod archive;
 pub mod arrange;
 pub mod listing;
 pub mod load;
+pub mod pixels;
 pub mod remote;
 pub mod synthetic;
 
@@ -19,7 +20,12 @@ use self::{
     load::{Dataset, Loading},
     remote::{Downloads, RemoteError},
 };
-use crate::{config::RunConfig, outcome::Error, progress, train::Surroundings};
+use crate::{
+    config::RunConfig,
+    outcome::{Error, class_of_io},
+    progress,
+    train::Surroundings,
+};
 
 /// File name endings that are taken for photos.
 pub const PHOTO_EXTENSIONS: [&str; 6] = ["jpg", "jpeg", "png", "webp", "bmp", "gif"];
@@ -175,22 +181,14 @@ pub enum DataError {
         /// The first few with reasons.
         first: String,
     },
-    /// The decoded photos do not fit.
+    /// The decoded photos do not fit into memory, nor onto the volume.
     #[error(
-        "{photos} photos at {size} x {size} need {needed} MiB of memory, and half of the limit of {limit} MiB may hold \
-         them; raise the memory limit to at least {enough} MiB or lower model.inputSize"
+        "the decoded photos, which take more than a quarter of the memory limit, cannot be kept on the volume of the run's \
+         folder: {source}; free space there, raise the memory limit or lower model.inputSize"
     )]
-    Memory {
-        /// Photos of all splits.
-        photos: usize,
-        /// Side of a decoded photo in pixels.
-        size: usize,
-        /// MiB that they need.
-        needed: u64,
-        /// MiB that the process may use.
-        limit: u64,
-        /// MiB that would be enough.
-        enough: u64,
+    Cache {
+        /// Why not.
+        source: io::Error,
     },
 }
 
@@ -198,7 +196,8 @@ impl DataError {
     /// The class by which the failure is reported.
     pub fn class(&self) -> FailureClass {
         match self {
-            Self::Uri(_) | Self::Claim(_) | Self::Memory { .. } => FailureClass::BadConfig,
+            Self::Uri(_) | Self::Claim(_) => FailureClass::BadConfig,
+            Self::Cache { source } => class_of_io(source),
             Self::Missing(_) | Self::Empty(_) => FailureClass::DataMissing,
             Self::Remote(error) => error.class(),
             _ => FailureClass::DataCorrupt,
@@ -232,6 +231,7 @@ pub fn open(config: &RunConfig, around: &Surroundings<'_>) -> Result<Dataset, Er
         size: config.input_size(),
         threads: around.threads,
         memory: around.memory,
+        spill: &config.output,
         stop: around.stop,
         done: &|done| bar.set_position(done as u64),
     };

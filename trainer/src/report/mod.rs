@@ -140,7 +140,7 @@ fn worst_mistakes(report: &Report<'_>) -> Result<Vec<u8>, DrawError> {
             actual: &classes[answer.label],
             predicted: &classes[answer.predicted()],
             confidence: answer.confidence(),
-            photo: photos.picture(index)?,
+            photo: photos.picture(index).ok().flatten()?,
         })
     });
     charts::mistakes(&title, &shown.collect::<Vec<_>>())
