@@ -88,7 +88,7 @@ async fn a_claim_that_somebody_else_made_is_never_taken() -> Outcome {
 }
 
 /// A volume that is a directory of the node, and a claim `models` for it.
-async fn volume_at(ns: &Namespace, node: &Node, path: &str) -> Result<()> {
+pub async fn volume_at(ns: &Namespace, node: &Node, path: &str) -> Result<()> {
     let name = format!("{}-volume", ns.name);
     let place = json!({"required": {"nodeSelectorTerms": [{"matchExpressions": [
         {"key": "kubernetes.io/hostname", "operator": "In", "values": [node.name]}

@@ -13,6 +13,7 @@ mod nodes;
 mod others;
 mod progress;
 mod quiet;
+mod remote_model;
 mod restarts;
 mod rollout;
 mod rollouts;

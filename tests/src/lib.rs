@@ -5,6 +5,7 @@
 
 mod audit;
 mod cluster;
+mod file_server;
 mod history;
 mod kubectl;
 pub mod manifest;
@@ -20,6 +21,7 @@ mod watch;
 pub use anyhow::{Context, Result, bail, ensure};
 pub use audit::{Audit, Write};
 pub use cluster::Cluster;
+pub use file_server::FileServer;
 pub use history::History;
 pub use kubectl::Said;
 pub use namespace::{Failure, Namespace, Outcome, in_namespace};

@@ -13,6 +13,7 @@ use std::{
 };
 
 use anneal_api::{
+    Sha256,
     dataset::Synthetic,
     failure::Failure,
     names::{env as names, path::TERMINATION_LOG},
@@ -27,7 +28,7 @@ use crate::{
     commands,
     config::{self, Overrides, RunConfig},
     export::Format,
-    import, inspect, machine,
+    fetch, import, inspect, machine,
     outcome::{Error, write_message},
     progress::{self, Shared},
     service::Service,
@@ -71,6 +72,20 @@ enum Command {
     },
     /// Draw the synthetic set of cats and dogs as PNG files in DIR/{train,val,test}/{cat,dog}/.
     Synthesize(SynthesizeArgs),
+    /// Download a checkpoint from https://, s3:// or gs:// and verify it.
+    Fetch {
+        /// Address of the checkpoint.
+        uri: String,
+        /// Digest that it must have, as sha256sum prints it.
+        #[arg(long, value_name = "DIGEST")]
+        sha256: Sha256,
+        /// File to write.
+        #[arg(long, value_name = "FILE")]
+        to: PathBuf,
+        /// File for a failure as JSON [default: /dev/termination-log where it exists].
+        #[arg(long, value_name = "FILE", env = "ANNEAL_TERMINATION_LOG")]
+        termination_log: Option<PathBuf>,
+    },
     /// Unpack a tar from standard input into a folder, for example onto a claim.
     Import {
         /// Folder to unpack into; it is made where it is missing.
@@ -187,7 +202,9 @@ pub fn main() -> ExitCode {
     set_up_logging();
     let last_words = LastWords {
         path: match &cli.command {
-            Command::Train(args) => termination_log(args.termination_log.as_deref()),
+            Command::Train(TrainArgs { termination_log, .. }) | Command::Fetch { termination_log, .. } => {
+                log_or_default(termination_log.as_deref())
+            }
             _ => None,
         },
         progress: progress::not_begun(0),
@@ -254,7 +271,7 @@ impl LastWords {
     }
 }
 
-fn termination_log(asked_for: Option<&Path>) -> Option<PathBuf> {
+fn log_or_default(asked_for: Option<&Path>) -> Option<PathBuf> {
     asked_for.map(Path::to_owned).or_else(|| Some(PathBuf::from(TERMINATION_LOG)).filter(|path| path.exists()))
 }
 
@@ -274,6 +291,10 @@ fn run(command: Command, progress: &Shared) -> Result<Option<RunResult>, Error> 
         Command::Export(args) => commands::export(&args)?,
         Command::Sync { dir, uri } => commands::print(&tracking::sync(&dir, uri.as_deref())?)?,
         Command::Synthesize(args) => commands::synthesize(&args)?,
+        Command::Fetch { uri, sha256, to, .. } => {
+            let service = Service::start().map_err(|error| unheard(&error))?;
+            fetch::fetch(&uri, &sha256, &to, service.stop())?;
+        }
         Command::Import { to } => {
             let done = import::import(stdin().lock(), &to)?;
             commands::print(&format!("{} files, {} bytes, sha256:{}\n", done.files, done.bytes, done.digest))?;
@@ -294,7 +315,7 @@ fn train(args: TrainArgs, progress: &Shared) -> Result<RunResult, Error> {
     };
     let config = config::read(&args.config, overrides)?;
     let threads = set_threads(config.hyperparameters.threads);
-    let service = Service::start().map_err(|error| Error::Internal(format!("signals cannot be heard: {error}")))?;
+    let service = Service::start().map_err(|error| unheard(&error))?;
     progress::change(progress, |progress| progress.epochs = config.hyperparameters.epochs);
     if let Some(address) = args.progress_address {
         service.answer(address, progress.clone());
@@ -314,6 +335,10 @@ fn train(args: TrainArgs, progress: &Shared) -> Result<RunResult, Error> {
     remove_downloads(&config);
     info!(accuracy = result.metrics.accuracy, checkpoint = result.checkpoint, "run done");
     Ok(result)
+}
+
+fn unheard(error: &io::Error) -> Error {
+    Error::Internal(format!("signals cannot be heard: {error}"))
 }
 
 /// A run that is done needs no photos any more; the volume may be small.

@@ -15,6 +15,7 @@ pub mod data;
 pub mod ema;
 pub mod evaluate;
 pub mod export;
+pub mod fetch;
 pub mod files;
 pub mod finished;
 pub mod history;

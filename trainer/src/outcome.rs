@@ -14,6 +14,7 @@ use tch::TchError;
 use crate::{
     config::ConfigError,
     data::{DataError, load::LoadError},
+    fetch::FetchError,
     init::InitError,
     optim::OptimError,
 };
@@ -30,6 +31,9 @@ pub enum Error {
     /// A checkpoint cannot be read or written.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// A checkpoint cannot be fetched.
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
     /// The network cannot be made or cannot take an input.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -164,6 +168,7 @@ impl Error {
                 | ModelError::AllFrozen,
             ) => FailureClass::BadConfig,
             Self::Init(error) => error.class(),
+            Self::Fetch(error) => error.class(),
             Self::OutOfMemory { .. } => FailureClass::OutOfMemory,
             Self::Data(error) => error.class(),
             Self::Image { .. } => FailureClass::DataCorrupt,

@@ -17,6 +17,7 @@ use md5::{Digest, Md5};
 use process::{
     Run, prints,
     tools::{Server, Web, free_port, tool, tools},
+    trainer,
 };
 
 /// A configuration for one epoch of a dataset.
@@ -82,6 +83,43 @@ fn what_a_web_server_keeps_secret_takes_a_header() {
     let run = Run::new(&config(&format!("uri: 'http://{}/secret/set.tar'", web.address)));
     run.train().fails_as(FailureClass::BadConfig, "credentialsSecretRef");
     run.train().envs([("ANNEAL_HTTP_AUTHORIZATION", "Bearer letmein")]).succeeds();
+}
+
+#[test]
+fn a_checkpoint_is_fetched_over_a_line_that_breaks_off_and_another_file_is_refused() {
+    let dir = tempfile::tempdir().expect("a folder");
+    fs::create_dir(dir.path().join("secret")).expect("a folder");
+    let content: Vec<u8> = (0..300_000_u32).map(|number| (number % 251) as u8).collect();
+    fs::write(dir.path().join("secret/model.pth"), &content).expect("a file");
+    let digest = anneal_api::Sha256::from_bytes(sha2::Sha256::digest(&content).into());
+    let web = Web::start(dir.path(), 2, 100_000);
+    let uri = |name: &str| format!("http://{}/secret/{name}", web.address);
+    let to = dir.path().join("fetched.pth");
+    let fetch = |name: &str, sha256: &str, authorization: &str| {
+        let mut command = trainer(["fetch", &uri(name), "--sha256", sha256, "--to", text(&to)]);
+        command.env("ANNEAL_HTTP_AUTHORIZATION", authorization).env("ANNEAL_TERMINATION_LOG", dir.path().join("log"));
+        let done = command.output().expect("the trainer runs");
+        (done.status.code(), String::from_utf8_lossy(&done.stderr).into_owned())
+    };
+
+    let (code, said) = fetch("model.pth", digest.as_str(), "");
+    assert_eq!(code, Some(FailureClass::BadConfig.exit_code()), "{said}");
+    assert!(said.contains("credentialsSecretRef") && !to.exists(), "{said}");
+
+    let (code, said) = fetch("nowhere.pth", digest.as_str(), "Bearer letmein");
+    assert_eq!(code, Some(FailureClass::ModelNotFound.exit_code()), "{said}");
+
+    let (code, said) = fetch("model.pth", &"0".repeat(64), "Bearer letmein");
+    assert_eq!(code, Some(FailureClass::DigestMismatch.exit_code()), "{said}");
+    let left = fs::read_to_string(dir.path().join("log")).expect("a termination message");
+    assert!(left.contains("DigestMismatch") && left.contains(digest.as_str()) && !to.exists(), "{left}");
+
+    let (code, said) = fetch("model.pth", digest.as_str(), "Bearer letmein");
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(fs::read(&to).expect("the checkpoint"), content);
+    let sent = web.sent.load(Ordering::SeqCst);
+    assert_eq!(fetch("model.pth", digest.as_str(), "Bearer letmein").0, Some(0));
+    assert_eq!(web.sent.load(Ordering::SeqCst), sent, "what was there was fetched again");
 }
 
 /// A repository in `repo`, made by the real DVC, with its remote in `store`.

@@ -14,8 +14,9 @@ use k8s_openapi::{
             HorizontalPodAutoscalerSpec, MetricSpec, MetricTarget, ResourceMetricSource,
         },
         core::v1::{
-            ContainerPort, HTTPGetAction, PersistentVolumeClaimVolumeSource, PodTemplateSpec, Probe, Service,
-            ServicePort, ServiceSpec, TopologySpreadConstraint, Volume, VolumeMount,
+            Container, ContainerPort, EmptyDirVolumeSource, EnvFromSource, HTTPGetAction,
+            PersistentVolumeClaimVolumeSource, PodSpec, PodTemplateSpec, Probe, SecretEnvSource, Service, ServicePort,
+            ServiceSpec, TopologySpreadConstraint, Volume, VolumeMount,
         },
         policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec},
     },
@@ -25,7 +26,7 @@ use kube::ResourceExt;
 
 use super::{
     gate::Gated,
-    revision::{Revision, RevisionName},
+    revision::{ModelFile, Place, Revision, RevisionName},
     validate::ValidDeployment,
 };
 use crate::{
@@ -49,6 +50,9 @@ const NO_REVISION: &str = "none";
 /// CPU and memory of an inference pod. The memory request is more than twice what an idle server uses, or an autoscaler
 /// that looks at memory would never come down again.
 const SERVER_RESOURCES: DefaultResources = DefaultResources { requests: ("500m", "512Mi"), limits: ("2", "2Gi") };
+
+/// CPU and memory of the container that fetches a checkpoint: it holds a packet at a time.
+const FETCH_RESOURCES: DefaultResources = DefaultResources { requests: ("100m", "128Mi"), limits: ("1", "512Mi") };
 
 /// Name of the Service that shows the candidate.
 pub fn preview_name(deployment: &str) -> String {
@@ -122,29 +126,14 @@ pub fn server_pod(deployment: &str, revision: &Revision, settings: &Settings) ->
             image_pull_policy: settings.image_pull_policy.clone(),
             args: vec!["serve".to_owned()],
             env: vec![
-                children::env(env::MODEL_PATH, format!("{}/{}", path::MODELS, model.path)),
+                children::env(env::MODEL_PATH, format!("{}/{}", path::MODELS, model.path())),
                 children::env(env::MODEL_SHA256, model.sha256.as_str()),
                 children::env(env::MODEL_NAME, deployment),
                 children::env(env::REVISION, revision.name.as_str()),
             ],
             resources: SERVER_RESOURCES,
             labels: revision_labels("server", deployment, Some(&revision.name)),
-            volumes: vec![(
-                Volume {
-                    name: "models".to_owned(),
-                    persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
-                        claim_name: model.claim_name.clone(),
-                        read_only: Some(true),
-                    }),
-                    ..Volume::default()
-                },
-                VolumeMount {
-                    name: "models".to_owned(),
-                    mount_path: path::MODELS.to_owned(),
-                    read_only: Some(true),
-                    ..VolumeMount::default()
-                },
-            )],
+            volumes: vec![(models_volume(model), models_mount(true))],
             // A server goes on for some seconds after it was told to stop, and then ends the requests under way.
             grace_seconds: 45,
         },
@@ -159,6 +148,7 @@ pub fn server_pod(deployment: &str, revision: &Revision, settings: &Settings) ->
             ..TopologySpreadConstraint::default()
         };
         spec.topology_spread_constraints.get_or_insert_with(|| vec![spread]);
+        spec.init_containers = fetch(model, spec, settings).map(|fetch| vec![fetch]);
         if let Some(container) = spec.containers.first_mut() {
             container.ports = Some(vec![ContainerPort {
                 name: Some("http".to_owned()),
@@ -172,6 +162,48 @@ pub fn server_pod(deployment: &str, revision: &Revision, settings: &Settings) ->
         }
     }
     pod
+}
+
+fn models_volume(model: &ModelFile) -> Volume {
+    let mut volume = Volume { name: "models".to_owned(), ..Volume::default() };
+    match model.claim() {
+        Some(claim) => {
+            let (claim_name, read_only) = (claim.to_owned(), Some(true));
+            volume.persistent_volume_claim = Some(PersistentVolumeClaimVolumeSource { claim_name, read_only });
+        }
+        None => volume.empty_dir = Some(EmptyDirVolumeSource::default()),
+    }
+    volume
+}
+
+fn models_mount(read_only: bool) -> VolumeMount {
+    VolumeMount {
+        name: "models".to_owned(),
+        mount_path: path::MODELS.to_owned(),
+        read_only: Some(read_only),
+        ..VolumeMount::default()
+    }
+}
+
+/// The container that fetches a checkpoint from a server before the pod serves it. Only this one gets the credentials.
+fn fetch(model: &ModelFile, pod: &PodSpec, settings: &Settings) -> Option<Container> {
+    let Place::Server { uri, credentials_secret } = &model.place else { return None };
+    let secret = credentials_secret.as_ref().map(|name| EnvFromSource {
+        secret_ref: Some(SecretEnvSource { name: name.clone(), optional: Some(false) }),
+        ..EnvFromSource::default()
+    });
+    let to = format!("{}/{}", path::MODELS, model.path());
+    Some(Container {
+        name: "fetch".to_owned(),
+        image: Some(settings.trainer_image.clone()),
+        image_pull_policy: settings.image_pull_policy.clone(),
+        args: Some(["fetch", uri, "--sha256", model.sha256.as_str(), "--to", &to].map(str::to_owned).to_vec()),
+        env_from: secret.map(|secret| vec![secret]),
+        resources: Some(children::resources(None, FETCH_RESOURCES)),
+        volume_mounts: Some(vec![models_mount(false)]),
+        security_context: pod.containers.first().and_then(|server| server.security_context.clone()),
+        ..Container::default()
+    })
 }
 
 fn probe(path: &str, period_seconds: i32, failure_threshold: i32) -> Probe {

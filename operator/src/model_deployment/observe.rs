@@ -250,7 +250,7 @@ async fn missing(
     }
     let (client, namespace) = (&context.client, owner.namespace().unwrap_or_default());
     let pinned = owner.spec.pinned_revision.as_deref().and_then(RevisionName::parse);
-    let pinned = pinned.and_then(|pinned| Some(records.get(&pinned)?.inputs.model.claim_name.clone()));
+    let pinned = pinned.and_then(|pinned| records.get(&pinned)?.inputs.model.claim().map(str::to_owned));
     let named = || owner.spec.model.claim_name.clone().or_else(|| run.map(TrainingRun::output_claim));
     let claim = pinned.or_else(named);
     let (missing_claim, claim_use) = match claim {

@@ -6,7 +6,7 @@ use anneal_api::{
     termination::{TerminationMessage, cut},
 };
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod};
+use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod, PodStatus};
 use kube::ResourceExt;
 
 /// A pod that takes or will take requests.
@@ -66,8 +66,21 @@ pub fn seen(pod: &Pod) -> Option<PodSeen> {
         address: status.pod_ip.clone().filter(|address| !address.is_empty()),
         ready,
         image_id: container.map(|container| container.image_id.clone()).filter(|id| !id.is_empty()),
-        trouble: if ready { None } else { container.and_then(of_container).or_else(|| of_scheduling(pod)) },
+        trouble: if ready {
+            None
+        } else {
+            of_fetch(&status).or_else(|| container.and_then(of_container)).or_else(|| of_scheduling(pod))
+        },
     })
+}
+
+/// Why a container does not end well that comes before the server.
+fn of_fetch(status: &PodStatus) -> Option<Trouble> {
+    let done = |container: &ContainerStatus| {
+        let ended = container.state.as_ref().and_then(|state| state.terminated.as_ref());
+        ended.is_some_and(|ended| ended.exit_code == 0)
+    };
+    status.init_container_statuses.iter().flatten().filter(|container| !done(container)).find_map(of_container)
 }
 
 fn of_container(container: &ContainerStatus) -> Option<Trouble> {
@@ -196,6 +209,26 @@ mod tests {
     fn a_pod_that_starts_is_in_no_trouble() {
         let creating = container(&json!({"waiting": {"reason": "ContainerCreating"}}), &json!({}));
         assert_eq!(seen(&creating).expect("a pod").trouble, None);
+    }
+
+    #[test]
+    fn what_keeps_the_model_from_being_fetched_is_told_and_a_fetch_that_is_done_is_no_trouble() {
+        let fetch = |state: &serde_json::Value| {
+            let container = |name: &str, state: &serde_json::Value| {
+                json!({"name": name, "image": "i:1", "imageID": "",
+                "ready": false, "restartCount": 0, "state": state, "lastState": {}})
+            };
+            pod(&json!({
+                "initContainerStatuses": [container("fetch", state)],
+                "containerStatuses": [container("server", &json!({"waiting": {"reason": "PodInitializing"}}))]
+            }))
+        };
+        let words = TerminationMessage::failure(FailureClass::ModelNotFound, "there is no such file").to_json();
+        let failed = trouble(&fetch(&json!({"terminated": {"exitCode": 66, "message": words.expect("json")}})));
+        assert_eq!((failed.reason, failed.fatal), ("ModelNotFound", true));
+        for fine in [json!({"terminated": {"exitCode": 0, "reason": "Completed"}}), json!({"running": {}})] {
+            assert_eq!(seen(&fetch(&fine)).expect("a pod").trouble, None);
+        }
     }
 
     #[test]

@@ -23,13 +23,11 @@ pub fn of_claim(seen: &Observed, spec: &ValidDeployment, model: &ModelFile) -> O
         return Some(Waiting::stalled("ClaimNotFound", message));
     }
     let is_shared = needed(seen, spec) > 1 || seen.revisions.values().any(|revision| revision.replicas > 0);
-    (seen.claim_use == ClaimUse::OnePod && is_shared).then(|| {
-        let message = format!(
-            "PersistentVolumeClaim {} is ReadWriteOncePod, and a rollout runs more than one pod; use a claim with ReadOnlyMany, ReadWriteMany or ReadWriteOnce",
-            model.claim_name
-        );
-        Waiting::stalled("ClaimForOnePod", message)
-    })
+    let claim = model.claim().filter(|_| seen.claim_use == ClaimUse::OnePod && is_shared)?;
+    let message = format!(
+        "PersistentVolumeClaim {claim} is ReadWriteOncePod, and a rollout runs more than one pod; use a claim with ReadOnlyMany, ReadWriteMany or ReadWriteOnce, or name the model by uri"
+    );
+    Some(Waiting::stalled("ClaimForOnePod", message))
 }
 
 /// What keeps a revision's pods from getting ready.
@@ -54,15 +52,15 @@ fn refused(why: &str) -> Waiting {
 
 /// A pod that starts on another node than those that use a claim which only one node can use at a time.
 fn on_another_node(seen: &Observed, model: &ModelFile, this: &RevisionSeen) -> Option<Waiting> {
+    let claim = model.claim()?;
     let ready = seen.revisions.values().flat_map(|revision| &revision.pods).filter(|pod| pod.ready);
     let taken: BTreeSet<&str> = ready.filter_map(|pod| pod.node.as_deref()).collect();
     let starting = this.pods.iter().filter(|pod| !pod.ready).filter_map(|pod| Some((pod, pod.node.as_deref()?)));
     let elsewhere = |(_, node): &(_, &str)| !taken.is_empty() && !taken.contains(node);
     let (pod, node) = starting.into_iter().find(elsewhere).filter(|_| seen.claim_use == ClaimUse::OneNode)?;
     let message = format!(
-        "pod {} starts on node {node}, and PersistentVolumeClaim {} is ReadWriteOnce and in use on {}; where it does not start, use a claim with ReadOnlyMany or ReadWriteMany, or keep the pods on one node by podTemplate.nodeSelector or affinity",
+        "pod {} starts on node {node}, and PersistentVolumeClaim {claim} is ReadWriteOnce and in use on {}; where it does not start, use a claim with ReadOnlyMany or ReadWriteMany, name the model by uri, or keep the pods on one node by podTemplate.nodeSelector or affinity",
         pod.name,
-        model.claim_name,
         taken.into_iter().collect::<Vec<_>>().join(", ")
     );
     Some(Waiting::soon("VolumeOnAnotherNode", message))

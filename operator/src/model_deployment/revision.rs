@@ -43,16 +43,58 @@ impl fmt::Display for RevisionName {
     }
 }
 
-/// A checkpoint: a file on a claim, and the digest that it must have.
+/// A checkpoint: where it is, and the digest that it must have.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
 pub struct ModelFile {
-    /// The `PersistentVolumeClaim`.
-    pub claim_name: String,
-    /// The file, relative to the claim's root.
-    pub path: String,
+    /// Where it is.
+    #[serde(flatten)]
+    pub place: Place,
     /// Its SHA-256.
     pub sha256: Sha256,
+}
+
+/// Where a checkpoint is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged, rename_all_fields = "camelCase")]
+pub enum Place {
+    /// On a volume.
+    Claim {
+        /// The `PersistentVolumeClaim`.
+        claim_name: String,
+        /// The file, relative to the claim's root.
+        path: String,
+    },
+    /// At a server.
+    Server {
+        /// Its address.
+        uri: String,
+        /// Secret with what the server asks for.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        credentials_secret: Option<String>,
+    },
+}
+
+impl ModelFile {
+    /// A file on a claim.
+    pub fn on_claim(claim_name: impl Into<String>, path: impl Into<String>, sha256: Sha256) -> Self {
+        Self { place: Place::Claim { claim_name: claim_name.into(), path: path.into() }, sha256 }
+    }
+
+    /// The claim that it is on, if it is on one.
+    pub fn claim(&self) -> Option<&str> {
+        match &self.place {
+            Place::Claim { claim_name, .. } => Some(claim_name),
+            Place::Server { .. } => None,
+        }
+    }
+
+    /// Where the server finds it, below the folder of models.
+    pub fn path(&self) -> String {
+        match &self.place {
+            Place::Claim { path, .. } => path.clone(),
+            Place::Server { .. } => self.sha256.file_name(),
+        }
+    }
 }
 
 /// A revision that the spec asks for.
@@ -183,8 +225,7 @@ pub fn wanted(spec: &ValidDeployment, run: Option<&TrainingRun>, past: Past<'_>)
     let status = run.status.as_ref();
     match (status.and_then(|status| status.phase), status.and_then(|status| status.result.as_ref())) {
         (Some(RunPhase::Succeeded), Some(result)) => {
-            let claim_name = run.output_claim();
-            let model = ModelFile { claim_name, path: result.checkpoint.clone(), sha256: result.sha256.clone() };
+            let model = ModelFile::on_claim(run.output_claim(), result.checkpoint.clone(), result.sha256.clone());
             let (training_run, metrics) = (Some(name.clone()), Some(result.metrics));
             Ok(past.revision(model, &spec.pods, Origin { training_run, metrics, completed: completed(run) }))
         }
@@ -256,6 +297,10 @@ mod tests {
         training_run::fixtures::result,
     };
 
+    fn elsewhere(claim: &str, path: &str) -> Place {
+        Place::Claim { claim_name: claim.to_owned(), path: path.to_owned() }
+    }
+
     fn in_past(spec: &ValidDeployment, records: &Records, restart: Option<&str>) -> Revision {
         wanted(spec, None, Past { records, live: None, restart }).expect("a revision")
     }
@@ -278,7 +323,7 @@ mod tests {
         let first = in_past(&spec, &Records::new(), None);
         // Other inputs that happen to have the same eight digits.
         let mut other = first.clone();
-        other.inputs.model.path = "other.pth".to_owned();
+        other.inputs.model.place = elsewhere("models", "other.pth");
         let records = Records::from([record(&other, 1)]);
         let second = in_past(&spec, &records, None);
         assert_ne!(first.name, second.name);
@@ -358,16 +403,18 @@ mod tests {
     #[test]
     fn everything_that_makes_a_pod_behave_otherwise_makes_another_revision() {
         let same = name(|_| {});
-        let file = |change: fn(&mut ModelFile)| {
+        let file = |change: &dyn Fn(&mut ModelFile)| {
             name(|spec| {
                 if let Model::File(file) = &mut spec.model {
                     change(file);
                 }
             })
         };
-        assert_ne!(same, file(|file| file.sha256 = digest('b')));
-        assert_ne!(same, file(|file| file.path = "other.pth".to_owned()));
-        assert_ne!(same, file(|file| file.claim_name = "other".to_owned()));
+        assert_ne!(same, file(&|file| file.sha256 = digest('b')));
+        assert_ne!(same, file(&|file| file.place = elsewhere("models", "other.pth")));
+        assert_ne!(same, file(&|file| file.place = elsewhere("other", &file.path())));
+        let at_server = |uri: &str| Place::Server { uri: uri.to_owned(), credentials_secret: None };
+        assert_ne!(same, file(&|file| file.place = at_server("https://models/cats.pth")));
         assert_ne!(same, name(|spec| spec.pods.image = Some("server:2".to_owned())));
         assert_ne!(same, name(|spec| spec.pods.env = vec![crate::children::env("A", "b")]));
         assert_ne!(same, name(|spec| spec.pods.command = vec!["server".to_owned()]));

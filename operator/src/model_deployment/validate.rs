@@ -8,7 +8,7 @@ use k8s_openapi::ByteString;
 use kube::ResourceExt;
 use serde_json::json;
 
-use super::revision::{ModelFile, RevisionName, short_hash};
+use super::revision::{ModelFile, Place, RevisionName, short_hash};
 use crate::{children::reserved_key, signals::Limits};
 
 /// Longest name; the names of Deployments, Services and Jobs are made from it.
@@ -48,7 +48,7 @@ pub enum Model {
     Run(String),
     /// What the `TrainingRun` of these labels published that succeeded last.
     Newest(BTreeMap<String, String>),
-    /// A file on a claim.
+    /// A file on a claim or at a server.
     File(ModelFile),
 }
 
@@ -106,7 +106,9 @@ pub enum SpecError {
     #[error("metadata.name {0:?} has more than {MAX_NAME} characters; create the ModelDeployment under a shorter name")]
     Name(String),
     /// No checkpoint, or two.
-    #[error("spec.model must name either trainingRunRef, or trainingRunSelector, or claimName with path and sha256")]
+    #[error(
+        "spec.model must name either trainingRunRef, or trainingRunSelector, or claimName with path and sha256, or uri with sha256"
+    )]
     Model,
     /// The path leaves the claim.
     #[error("spec.model.path {0:?} must be relative to the claim's root and without `..` parts")]
@@ -205,19 +207,23 @@ pub fn validate(deployment: &ModelDeployment) -> Result<ValidDeployment, SpecErr
 
 fn model(source: &ModelSource) -> Result<Model, SpecError> {
     if let Some(selector) = &source.training_run_selector {
-        let alone = source.training_run_ref.is_none() && source.claim_name.is_none();
+        let alone = source.training_run_ref.is_none() && source.claim_name.is_none() && source.uri.is_none();
         // No label at all would follow every run of the namespace.
         let labels = Some(&selector.match_labels).filter(|labels| alone && !labels.is_empty());
         return labels.map(|labels| Model::Newest(labels.clone())).ok_or(SpecError::Model);
     }
-    match (&source.training_run_ref, &source.claim_name, &source.path, &source.sha256) {
-        (Some(run), None, None, None) => Ok(Model::Run(run.name.clone())),
-        (None, Some(claim_name), Some(path), Some(sha256)) => {
+    match (&source.training_run_ref, &source.claim_name, &source.path, &source.uri, &source.sha256) {
+        (Some(run), None, None, None, None) => Ok(Model::Run(run.name.clone())),
+        (None, None, None, Some(uri), Some(sha256)) => {
+            let credentials_secret = source.credentials_secret_ref.as_ref().map(|secret| secret.name.clone());
+            let place = Place::Server { uri: uri.clone(), credentials_secret };
+            Ok(Model::File(ModelFile { place, sha256: sha256.clone() }))
+        }
+        (None, Some(claim_name), Some(path), None, Some(sha256)) => {
             if path.starts_with('/') || path.split('/').any(|part| part == "..") {
                 return Err(SpecError::Path(path.clone()));
             }
-            let (claim_name, path, sha256) = (claim_name.clone(), path.clone(), sha256.clone());
-            Ok(Model::File(ModelFile { claim_name, path, sha256 }))
+            Ok(Model::File(ModelFile::on_claim(claim_name, path, sha256.clone())))
         }
         _ => Err(SpecError::Model),
     }
@@ -293,6 +299,7 @@ mod tests {
         let mut outside = file.clone();
         outside["path"] = "../m.pth".into();
         refuses(&serde_json::json!({"model": outside}), "relative");
+        refuses(&serde_json::json!({"model": {"uri": "https://models/cats.pth"}}), "uri with sha256");
         let case = serde_json::json!({"name": "cat", "image": {"configMapKeyRef": {"name": "c", "key": "k"}}});
         refuses(&serde_json::json!({"model": file, "gate": {"smokeTest": {"cases": [case, case]}}}), "two cases");
     }

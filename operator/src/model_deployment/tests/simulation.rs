@@ -446,8 +446,7 @@ pub fn checkpoint(revision: &RevisionSeen) -> char {
 pub fn file(checkpoint: char) -> Value {
     let sha256 = checkpoint.to_string().repeat(64);
     let path = format!("models/{sha256}.pth");
-    serde_json::to_value(ModelFile { claim_name: "models".to_owned(), path, sha256: sha256.parse().expect("a digest") })
-        .expect("json")
+    serde_json::to_value(ModelFile::on_claim("models", path, sha256.parse().expect("a digest"))).expect("json")
 }
 
 fn merge(into: &mut Value, from: Value) {

@@ -44,10 +44,10 @@ pub struct Downloads<'a> {
 #[derive(Debug, thiserror::Error)]
 pub enum RemoteError {
     /// Nothing is there.
-    #[error("{0} does not exist; check dataset.uri")]
+    #[error("{0} does not exist; check the address")]
     Missing(Shown),
     /// The server wants to know who asks, or does not let them.
-    #[error("{0} is refused ({1}); give credentials by dataset.credentialsSecretRef, or by the environment")]
+    #[error("{0} is refused ({1}); give credentials by credentialsSecretRef, or by the environment")]
     Refused(Shown, String),
     /// The server cannot be reached or broke off.
     #[error("{0} cannot be fetched: {1}; the next attempt goes on from what is there already")]
@@ -77,7 +77,7 @@ pub enum RemoteError {
         source: io::Error,
     },
     /// The process was asked to stop.
-    #[error("stopped while the dataset was downloaded")]
+    #[error("stopped during a download")]
     Stopped,
 }
 
@@ -130,6 +130,16 @@ pub fn list(url: &str, to: Downloads<'_>) -> Result<Listing, DataError> {
         return archive::list(&file);
     }
     runtime.block_on(folder(&store, &key, to))
+}
+
+/// Downloads one object into a file; what an earlier call left of it is gone on with.
+///
+/// # Errors
+/// When it does not exist, cannot be fetched or written.
+pub fn fetch(url: &str, file: &Path, stop: &AtomicBool) -> Result<(), DataError> {
+    let runtime = runtime()?;
+    let (store, key) = Store::open(url, &store::Options::default())?;
+    Ok(runtime.block_on(download(&store, &Wanted { key: &key, file, md5: None }, stop))?)
 }
 
 /// Lists what a `.dvc` file names, after it was downloaded and verified; the MD5 that it names is the second part.
