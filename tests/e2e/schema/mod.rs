@@ -57,8 +57,17 @@ async fn a_deployment_that_makes_no_sense_is_refused_with_what_to_write() -> Out
                 json!({"model": of_run, "replicas": null, "autoscaling": {"minReplicas": 5, "maxReplicas": 4}}),
                 "autoscaling.minReplicas must not be above maxReplicas",
             ),
-            (json!({"model": {}}), "name the model by either trainingRunRef or claimName with path and sha256"),
-            (json!({"model": {"trainingRunRef": {"name": "cats"}, "claimName": "models"}}), "name the model by either"),
+            (json!({"model": {}}), "name the model by trainingRunRef, by claimName with path and sha256, or by uri"),
+            (json!({"model": {"trainingRunRef": {"name": "cats"}, "claimName": "models"}}), "one of the four"),
+            (json!({"model": {"uri": "https://models/cats.pth"}}), "so do uri and sha256"),
+            (
+                json!({"model": {"uri": "https://me:secret@models/cats.pth", "sha256": digest}}),
+                "credentials go into credentialsSecretRef",
+            ),
+            (
+                json!({"model": {"trainingRunRef": {"name": "cats"}, "credentialsSecretRef": {"name": "bucket"}}}),
+                "credentialsSecretRef is for the server",
+            ),
             (
                 json!({"model": {"claimName": "models", "path": "cats.pth"}}),
                 "claimName, path and sha256 belong together",
