@@ -7,8 +7,8 @@ type Variables = &'static [(&'static str, &'static str)];
 
 /// Threads sleep while they wait for each other.
 ///
-/// By default they spin. Where the processors are shared, or a container's quota is counted, a thread that spins takes
-/// the time that the one it waits for needs: training on two shared processors was five times slower.
+/// By default they spin, and a server that waits for the next batch has other threads, those that answer, which want the
+/// processors.
 pub const ASLEEP: Variables = &[("OMP_WAIT_POLICY", "PASSIVE")];
 
 /// What repeats the same steps: threads spin for some milliseconds before they sleep, and the memory of a step's tensors
