@@ -7,6 +7,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
@@ -20,6 +21,8 @@ struct Inner {
     room: Arc<Semaphore>,
     /// Connections that wait for room.
     waiting: AtomicUsize,
+    /// Time in which a new connection need not make room.
+    patience: Duration,
     guests: Mutex<Guests>,
 }
 
@@ -31,8 +34,9 @@ struct Guests {
 }
 
 /// What is known of a connection.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Presence {
+    since: Instant,
     busy: AtomicBool,
     asked_to_leave: AtomicBool,
     leave: Notify,
@@ -48,10 +52,11 @@ pub struct Guest {
 }
 
 impl Door {
-    /// A door with room for so many.
-    pub fn new(connections: usize) -> Self {
+    /// A door with room for so many. None of them has to leave before it was inside for the time of `patience`: its first
+    /// request may have arrived, unread, and would be lost with it.
+    pub fn new(connections: usize, patience: Duration) -> Self {
         let room = Arc::new(Semaphore::new(connections));
-        Self(Arc::new(Inner { room, waiting: AtomicUsize::new(0), guests: Mutex::default() }))
+        Self(Arc::new(Inner { room, waiting: AtomicUsize::new(0), patience, guests: Mutex::default() }))
     }
 
     /// Lets a connection in once there is room, and makes room where somebody inside has no request.
@@ -73,7 +78,12 @@ impl Door {
     }
 
     fn admit(&self, permit: Option<OwnedSemaphorePermit>) -> Guest {
-        let presence = Arc::new(Presence::default());
+        let presence = Arc::new(Presence {
+            since: Instant::now(),
+            busy: AtomicBool::new(false),
+            asked_to_leave: AtomicBool::new(false),
+            leave: Notify::new(),
+        });
         let mut guests = self.0.guests.lock().unwrap_or_else(PoisonError::into_inner);
         let number = guests.next;
         guests.next += 1;
@@ -125,6 +135,10 @@ impl Guest {
     pub async fn dismissed(&self) {
         loop {
             self.presence.leave.notified().await;
+            let patience = self.door.0.patience.saturating_sub(self.presence.since.elapsed());
+            if !patience.is_zero() {
+                tokio::time::sleep(patience).await;
+            }
             if !self.presence.busy.load(Ordering::Acquire) {
                 return;
             }
@@ -147,7 +161,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_oldest_without_a_request_makes_room() {
-        let door = Door::new(2);
+        let door = Door::new(2, Duration::ZERO);
         let (busy, idle) = (door.enter().await, door.enter().await);
         busy.busy(true);
         let mut third = Box::pin(door.enter());
@@ -160,7 +174,7 @@ mod tests {
 
     #[tokio::test]
     async fn where_all_are_busy_they_learn_that_somebody_waits() {
-        let door = Door::new(1);
+        let door = Door::new(1, Duration::ZERO);
         let guest = door.enter().await;
         guest.busy(true);
         assert!(!guest.is_awaited());
@@ -174,12 +188,21 @@ mod tests {
 
     #[tokio::test]
     async fn whoever_gets_a_request_in_time_stays() {
-        let door = Door::new(2);
+        let door = Door::new(2, Duration::ZERO);
         let (first, second) = (door.enter().await, door.enter().await);
         let mut third = Box::pin(door.enter());
         assert!(futures::poll!(&mut third).is_pending());
         first.busy(true);
         assert!(futures::poll!(Box::pin(first.dismissed())).is_pending());
         assert!(futures::poll!(Box::pin(second.dismissed())).is_ready(), "the next one goes instead");
+    }
+
+    #[tokio::test]
+    async fn whoever_has_just_come_is_heard_first() {
+        let door = Door::new(1, Duration::from_mins(1));
+        let guest = door.enter().await;
+        let mut second = Box::pin(door.enter());
+        assert!(futures::poll!(&mut second).is_pending());
+        assert!(futures::poll!(Box::pin(guest.dismissed())).is_pending());
     }
 }

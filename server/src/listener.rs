@@ -39,7 +39,7 @@ use crate::{
 /// Most bytes of a connection that are read ahead, which is also the longest head of a request. Each connection that
 /// waits for an answer keeps such a buffer.
 const READ_BUFFER: usize = 64 << 10;
-/// Time in which a new connection is heard although the server ends.
+/// Time in which a new connection is heard although the server ends or another one waits for room.
 const FIRST_WORDS: Duration = Duration::from_millis(500);
 /// Time for the head of a request to arrive, and for which a connection may be idle.
 const HEAD_TIMEOUT: Duration = Duration::from_mins(1);
@@ -100,7 +100,7 @@ pub struct Serve {
 /// Accepts connections until it is told to stop, then closes the listener.
 pub async fn accept(listener: TcpListener, with: Serve, stop: impl Future<Output = ()>) -> Open {
     let open = GracefulShutdown::new();
-    let door = Door::new(with.limits.connections);
+    let door = Door::new(with.limits.connections, FIRST_WORDS);
     let serve = |stream, guest| with.connection(stream, guest, open.watcher());
     let mut stop = pin!(stop);
     loop {
@@ -143,7 +143,9 @@ impl Serve {
         }
         let with = self.clone();
         tokio::spawn(async move {
+            // What has arrived is read before the connection may go.
             tokio::select! {
+                biased;
                 () = with.converse(stream, &guest, watcher) => {}
                 () = guest.dismissed() => tracing::debug!("a connection without a request made room for another"),
             }
