@@ -11,13 +11,20 @@ import time
 
 
 def train(trainer: str, recipe: str, data: str, out: pathlib.Path) -> tuple[dict, float]:
-    """The result of the run, and the minutes that all its attempts took."""
+    """Trains with a file of examples/recipes on this dataset."""
     text = re.sub(r"(?m)^dataset:.*$", f"dataset: {{uri: {json.dumps('file://' + data)}}}", pathlib.Path(recipe).read_text())
+    return train_config(trainer, text, out)
+
+
+def train_config(trainer: str, text: str, out: pathlib.Path) -> tuple[dict, float]:
+    """The result of the run of this configuration, and the minutes that all its attempts took."""
     config, spent, result = out / "recipe.yaml", out / "seconds", out / "result.json"
     if config.exists() and config.read_text() != text:
         sys.exit(f"{out} holds a run of another recipe or dataset; remove it, or name another folder in OUT")
     config.write_text(text)
     before = float(spent.read_text()) if spent.exists() else 0.0
+    if result.exists() and "result" in (ended := json.loads(result.read_text())):
+        return ended["result"], before / 60
     command = [trainer, "train", "--config", config, "--output", out / "run", "--termination-log", result]
     begun = time.monotonic()
     with subprocess.Popen(command) as process:
