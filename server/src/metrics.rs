@@ -118,14 +118,8 @@ impl Metrics {
                 by_bin(metric::RIGHT, "Right ones among anneal_feedback_newest")?,
                 by_bin(metric::CONFIDENCE, "Sum of the confidences of anneal_feedback_newest")?,
             ],
-            newest: GaugeVec::new(
-                Opts::new(metric::PREDICTIONS, "The newest predictions by class and by confidence"),
-                &[metric::OF, metric::BIN],
-            )?,
-            expected: GaugeVec::new(
-                Opts::new(metric::EXPECTED, "Share of anneal_prediction_newest that the validation set lets expect"),
-                &[metric::OF, metric::BIN],
-            )?,
+            newest: of_bins(metric::PREDICTIONS, "The newest predictions by class and by confidence")?,
+            expected: of_bins(metric::EXPECTED, "Share of anneal_prediction_newest to expect by the validation set")?,
             memory: IntGauge::new("process_resident_memory_bytes", "Memory of the process")?,
             threads: IntGauge::new("process_threads", "Threads of the process")?,
         };
@@ -260,6 +254,11 @@ impl Metrics {
 /// A gauge for each bin of confidences.
 fn by_bin(name: &str, help: &str) -> prometheus::Result<GaugeVec> {
     GaugeVec::new(Opts::new(name, help), &[metric::BIN])
+}
+
+/// The same for several counts under one name.
+fn of_bins(name: &str, help: &str) -> prometheus::Result<GaugeVec> {
+    GaugeVec::new(Opts::new(name, help), &[metric::OF, metric::BIN])
 }
 
 /// Bytes of memory and count of threads of this process, as the kernel tells; zero where it does not.
