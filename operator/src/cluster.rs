@@ -51,6 +51,14 @@ pub enum ClusterError {
         /// Kind of the resource that wanted to own it.
         owner_kind: String,
     },
+    /// A Service of that name exists, and its owner does not hand it over.
+    #[error(
+        "Service {name} already exists and does not belong to this ModelDeployment; annotate it with anneal.dev/take-over=true to have it taken over, delete or rename it, or rename the ModelDeployment"
+    )]
+    NotHandedOver {
+        /// Name of the Service.
+        name: String,
+    },
 }
 
 /// The API server's own sentence, without the fields that repeat it.
@@ -68,14 +76,14 @@ impl ClusterError {
             Self::Timeout { .. } => "ApiServerTimeout",
             Self::Api { .. } => "ApiServerRefused",
             Self::Leaving { .. } => "NamesakeLeaving",
-            Self::Foreign { .. } => "NameTaken",
+            Self::Foreign { .. } | Self::NotHandedOver { .. } => "NameTaken",
         }
     }
 
     /// Whether the user can mend it, so that it belongs into the status.
     pub fn is_users(&self) -> bool {
         match self {
-            Self::Foreign { .. } => true,
+            Self::Foreign { .. } | Self::NotHandedOver { .. } => true,
             Self::Api { .. } => self.says(Status::is_forbidden) || self.says(Status::is_invalid),
             Self::Timeout { .. } | Self::Leaving { .. } => false,
         }

@@ -25,6 +25,7 @@ use tracing::warn;
 use crate::{
     cluster::{self, ClusterError},
     metrics::Metrics,
+    performance,
     progress::Board,
     signals,
     training_run::last_words::LastWords,
@@ -80,6 +81,8 @@ pub struct Context {
     pub progress: Board,
     /// What the pods count that just got traffic.
     pub signals: signals::Board,
+    /// How well the pods do that serve.
+    pub performance: performance::board::Board,
     /// What training pods said when they left.
     pub last_words: Arc<LastWords>,
     /// The runs as the watch knows them, once it has begun.
@@ -133,6 +136,7 @@ impl Context {
             settings,
             progress: Board::new(metrics.clone()),
             signals: signals::Board::default(),
+            performance: performance::board::Board::default(),
             metrics,
             last_words: Arc::default(),
             runs: OnceLock::new(),
@@ -199,7 +203,9 @@ impl Context {
             self.last_words.forget(&run);
         }
         if kind == ModelDeployment::kind(&()) {
-            self.signals.forget(&ObjectRef::new(name).within(namespace));
+            let deployment = ObjectRef::new(name).within(namespace);
+            self.signals.forget(&deployment);
+            self.performance.forget(&deployment);
         }
     }
 }

@@ -13,6 +13,7 @@ pub mod lease;
 pub mod metrics;
 pub mod model_deployment;
 pub mod options;
+pub mod performance;
 pub mod pod_http;
 pub mod progress;
 pub mod runs;

@@ -158,6 +158,16 @@ impl Client {
         self.ask(url, request).await
     }
 
+    /// Sends JSON.
+    ///
+    /// # Errors
+    /// [`AskError`] when there is no answer.
+    pub async fn post_json(&self, url: &str, json: &Bytes) -> Result<Answer, AskError> {
+        let request =
+            Request::post(uri(url)?).header(header::CONTENT_TYPE, "application/json").body(Full::new(json.clone()));
+        self.ask(url, request).await
+    }
+
     async fn ask(
         &self,
         url: &str,

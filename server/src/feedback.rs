@@ -1,5 +1,5 @@
-//! Feedback: what the true class was. The id of a prediction says what was predicted and is signed, so that any replica can
-//! count the feedback, whichever gave the answer, and nobody can make ids up.
+//! Feedback: what the true class was. The id of a prediction says what was predicted and how surely, and is signed, so that
+//! any replica can count the feedback, whichever gave the answer, and nobody can make ids up.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -10,18 +10,20 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use anneal_api::Sha256;
+use anneal_api::{Sha256, performance::BINS};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use sha2::{Digest as _, Sha256 as Hasher};
+
+use crate::drift::bin;
 
 /// Answers in the rolling accuracy, and ids that are remembered lest one counts twice.
 const WINDOW: usize = 1000;
 const REMEMBERED: usize = 10_000;
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const CHECKPOINT: usize = 8;
-/// Version, checkpoint, class, number.
-const CONTENT: usize = 1 + CHECKPOINT + 4 + 12;
+/// Version, checkpoint, class, confidence, number.
+const CONTENT: usize = 1 + CHECKPOINT + 4 + 2 + 12;
 const MAC: usize = 16;
 
 /// Makes ids and counts what comes back.
@@ -36,9 +38,29 @@ pub struct Feedback {
 
 #[derive(Debug, Default)]
 struct Seen {
-    right: VecDeque<bool>,
+    known: VecDeque<(Said, bool)>,
     ids: HashSet<[u8; MAC]>,
     order: VecDeque<[u8; MAC]>,
+}
+
+/// What a prediction said.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Said {
+    /// The class.
+    pub class: usize,
+    /// Its probability, to 1 in 65,535.
+    pub confidence: f64,
+}
+
+/// The newest predictions of one confidence whose true class is known.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Known {
+    /// How many there are.
+    pub count: u32,
+    /// How many of them were right.
+    pub right: u32,
+    /// Sum of their confidences.
+    pub confidence: f64,
 }
 
 /// An id is of no use.
@@ -70,23 +92,31 @@ impl Feedback {
         }
     }
 
-    /// An id for the prediction of this class.
-    pub fn id(&self, class: usize) -> String {
+    /// An id for the prediction of this class with this confidence.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share of u16::MAX")]
+    pub fn id(&self, class: usize, confidence: f64) -> String {
         let count = self.count.fetch_add(1, Ordering::Relaxed);
         let class = u32::try_from(class).unwrap_or(u32::MAX);
-        let content =
-            [&[VERSION][..], &self.checkpoint, &class.to_be_bytes(), &self.start.to_be_bytes(), &count.to_be_bytes()];
+        let confidence = (confidence.clamp(0.0, 1.0) * f64::from(u16::MAX)).round() as u16;
+        let content = [
+            &[VERSION][..],
+            &self.checkpoint,
+            &class.to_be_bytes(),
+            &confidence.to_be_bytes(),
+            &self.start.to_be_bytes(),
+            &count.to_be_bytes(),
+        ];
         let mut id = content.concat();
         let mac = self.mac(&id);
         id.extend(mac);
         URL_SAFE_NO_PAD.encode(id)
     }
 
-    /// The class that was predicted, and the id's signature, which tells it from all others.
+    /// What was predicted, and the id's signature, which tells it from all others.
     ///
     /// # Errors
     /// [`IdError`].
-    pub fn read(&self, id: &str) -> Result<(usize, [u8; MAC]), IdError> {
+    pub fn read(&self, id: &str) -> Result<(Said, [u8; MAC]), IdError> {
         let bytes = URL_SAFE_NO_PAD.decode(id).map_err(|_| IdError::Foreign)?;
         let (content, mac) = bytes.split_at_checked(CONTENT).ok_or(IdError::Foreign)?;
         let mac = <[u8; MAC]>::try_from(mac).map_err(|_| IdError::Foreign)?;
@@ -98,12 +128,14 @@ impl Feedback {
         if different != 0 {
             return Err(IdError::Foreign);
         }
-        let class = content[1 + CHECKPOINT..].first_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes));
-        Ok((class as usize, mac))
+        let said = &content[1 + CHECKPOINT..];
+        let class = said.first_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes)) as usize;
+        let confidence = said[4..].first_chunk().map_or(0, |bytes| u16::from_be_bytes(*bytes));
+        Ok((Said { class, confidence: f64::from(confidence) / f64::from(u16::MAX) }, mac))
     }
 
     /// Counts an answer as right or wrong and gives the rolling accuracy; nothing when it was counted before.
-    pub fn count(&self, mac: [u8; MAC], right: bool) -> Option<f64> {
+    pub fn count(&self, mac: [u8; MAC], said: Said, right: bool) -> Option<f64> {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if !seen.ids.insert(mac) {
             return None;
@@ -114,12 +146,25 @@ impl Feedback {
         {
             seen.ids.remove(&oldest);
         }
-        seen.right.push_back(right);
-        if seen.right.len() > WINDOW {
-            seen.right.pop_front();
+        seen.known.push_back((said, right));
+        if seen.known.len() > WINDOW {
+            seen.known.pop_front();
         }
         let count = |n: usize| f64::from(u32::try_from(n).unwrap_or(u32::MAX));
-        Some(count(seen.right.iter().filter(|right| **right).count()) / count(seen.right.len()))
+        Some(count(seen.known.iter().filter(|(_, right)| *right).count()) / count(seen.known.len()))
+    }
+
+    /// The newest predictions whose true class is known, by their confidence in bins of one width. What is counted adds
+    /// up over replicas.
+    pub fn newest(&self) -> [Known; BINS] {
+        let mut all = [Known::default(); BINS];
+        for (said, right) in &self.seen.lock().unwrap_or_else(PoisonError::into_inner).known {
+            let known = &mut all[bin(said.confidence, BINS)];
+            known.count += 1;
+            known.right += u32::from(*right);
+            known.confidence += said.confidence;
+        }
+        all
     }
 
     /// HMAC-SHA256, cut to 128 bits.
@@ -149,9 +194,10 @@ mod tests {
     #[test]
     fn any_replica_reads_an_id_and_nobody_makes_one_up() {
         let (one, other) = (feedback(Some("key"), 1), feedback(Some("key"), 1));
-        let id = one.id(7);
-        assert_ne!(id, one.id(7));
-        assert_eq!(other.read(&id).map(|(class, _)| class), Ok(7));
+        let id = one.id(7, 0.9);
+        assert_ne!(id, one.id(7, 0.9));
+        let (said, _) = other.read(&id).expect("our id");
+        assert!(said.class == 7 && (said.confidence - 0.9).abs() < 1e-4, "{said:?}");
         assert_eq!(feedback(Some("another"), 1).read(&id), Err(IdError::Foreign));
         assert_eq!(feedback(Some("key"), 2).read(&id), Err(IdError::OtherCheckpoint));
         for at in 12..id.len() {
@@ -166,12 +212,16 @@ mod tests {
     }
 
     #[test]
-    fn the_rolling_accuracy_counts_every_answer_once() {
+    fn every_answer_counts_once_in_the_rolling_accuracy_and_in_the_bin_of_its_confidence() {
         let feedback = feedback(None, 1);
-        let mac = |id: &str| feedback.read(id).expect("our id").1;
-        let (first, second) = (mac(&feedback.id(0)), mac(&feedback.id(1)));
-        assert_eq!(feedback.count(first, true), Some(1.0));
-        assert_eq!(feedback.count(first, false), None);
-        assert_eq!(feedback.count(second, false), Some(0.5));
+        let read = |id: &str| feedback.read(id).expect("our id");
+        let ((sure, first), (unsure, second)) = (read(&feedback.id(0, 1.0)), read(&feedback.id(1, 0.55)));
+        assert_eq!(feedback.count(first, sure, true), Some(1.0));
+        assert_eq!(feedback.count(first, sure, false), None);
+        assert_eq!(feedback.count(second, unsure, false), Some(0.5));
+        let newest = feedback.newest();
+        assert_eq!(newest[9], Known { count: 1, right: 1, confidence: 1.0 });
+        assert!(newest[5].count == 1 && newest[5].right == 0 && (newest[5].confidence - 0.55).abs() < 1e-4);
+        assert_eq!(newest.iter().map(|known| known.count).sum::<u32>(), 2);
     }
 }

@@ -2,13 +2,19 @@
 
 use std::time::Duration;
 
+use anneal_api::performance::metric;
 use prometheus::{
     Encoder as _, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder,
 };
 use warp::http::{Method, StatusCode};
 
-use crate::{drift::Moved, engine::Answered, routes};
+use crate::{
+    drift::{Beside, Moved},
+    engine::Answered,
+    feedback::Known,
+    routes,
+};
 
 /// Content type of the text format.
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
@@ -38,6 +44,9 @@ pub struct Metrics {
     feedback: IntCounterVec,
     accuracy: GaugeVec,
     drift: GaugeVec,
+    known: [GaugeVec; 3],
+    newest: GaugeVec,
+    expected: GaugeVec,
     memory: IntGauge,
     threads: IntGauge,
 }
@@ -104,13 +113,26 @@ impl Metrics {
                 ),
                 &["of"],
             )?,
+            known: [
+                by_bin(metric::KNOWN, "Of the newest predictions whose true class is known, those of this confidence")?,
+                by_bin(metric::RIGHT, "Right ones among anneal_feedback_newest")?,
+                by_bin(metric::CONFIDENCE, "Sum of the confidences of anneal_feedback_newest")?,
+            ],
+            newest: of_bins(metric::PREDICTIONS, "The newest predictions by class and by confidence")?,
+            expected: of_bins(metric::EXPECTED, "Share of anneal_prediction_newest to expect by the validation set")?,
             memory: IntGauge::new("process_resident_memory_bytes", "Memory of the process")?,
             threads: IntGauge::new("process_threads", "Threads of the process")?,
         };
         for reason in ["full", "late", "expired", "memory"] {
             metrics.refusals.with_label_values(&[reason]);
         }
-        let all: [Box<dyn prometheus::core::Collector>; 16] = [
+        let [known, right, confidence] = metrics.known.clone();
+        let all: [Box<dyn prometheus::core::Collector>; 21] = [
+            Box::new(known),
+            Box::new(right),
+            Box::new(confidence),
+            Box::new(metrics.newest.clone()),
+            Box::new(metrics.expected.clone()),
             Box::new(metrics.requests.clone()),
             Box::new(metrics.durations.clone()),
             Box::new(metrics.predictions.clone()),
@@ -177,6 +199,33 @@ impl Metrics {
         }
     }
 
+    /// States the newest predictions whose true class is known. Nothing is stated before the first one.
+    pub fn newest_feedback(&self, all: &[Known]) {
+        if all.iter().all(|known| known.count == 0) {
+            return;
+        }
+        for (bin, known) in all.iter().enumerate() {
+            let values = [f64::from(known.count), f64::from(known.right), known.confidence];
+            for (gauge, value) in self.known.iter().zip(values) {
+                gauge.with_label_values(&[bin.to_string()]).set(value);
+            }
+        }
+    }
+
+    /// States the newest predictions beside what the validation set lets expect.
+    pub fn newest_predictions(&self, classes: &[String], beside: &Beside) {
+        let state = |of: &str, bin: &str, (expected, count): (f64, u32)| {
+            self.newest.with_label_values(&[of, bin]).set(f64::from(count));
+            self.expected.with_label_values(&[of, bin]).set(expected);
+        };
+        for (class, both) in classes.iter().zip(&beside.classes) {
+            state("classes", class, *both);
+        }
+        for (bin, both) in beside.confidence.iter().enumerate() {
+            state("confidence", &bin.to_string(), *both);
+        }
+    }
+
     /// States which model was loaded and how long that took. Its classes start at zero, so that a rate over the first
     /// prediction is not lost.
     pub fn loaded(&self, sha256: &str, architecture: &str, revision: &str, classes: &[String], took: Duration) {
@@ -200,6 +249,16 @@ impl Metrics {
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         Ok(String::from_utf8_lossy(&text).into_owned())
     }
+}
+
+/// A gauge for each bin of confidences.
+fn by_bin(name: &str, help: &str) -> prometheus::Result<GaugeVec> {
+    GaugeVec::new(Opts::new(name, help), &[metric::BIN])
+}
+
+/// The same for several counts under one name.
+fn of_bins(name: &str, help: &str) -> prometheus::Result<GaugeVec> {
+    GaugeVec::new(Opts::new(name, help), &[metric::OF, metric::BIN])
 }
 
 /// Bytes of memory and count of threads of this process, as the kernel tells; zero where it does not.
@@ -255,6 +314,9 @@ mod tests {
         metrics.refused("late");
         metrics.feedback("cat", "dog", 0.5);
         metrics.moved(Moved { classes: 0.125, confidence: 0.5 });
+        metrics.newest_feedback(&[Known { count: 4, right: 3, confidence: 0.25 }]);
+        let beside = Beside { classes: vec![(0.5, 7)], confidence: vec![(0.25, 7)] };
+        metrics.newest_predictions(&["cat".to_owned()], &beside);
         metrics.loaded("ab", "ImprovedCNN", "r1", &["cat".to_owned(), "dog".to_owned()], Duration::from_secs(2));
         let active = metrics.begin();
         let text = metrics.text(3).expect("text");
@@ -277,6 +339,11 @@ mod tests {
             "anneal_feedback_accuracy 0.5",
             r#"anneal_prediction_drift{of="classes"} 0.125"#,
             r#"anneal_prediction_drift{of="confidence"} 0.5"#,
+            r#"anneal_feedback_newest{bin="0"} 4"#,
+            r#"anneal_feedback_newest_right{bin="0"} 3"#,
+            r#"anneal_feedback_newest_confidence{bin="0"} 0.25"#,
+            r#"anneal_prediction_newest{bin="cat",of="classes"} 7"#,
+            r#"anneal_prediction_expected{bin="0",of="confidence"} 0.25"#,
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is missing in\n{text}");
         }

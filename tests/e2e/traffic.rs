@@ -19,8 +19,13 @@ pub struct Traffic<'a>(&'a Namespace);
 impl<'a> Traffic<'a> {
     /// Begins to ask the deployment `cats`.
     pub async fn start(ns: &'a Namespace) -> Result<Self> {
-        start(ns, "callers", &[]).await?;
-        start(ns, "newcomers", &["--new-connections"]).await?;
+        Self::to(ns, "cats").await
+    }
+
+    /// Begins to ask a Service.
+    pub async fn to(ns: &'a Namespace, service: &str) -> Result<Self> {
+        start(ns, service, "callers", &[]).await?;
+        start(ns, service, "newcomers", &["--new-connections"]).await?;
         Ok(Self(ns))
     }
 
@@ -30,8 +35,8 @@ impl<'a> Traffic<'a> {
     }
 }
 
-async fn start(ns: &Namespace, pod: &str, more: &[&str]) -> Result<()> {
-    let url = format!("http://cats.{}.svc", ns.name);
+async fn start(ns: &Namespace, service: &str, pod: &str, more: &[&str]) -> Result<()> {
+    let url = format!("http://{service}.{}.svc", ns.name);
     let args = [
         "load",
         "--url",

@@ -23,7 +23,7 @@ pub use audit::{Audit, Write};
 pub use cluster::Cluster;
 pub use file_server::FileServer;
 pub use history::History;
-pub use kubectl::Said;
+pub use kubectl::{Said, run as kubectl};
 pub use namespace::{Failure, Namespace, Outcome, in_namespace};
 pub use node::Node;
 pub use operator::Operator;

@@ -112,6 +112,14 @@ impl Namespace {
         kubectl::run(&[&["--namespace", &self.name], args].concat(), None).await
     }
 
+    /// Runs kubectl in it, with this on its standard input.
+    ///
+    /// # Errors
+    /// When kubectl cannot be started.
+    pub async fn kubectl_with(&self, args: &[&str], input: &str) -> Result<Said> {
+        kubectl::run(&[&["--namespace", &self.name], args].concat(), Some(input)).await
+    }
+
     /// What `kubectl get KIND` prints.
     ///
     /// # Errors

@@ -10,6 +10,7 @@ pub mod failure;
 pub mod hyperparameters;
 pub mod model;
 pub mod names;
+pub mod performance;
 pub mod progress;
 pub mod sha256;
 pub mod smoke;

@@ -71,6 +71,8 @@ pub mod request {
     /// Makes a new revision of the same inputs, so that every pod is made anew, through the gate. The value tells one
     /// request from another, as the time does.
     pub const RESTART: &str = "anneal.dev/restart";
+    /// On a Service that was there before, of the deployment's name: its owner hands it over. The value is `true`.
+    pub const TAKE_OVER: &str = "anneal.dev/take-over";
 }
 
 /// Labels of generated objects.

@@ -13,6 +13,9 @@ pub struct SmokeConfig {
     pub revision: String,
     /// Base addresses of the pods under test, such as `http://10.0.0.7:8000`. Each is asked every case.
     pub targets: Vec<String>,
+    /// Name of the model, for cases with tensors.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
     /// The cases; none means the default gate only.
     pub cases: Vec<SmokeCase>,
     /// Bound on the 95th percentile of the time of an answer, in milliseconds.
@@ -22,20 +25,37 @@ pub struct SmokeConfig {
     pub timeout_seconds: i32,
 }
 
-/// One case: an image and what the model must say about it.
+/// One case: an image, or tensors, and what the model must say about it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SmokeCase {
     /// Name of the case, for the report.
     pub name: String,
     /// Path of the image file in the smoke pod.
-    pub image: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// Path of a file in the smoke pod that holds the JSON to infer from, in place of an image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tensors: Option<String>,
     /// Class that the model must predict.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expected_class: Option<String>,
     /// Least probability of the expected (or else the predicted) class.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_probability: Option<f64>,
+    /// Probability that it must have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probability: Option<Probability>,
+}
+
+/// A probability, with how much it may be off.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Probability {
+    /// The probability.
+    pub value: f64,
+    /// How much more or less it may be.
+    pub tolerance: f64,
 }
 
 /// How a smoke test ended.

@@ -18,6 +18,7 @@ use super::{
     record,
     revision::{Revision, RevisionName},
     smoke::{self, test_name},
+    takeover::{self, Former, Stage},
     validate::ValidDeployment,
 };
 use crate::{
@@ -48,6 +49,8 @@ pub enum Write {
     },
     /// Creates or changes the Service or the preview.
     Service(Change<Service>),
+    /// Changes a Service that was there before.
+    TakeOver(takeover::Write),
     /// Creates or changes a disruption budget.
     Budget(Change<PodDisruptionBudget>),
     /// Creates or changes the autoscaler.
@@ -103,7 +106,7 @@ impl<K: Object> Change<K> {
 
 /// A merge patch that fails where the object changed since it was observed. Server-side apply is of no use here: a port
 /// or a selector's key that another manager owns too would stay.
-fn patch<K: Object>(wanted: &K, existing: &K) -> Option<Value> {
+pub fn patch<K: Object>(wanted: &K, existing: &K) -> Option<Value> {
     let spec = |object: &K| serde_json::to_value(object).ok().and_then(|mut all| all.get_mut("spec").map(Value::take));
     let (mut patch, old) = (json!({"metadata": {"labels": wanted.labels()}, "spec": spec(wanted)}), spec(existing));
     // A key that somebody added to a selector would let no pod match.
@@ -158,8 +161,7 @@ pub fn writes(seen: &Observed, spec: &ValidDeployment, desired: &Desired, settin
     writes.extend(more.into_iter().map(scale));
     // The autoscaler stops shrinking before the Service moves, and follows after it has moved.
     writes.extend(autoscaler(seen, desired));
-    let service = objects::service(owner, spec, &desired.traffic);
-    writes.extend(Change::of(service, seen.service.as_ref()).map(Write::Service));
+    writes.extend(service(seen, spec, desired));
     writes.extend(Change::of(preview, seen.preview.as_ref()).map(Write::Service));
     writes.extend(desired.test.iter().map(|test| {
         Write::StartTest(Box::new(smoke::config(owner, spec, test)), Box::new(smoke::job(owner, spec, test, settings)))
@@ -167,6 +169,17 @@ pub fn writes(seen: &Observed, spec: &ValidDeployment, desired: &Desired, settin
     writes.extend(less.into_iter().map(scale));
     writes.extend(removals(seen, spec, desired));
     writes
+}
+
+/// The Service that callers use. One that was there before stays as it is until it is taken over.
+fn service(seen: &Observed, spec: &ValidDeployment, desired: &Desired) -> Option<Write> {
+    let service = objects::service(&seen.owner, spec, &desired.traffic);
+    if let Some(Former { stage: Stage::Offered(existing), .. }) = &seen.former {
+        let patch = patch(&service, existing.as_ref());
+        return takeover::write(seen, &service, patch, desired.former).map(Write::TakeOver);
+    }
+    let is_left = takeover::write(seen, &service, None, desired.former).map(Write::TakeOver);
+    is_left.or_else(|| Change::of(service, seen.service.as_ref()).map(Write::Service))
 }
 
 /// The pods of a revision: as they were written down, or else as they run, or else as they are rendered today.
@@ -229,6 +242,9 @@ pub async fn carry_out(context: &Context, spec: &ValidDeployment, writes: Vec<Wr
                 cluster::scale::<Deployment>(client, namespace, &of_revision(&revision), replicas).await?;
             }
             Write::Service(change) => put(context, namespace, change).await?,
+            Write::TakeOver(write) => {
+                cluster::merge::<Service>(client, namespace, &spec.name, write.patch()).await?;
+            }
             Write::Budget(change) => put(context, namespace, change).await?,
             Write::Autoscaler(change) => put(context, namespace, change).await?,
             Write::StartTest(config, job) => {

@@ -12,6 +12,7 @@ use super::{
     plan::{Step, held, needed, started},
     revision::{Revision, RevisionName},
     smoke::SmokeTest,
+    takeover,
     validate::{Size, ValidDeployment},
 };
 
@@ -26,6 +27,8 @@ pub struct Desired {
     pub gate: Option<RevisionName>,
     /// Where the Service leads.
     pub traffic: Destination,
+    /// What becomes of a Service that was there before.
+    pub former: takeover::Wanted,
     /// The revision that the preview shows.
     pub preview: Option<RevisionName>,
     /// Revisions that should have another number of pods.
@@ -69,6 +72,7 @@ pub fn desired(
     let candidate = wanted.filter(|wanted| step.has_candidate() || is_kept(wanted));
     let held = held(seen, spec, now).map(|(held, _)| held);
     let used = used(seen, next, candidate, held.as_ref());
+    let is_held = held.is_some() || takeover::until(seen, spec).is_some();
     let drop_revisions = outdated(seen, spec, wanted, &used);
     Desired {
         record: record(seen, wanted, step),
@@ -84,10 +88,11 @@ pub fn desired(
             Step::Restore(to) => to.as_ref().map_or_else(Destination::none, Destination::gated),
             _ => Destination::unchanged(live.as_ref()),
         },
+        former: takeover::Wanted::of(seen, spec, step, now),
         preview: candidate.map(|candidate| candidate.name.clone()).or(live),
         replicas: replicas(seen, spec, candidate, step, &used),
         budgets: used.iter().filter(|name| seen.revisions.contains_key(*name)).cloned().collect(),
-        autoscaler: autoscaler(spec, next, step, held.is_some()),
+        autoscaler: autoscaler(spec, next, step, is_held, seen.has_foreign_autoscaler),
         test: candidate.and_then(|candidate| test(seen, spec, candidate, step, now)),
         drop_tests: finished_with(seen, spec, candidate, &drop_revisions, now),
         drop_revisions,
@@ -114,6 +119,7 @@ fn used(
         .chain(candidate.map(|candidate| candidate.name.clone()))
         .chain(held.cloned())
         .chain(seen.live())
+        .chain(takeover::lingering(seen).cloned())
         .collect()
 }
 
@@ -170,10 +176,19 @@ fn replicas(
     changes
 }
 
-fn autoscaler(spec: &ValidDeployment, next: &ModelDeploymentStatus, step: &Step, is_held: bool) -> Option<Autoscaler> {
+fn autoscaler(
+    spec: &ValidDeployment,
+    next: &ModelDeploymentStatus,
+    step: &Step,
+    is_held: bool,
+    is_foreign: bool,
+) -> Option<Autoscaler> {
     let Size::Auto(bounds) = &spec.size else {
         return None;
     };
+    if is_foreign {
+        return None;
+    }
     // Between the commit and the hand-over it would shrink the revision that gets the traffic last, so that it takes
     // no pod away from before the commit until the soak ends.
     let hold = is_held || step.is_switch() || matches!(step, Step::Smoke { .. } | Step::ScaleUp { .. });
@@ -199,7 +214,13 @@ fn test(
     let all = &seen.revisions.get(&candidate.name)?.pods;
     let pods: Vec<_> = all.iter().filter(|pod| start.contains(&pod.uid)).cloned().collect();
     let number = Evidence::of(seen, &candidate.name, &key).next_number;
-    (!pods.is_empty()).then(|| SmokeTest { revision: candidate.name.clone(), number, key, pods })
+    (!pods.is_empty()).then(|| SmokeTest {
+        revision: candidate.name.clone(),
+        number,
+        key,
+        pods,
+        claim: candidate.inputs.model.claim().map(str::to_owned),
+    })
 }
 
 /// Tests that run for nobody, and all but the last one of each former rollout.

@@ -2,6 +2,7 @@
 
 mod apply;
 mod desired;
+mod feedback;
 mod gate;
 pub mod objects;
 mod observe;
@@ -14,13 +15,14 @@ pub mod revision;
 pub mod smoke;
 mod soak;
 mod status;
+mod takeover;
 pub mod validate;
 mod watches;
 
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use anneal_api::resources::{DeploymentPhase, ModelDeployment, ModelDeploymentStatus};
 use futures::channel::mpsc;
@@ -34,6 +36,7 @@ use crate::{
     cluster::{self, ClusterError},
     context::{Context, Transition},
     controller::{RESYNC, back_off, drive, observed},
+    performance::board,
     pod_http::Target,
     signals,
 };
@@ -52,6 +55,7 @@ pub enum Error {
 /// Runs the controller until the process ends.
 pub async fn run(context: Arc<Context>, namespace: Option<&str>, concurrency: u16) {
     let (news, woken) = mpsc::unbounded();
+    let told = news.clone();
     let controller = watches::controller(&context, namespace, concurrency).reconcile_on(woken);
     tokio::join!(
         drive(
@@ -60,7 +64,8 @@ pub async fn run(context: Arc<Context>, namespace: Option<&str>, concurrency: u1
             |deployment, problem: &Error, context| back_off(KIND, deployment.as_ref(), problem, &context),
             context.clone(),
         ),
-        signals::read_all(context, news),
+        signals::read_all(context.clone(), news),
+        board::read_all(context, told),
     );
 }
 
@@ -96,15 +101,30 @@ pub async fn reconcile(known: Arc<ModelDeployment>, context: Arc<Context>) -> Re
         plan::Step::HandOver(_) if plan.status.phase == Some(DeploymentPhase::Degraded) => {}
         plan::Step::HandOver(_) => context.metrics.rollout_finished("promoted"),
         plan::Step::Reject(_) => context.metrics.rollout_finished("rejected"),
-        plan::Step::GiveUp { .. } => context.metrics.rollout_finished("rolled_back"),
+        plan::Step::GiveUp { .. } | plan::Step::Withdraw(_) => context.metrics.rollout_finished("rolled_back"),
         _ => {}
     }
     Ok(plan.wake.action(now))
 }
 
-/// Reads what the pods count that get the traffic, from the announcement of a switch until the soak ends.
+/// Reads what the pods count that get the traffic, from the announcement of a switch until the soak ends, and how well
+/// they do for as long as the spec asks for it.
 fn follow(context: &Context, seen: &observe::Observed, spec: &validate::ValidDeployment, plan: &plan::Plan) {
     let key = ObjectRef::from(seen.owner.as_ref());
+    let targets = |revision: &observe::RevisionSeen| -> Vec<(String, Target)> {
+        let target = |pod: &pods::PodSeen| {
+            let (pod, uid, address) = (pod.name.clone(), pod.uid.clone(), pod.address.clone()?);
+            Some((uid, Target { namespace: spec.namespace.clone(), pod, address }))
+        };
+        revision.pods.iter().filter_map(target).collect()
+    };
+    let live = seen.live().and_then(|live| seen.revisions.get_key_value(&live));
+    match live.zip(spec.feedback.as_ref()) {
+        Some(((name, live), bounds)) => {
+            context.performance.follow(key.clone(), name.as_str(), targets(live), bounds, Instant::now());
+        }
+        None => context.performance.forget(&key),
+    }
     let promotion = plan.status.promotion.as_ref().map(|promotion| promotion.to.as_str());
     let soaking =
         || plan.status.stable_revision.as_deref().filter(|_| plan.status.phase == Some(DeploymentPhase::Soaking));
@@ -112,11 +132,7 @@ fn follow(context: &Context, seen: &observe::Observed, spec: &validate::ValidDep
     let Some(revision) = name.and_then(|name| seen.revisions.get(&name)) else {
         return context.signals.forget(&key);
     };
-    let target = |pod: &pods::PodSeen| {
-        let (pod, uid, address) = (pod.name.clone(), pod.uid.clone(), pod.address.clone()?);
-        Some((uid, Target { namespace: spec.namespace.clone(), pod, address }))
-    };
-    context.signals.follow(key, revision.pods.iter().filter_map(target).collect(), spec.gate.limits);
+    context.signals.follow(key, targets(revision), spec.gate.limits);
 }
 
 /// Writes the status where it changed, then tells of it: an Event is never told twice when the status is refused.

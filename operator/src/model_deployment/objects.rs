@@ -112,7 +112,8 @@ pub fn deployment(
     }
 }
 
-fn chosen_by(labels: BTreeMap<String, String>) -> LabelSelector {
+/// A label selector of these labels.
+pub fn chosen_by(labels: BTreeMap<String, String>) -> LabelSelector {
     LabelSelector { match_labels: Some(labels), match_expressions: None }
 }
 

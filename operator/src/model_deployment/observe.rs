@@ -26,11 +26,13 @@ use super::{
     pods::{self, PodSeen, Trouble},
     record::{self, Records},
     revision::RevisionName,
+    takeover::{self, Former},
 };
 use crate::{
     children::is_controlled_by,
     cluster::{self, ClusterError, Object},
     context::Context,
+    performance::Measured,
     runs,
     signals::Signals,
 };
@@ -58,8 +60,12 @@ pub struct Observed {
     pub tests: Vec<TestSeen>,
     /// The Service that callers use.
     pub service: Option<Service>,
+    /// The Service that was there before, where it is or was taken over.
+    pub former: Option<Former>,
     /// The Service that shows the candidate.
     pub preview: Option<Service>,
+    /// Whether an autoscaler of this name belongs to somebody else.
+    pub has_foreign_autoscaler: bool,
     /// The autoscaler.
     pub autoscaler: Option<HorizontalPodAutoscaler>,
     /// The disruption budgets.
@@ -68,6 +74,8 @@ pub struct Observed {
     pub endpoints: BTreeSet<String>,
     /// What the pods count that just got the traffic.
     pub signals: Signals,
+    /// How well the revision does that has the traffic, where the spec asks for it.
+    pub performance: Option<Measured>,
 }
 
 /// Who may use a claim at one time, by its access modes.
@@ -156,10 +164,10 @@ pub async fn observe(context: &Context, known: &ModelDeployment) -> Result<Optio
     let uid = owner.uid().unwrap_or_default();
     let labels = format!("{}={name}", label::DEPLOYMENT);
     let preview = preview_name(&name);
-    let (service, preview, autoscaler, budgets, records, deployments, jobs, run) = tokio::try_join!(
-        own::<Service>(context, &namespace, &name, &uid),
+    let ((service, former), preview, autoscaler, budgets, records, deployments, jobs, run) = tokio::try_join!(
+        takeover::observe(context, &namespace, &name, &uid),
         own::<Service>(context, &namespace, &preview, &uid),
-        own::<HorizontalPodAutoscaler>(context, &namespace, &name, &uid),
+        cluster::get::<HorizontalPodAutoscaler>(client, &namespace, &name),
         cluster::list::<PodDisruptionBudget>(client, &namespace, &labels),
         cluster::list::<ControllerRevision>(client, &namespace, &labels),
         cluster::list::<Deployment>(client, &namespace, &labels),
@@ -168,7 +176,9 @@ pub async fn observe(context: &Context, known: &ModelDeployment) -> Result<Optio
     )?;
     // After the Jobs: the pod of a Job that is over has its last words by then.
     let pods = cluster::list::<Pod>(client, &namespace, &labels).await?;
-    let endpoints = endpoints(context, &owner).await?;
+    let endpoints = endpoints(context, &owner, former.is_some()).await?;
+    let is_foreign = |autoscaler: &HorizontalPodAutoscaler| !is_controlled_by(autoscaler, &uid);
+    let has_foreign_autoscaler = autoscaler.as_ref().is_some_and(is_foreign);
     let own = |record: &&ControllerRevision| is_controlled_by(*record, &uid);
     let records: Records = records.iter().filter(own).filter_map(record::read).collect();
     let (missing_claim, claim_use, missing_images) = missing(context, &owner, run.as_ref(), &records).await?;
@@ -185,11 +195,14 @@ pub async fn observe(context: &Context, known: &ModelDeployment) -> Result<Optio
             .collect(),
         tests: jobs.iter().filter(|job| is_controlled_by(*job, &uid)).filter_map(|job| test(job, &pods)).collect(),
         service,
+        former,
         preview,
-        autoscaler,
+        has_foreign_autoscaler,
+        autoscaler: autoscaler.filter(|autoscaler| !is_foreign(autoscaler)),
         budgets: budgets.into_iter().filter(|budget| is_controlled_by(budget, &uid)).collect(),
         endpoints,
         signals: context.signals.latest(&ObjectRef::from(&owner)),
+        performance: context.performance.latest(&ObjectRef::from(&owner)),
         status: owner.status.clone().unwrap_or_default(),
         owner: Arc::new(owner),
     }))
@@ -221,9 +234,13 @@ async fn run(context: &Context, owner: &ModelDeployment) -> Result<Option<Traini
     }
 }
 
-/// UIDs of the pods behind the Service, while a switch is under way.
-async fn endpoints(context: &Context, owner: &ModelDeployment) -> Result<BTreeSet<String>, ClusterError> {
-    if owner.status.as_ref().is_none_or(|status| status.promotion.is_none()) {
+/// UIDs of the pods behind the Service, while a switch is under way or the Service is being taken over.
+async fn endpoints(
+    context: &Context,
+    owner: &ModelDeployment,
+    is_taken_over: bool,
+) -> Result<BTreeSet<String>, ClusterError> {
+    if !is_taken_over && owner.status.as_ref().is_none_or(|status| status.promotion.is_none()) {
         return Ok(BTreeSet::new());
     }
     let labels = format!("kubernetes.io/service-name={}", owner.name_any());
@@ -266,7 +283,10 @@ async fn missing(
         .smoke_test
         .cases
         .iter()
-        .filter_map(|case| case.image.config_map_key_ref.as_ref())
+        .filter_map(|case| {
+            let image = case.image.as_ref().and_then(|image| image.config_map_key_ref.as_ref());
+            image.or_else(|| case.tensors.as_ref()?.config_map_key_ref.as_ref())
+        })
         .map(|image| (image.name.as_str(), image.key.as_str()))
         .collect();
     let mut maps: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();

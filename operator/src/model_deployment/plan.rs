@@ -5,12 +5,13 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::{
     desired::{Desired, desired},
+    feedback,
     gate::{self, Candidate, Evidence, Gated, Lack, rollout_key},
     observe::{Observed, RevisionSeen},
     preflight,
     requests::{self, ABORTED, Requests},
     revision::{Past, Revision, RevisionName, Waiting, wanted},
-    soak, status,
+    soak, status, takeover,
     validate::{SpecError, ValidDeployment},
 };
 use crate::{context::Transition, controller::Wake};
@@ -81,6 +82,11 @@ pub enum Step {
     },
     /// The Service's selector moves back.
     SwitchBack(Gated),
+    /// The revision that took the place of pods that were there before fails, and that it gives the Service back is
+    /// written down.
+    Withdraw(Refusal),
+    /// The Service becomes what it was before.
+    GiveBack,
     /// The wanted revision has the traffic.
     Settle,
     /// The Service points where it should not, and is set back.
@@ -125,6 +131,8 @@ impl Step {
                 | Self::Restore(_)
                 | Self::GiveUp { .. }
                 | Self::SwitchBack(_)
+                | Self::Withdraw(_)
+                | Self::GiveBack
         )
     }
 
@@ -144,6 +152,9 @@ pub fn plan(seen: &Observed, spec: &ValidDeployment, now: Timestamp) -> Plan {
     let now = Timestamp::from_second(now.as_second()).unwrap_or(now);
     let live = seen.live();
     let past = Past { records: &seen.records, live: live.as_ref(), restart: Requests::of(&seen.owner).restart };
+    let asked = wanted(spec, seen.run.as_ref(), past);
+    let spec = feedback::understood(seen, spec, asked.as_ref().ok());
+    let spec = spec.as_ref();
     let wanted = wanted(spec, seen.run.as_ref(), past);
     let step = decide(seen, spec, &wanted, now);
     let wanted = wanted.ok();
@@ -151,6 +162,7 @@ pub fn plan(seen: &Observed, spec: &ValidDeployment, now: Timestamp) -> Plan {
     let mut events = status::transitions(&seen.status, &status, wanted.as_ref(), &step);
     let (answered, replies) = requests::answered(seen, spec, wanted.as_ref(), &step, &status);
     events.extend(replies);
+    events.extend(takeover::transitions(seen, spec, &step, now));
     let desired = Some(desired(seen, spec, wanted.as_ref(), &step, &status, now));
     let wake = wake(seen, spec, &status, &step, now);
     Plan { step, desired, status, events, answered, wake }
@@ -166,6 +178,9 @@ pub fn refuse(seen: &Observed, problem: &SpecError, now: Timestamp) -> Plan {
 
 fn decide(seen: &Observed, spec: &ValidDeployment, wanted: &Result<Revision, Waiting>, now: Timestamp) -> Step {
     let live = seen.live();
+    if let Some(step) = takeover::fall_back(seen, spec, now) {
+        return step;
+    }
     if is_astray(seen, live.as_ref()) {
         return Step::Restore(Gated::stable(&seen.status));
     }
@@ -177,9 +192,13 @@ fn decide(seen: &Observed, spec: &ValidDeployment, wanted: &Result<Revision, Wai
     }
     match wanted {
         Err(waiting) => Step::Wait(waiting.clone()),
-        Ok(revision) if live.as_ref() == Some(&revision.name) => Step::Settle,
+        Ok(revision) if live.as_ref() == Some(&revision.name) => {
+            feedback::refusal(seen, spec, &revision.name).map_or(Step::Settle, Step::Reject)
+        }
         Ok(_) if spec.paused => Step::Pause,
-        Ok(revision) => roll_out(seen, spec, revision, now),
+        Ok(revision) => {
+            takeover::hindrance(seen, spec, revision).map_or_else(|| roll_out(seen, spec, revision, now), Step::Wait)
+        }
     }
 }
 
@@ -207,7 +226,7 @@ fn committed(seen: &Observed, live: Option<&RevisionName>) -> Option<Gated> {
 /// Whether new connections can only reach pods of the revision.
 fn has_moved(seen: &Observed, to: &RevisionName) -> bool {
     let is_behind = |revision: &RevisionSeen| revision.pods.iter().any(|pod| seen.endpoints.contains(&pod.uid));
-    seen.revisions.iter().all(|(name, revision)| is_behind(revision) == (name == to))
+    seen.revisions.iter().all(|(name, revision)| is_behind(revision) == (name == to)) && !takeover::is_behind(seen)
 }
 
 /// When the rollout of the revision began.
@@ -239,7 +258,7 @@ pub fn held(seen: &Observed, spec: &ValidDeployment, now: Timestamp) -> Option<(
 /// Pods that a revision needs to take the traffic: never fewer than have it now.
 pub fn needed(seen: &Observed, spec: &ValidDeployment) -> i32 {
     let live = seen.live().and_then(|live| seen.revisions.get(&live)).map_or(0, |live| live.replicas);
-    spec.size.least().max(live)
+    spec.size.least().max(live).max(takeover::serving(seen))
 }
 
 fn roll_out(seen: &Observed, spec: &ValidDeployment, revision: &Revision, now: Timestamp) -> Step {
@@ -410,8 +429,7 @@ fn too_late(spec: &ValidDeployment, revision: &Revision, waiting: Option<&Waitin
 fn wake(seen: &Observed, spec: &ValidDeployment, status: &ModelDeploymentStatus, step: &Step, now: Timestamp) -> Wake {
     let after = |pause: SignedDuration| now.checked_add(pause).unwrap_or(now);
     let mut wake = match step {
-        Step::Wait(_) | Step::Settle | Step::Reject(_) | Step::Rejected => Wake::OnChange,
-        step if step.is_switch() => Wake::At(after(SWITCH_POLL)),
+        step if step.is_switch() || takeover::lingering(seen).next().is_some() => Wake::At(after(SWITCH_POLL)),
         // Nothing tells of a ConfigMap that appears.
         Step::Smoke { waiting: Some(_), .. } => Wake::At(after(POLL)),
         _ => Wake::OnChange,
@@ -423,8 +441,11 @@ fn wake(seen: &Observed, spec: &ValidDeployment, status: &ModelDeploymentStatus,
     {
         wake = wake.or_at(deadline);
     }
-    if let Some((_, until)) = held(seen, spec, now) {
-        wake = wake.or_at(until);
+    let held = held(seen, spec, now).map(|(_, until)| until);
+    wake = held.into_iter().chain(takeover::until(seen, spec)).fold(wake, Wake::or_at);
+    // Nothing tells of somebody else's autoscaler that goes.
+    if seen.has_foreign_autoscaler {
+        wake = wake.or_at(after(POLL * 3));
     }
     wake
 }

@@ -9,11 +9,11 @@ use super::{
     observe::{ClaimUse, Observed, RevisionSeen},
     plan::needed,
     revision::{ModelFile, Waiting},
-    validate::ValidDeployment,
+    validate::{Size, ValidDeployment},
 };
 
-/// What `AutoscalingImpaired` may say: no metrics, and another autoscaler of the same pods.
-pub const IMPAIRMENTS: [&str; 2] = ["MetricsNotServed", "OverlappingAutoscaler"];
+/// What `AutoscalingImpaired` may say: no metrics, another autoscaler of the same pods, and another one of the same name.
+pub const IMPAIRMENTS: [&str; 3] = ["MetricsNotServed", "OverlappingAutoscaler", "NameTaken"];
 
 /// Why the claim cannot be used as the rollout has to use it.
 pub fn of_claim(seen: &Observed, spec: &ValidDeployment, model: &ModelFile) -> Option<Waiting> {
@@ -85,6 +85,19 @@ pub fn of_autoscaler(autoscaler: &HorizontalPodAutoscaler) -> Option<(&'static s
         let message =
             format!("the autoscaler gets no metrics: {why}; install metrics-server, or set spec.replicas in its place");
         (IMPAIRMENTS[0], message)
+    })
+}
+
+/// Why there is no autoscaler. The one of that name may size the pods that were there before, which is no reason to touch
+/// it, nor to serve nobody.
+pub fn of_foreign_autoscaler(seen: &Observed, spec: &ValidDeployment) -> Option<(&'static str, String)> {
+    let is_wanted = matches!(spec.size, Size::Auto(_)) && seen.has_foreign_autoscaler;
+    is_wanted.then(|| {
+        let message = format!(
+            "HorizontalPodAutoscaler {} belongs to somebody else, so that the number of pods stays as it is; delete it when nobody needs it any more, or set spec.replicas",
+            spec.name
+        );
+        (IMPAIRMENTS[2], message)
     })
 }
 

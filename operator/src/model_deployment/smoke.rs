@@ -4,19 +4,19 @@ use std::collections::BTreeMap;
 
 use anneal_api::{
     names::{SERVER_PORT, label, path},
-    resources::{ModelDeployment, PodTemplate},
-    smoke::{SmokeCase, SmokeConfig},
+    resources::{ConfigMapKey, ModelDeployment, PodTemplate, SmokeTestCase},
+    smoke::{Probability, SmokeCase, SmokeConfig},
 };
 use k8s_openapi::api::{
     batch::v1::{Job, JobSpec},
     core::v1::{
-        Affinity, ConfigMap, ConfigMapProjection, KeyToPath, ProjectedVolumeSource, Volume, VolumeMount,
-        VolumeProjection,
+        Affinity, ConfigMap, ConfigMapProjection, KeyToPath, PersistentVolumeClaimVolumeSource, PodAffinity,
+        PodAffinityTerm, ProjectedVolumeSource, Volume, VolumeMount, VolumeProjection,
     },
 };
 
 use super::{
-    objects::{annotation, revision_name},
+    objects::{annotation, chosen_by, revision_name, selector},
     pods::PodSeen,
     revision::RevisionName,
     validate::{ValidDeployment, decoded},
@@ -44,6 +44,43 @@ pub struct SmokeTest {
     pub key: String,
     /// The pods to ask.
     pub pods: Vec<PodSeen>,
+    /// The claim that the model is on, if it is on one.
+    pub claim: Option<String>,
+}
+
+/// Where what a case sends comes from.
+enum Source<'a> {
+    /// A key of a `ConfigMap`.
+    Key(&'a ConfigMapKey),
+    /// The spec itself.
+    Inline,
+    /// The claim that the model is on.
+    Claim(&'a str),
+}
+
+impl<'a> Source<'a> {
+    fn of(case: &'a SmokeTestCase) -> Self {
+        let image = case.image.as_ref().map(|image| (&image.config_map_key_ref, &image.path));
+        let tensors = || case.tensors.as_ref().map(|tensors| (&tensors.config_map_key_ref, &tensors.path));
+        match image.or_else(tensors) {
+            Some((Some(key), _)) => Self::Key(key),
+            Some((None, Some(path))) => Self::Claim(path),
+            _ => Self::Inline,
+        }
+    }
+
+    /// Where the client finds the file.
+    fn path(&self, case: usize) -> String {
+        match self {
+            Self::Claim(path) => format!("{}/{path}", path::MODELS),
+            Self::Key(_) | Self::Inline => format!("{}/{}", path::CONFIG_DIR, file_path(case)),
+        }
+    }
+}
+
+/// Whether a case needs the claim that the model is on.
+fn needs_claim(spec: &ValidDeployment) -> bool {
+    spec.gate.smoke.cases.iter().any(|case| matches!(Source::of(case), Source::Claim(_)))
 }
 
 /// Name of a smoke test's Job and `ConfigMap`.
@@ -55,6 +92,7 @@ pub fn test_name(deployment: &str, revision: &RevisionName, number: u32) -> Stri
 pub fn config(owner: &ModelDeployment, spec: &ValidDeployment, test: &SmokeTest) -> ConfigMap {
     let config = SmokeConfig {
         revision: test.revision.to_string(),
+        model: spec.gate.smoke.cases.iter().any(|case| case.tensors.is_some()).then(|| spec.name.clone()),
         targets: test.pods.iter().filter_map(|pod| pod.address.as_deref()).map(target).collect(),
         cases: spec
             .gate
@@ -64,9 +102,11 @@ pub fn config(owner: &ModelDeployment, spec: &ValidDeployment, test: &SmokeTest)
             .enumerate()
             .map(|(i, case)| SmokeCase {
                 name: case.name.clone(),
-                image: format!("{}/{}", path::CONFIG_DIR, image_path(i)),
+                image: case.image.as_ref().map(|_| Source::of(case).path(i)),
+                tensors: case.tensors.as_ref().map(|_| Source::of(case).path(i)),
                 expected_class: case.expected_class.clone(),
                 min_probability: case.min_probability,
+                probability: case.probability.map(|it| Probability { value: it.value, tolerance: it.tolerance }),
             })
             .collect(),
         max_p95_milliseconds: spec.gate.smoke.max_p95_milliseconds,
@@ -77,7 +117,7 @@ pub fn config(owner: &ModelDeployment, spec: &ValidDeployment, test: &SmokeTest)
     ConfigMap {
         metadata: children::metadata(owner, test_name(&spec.name, &test.revision, test.number), labels(spec, test)),
         data: Some(BTreeMap::from([(FILE.to_owned(), json)])),
-        binary_data: Some(inline_images(spec)).filter(|images| !images.is_empty()),
+        binary_data: Some(inline_files(spec)).filter(|files| !files.is_empty()),
         ..ConfigMap::default()
     }
 }
@@ -90,18 +130,20 @@ fn target(address: &str) -> String {
     }
 }
 
-fn image_path(case: usize) -> String {
+fn file_path(case: usize) -> String {
     format!("cases/{case}")
 }
 
-fn image_key(case: usize) -> String {
+fn file_key(case: usize) -> String {
     format!("case-{case}")
 }
 
-/// The images that the spec itself holds, by their keys.
-fn inline_images(spec: &ValidDeployment) -> BTreeMap<String, k8s_openapi::ByteString> {
+/// The images and tensors that the spec itself holds, by their keys.
+fn inline_files(spec: &ValidDeployment) -> BTreeMap<String, k8s_openapi::ByteString> {
+    let image = |case: &SmokeTestCase| decoded(case.image.as_ref()?.inline.as_ref()?);
+    let tensors = |case: &SmokeTestCase| Some(k8s_openapi::ByteString(case.tensors.as_ref()?.inline.clone()?.into()));
     let cases = spec.gate.smoke.cases.iter().enumerate();
-    cases.filter_map(|(i, case)| Some((image_key(i), decoded(case.image.inline.as_ref()?)?))).collect()
+    cases.filter_map(|(i, case)| Some((file_key(i), image(case).or_else(|| tensors(case))?))).collect()
 }
 
 fn labels(spec: &ValidDeployment, test: &SmokeTest) -> BTreeMap<String, String> {
@@ -162,6 +204,31 @@ pub fn job(owner: &ModelDeployment, spec: &ValidDeployment, test: &SmokeTest, se
     );
     if let Some(pod) = template.spec.as_mut() {
         pod.restart_policy = Some("Never".to_owned());
+        if let Some(claim) = test.claim.as_ref().filter(|_| needs_claim(spec)) {
+            let (claim_name, read_only) = (claim.clone(), Some(true));
+            let source = Some(PersistentVolumeClaimVolumeSource { claim_name, read_only });
+            let volume = Volume { name: "models".to_owned(), persistent_volume_claim: source, ..Volume::default() };
+            pod.volumes.get_or_insert_default().push(volume);
+            let mount = VolumeMount {
+                name: "models".to_owned(),
+                mount_path: path::MODELS.to_owned(),
+                read_only: Some(true),
+                ..VolumeMount::default()
+            };
+            for container in &mut pod.containers {
+                container.volume_mounts.get_or_insert_default().push(mount.clone());
+            }
+            // A claim that one node uses at a time is on that of the pods which are asked.
+            let beside = PodAffinityTerm {
+                label_selector: Some(chosen_by(selector(&spec.name, test.revision.as_str()))),
+                topology_key: "kubernetes.io/hostname".to_owned(),
+                ..PodAffinityTerm::default()
+            };
+            pod.affinity.get_or_insert_default().pod_affinity = Some(PodAffinity {
+                required_during_scheduling_ignored_during_execution: Some(vec![beside]),
+                ..PodAffinity::default()
+            });
+        }
     }
     Job {
         metadata,
@@ -175,7 +242,7 @@ pub fn job(owner: &ModelDeployment, spec: &ValidDeployment, test: &SmokeTest, se
     }
 }
 
-/// The configuration and the images, as files.
+/// The configuration and what is sent, as files.
 fn sources(spec: &ValidDeployment, config: &str) -> Vec<VolumeProjection> {
     let file = |map: &str, key: &str, path: String| VolumeProjection {
         config_map: Some(ConfigMapProjection {
@@ -185,11 +252,12 @@ fn sources(spec: &ValidDeployment, config: &str) -> Vec<VolumeProjection> {
         }),
         ..VolumeProjection::default()
     };
-    let images = spec.gate.smoke.cases.iter().enumerate().map(|(i, case)| match &case.image.config_map_key_ref {
-        Some(source) => file(&source.name, &source.key, image_path(i)),
-        None => file(config, &image_key(i), image_path(i)),
+    let files = spec.gate.smoke.cases.iter().enumerate().filter_map(|(i, case)| match Source::of(case) {
+        Source::Key(source) => Some(file(&source.name, &source.key, file_path(i))),
+        Source::Inline => Some(file(config, &file_key(i), file_path(i))),
+        Source::Claim(_) => None,
     });
-    std::iter::once(file(config, FILE, FILE.to_owned())).chain(images).collect()
+    std::iter::once(file(config, FILE, FILE.to_owned())).chain(files).collect()
 }
 
 #[cfg(test)]
@@ -205,7 +273,10 @@ mod tests {
             serde_json::json!({"name": "cat", "image": {"configMapKeyRef": {"name": "smoke", "key": "cat.jpg"}}});
         let owner = deployment(&serde_json::json!({
             "model": {"trainingRunRef": {"name": "run"}},
-            "gate": {"smokeTest": {"cases": [case, {"name": "dog", "image": {"inline": "aGk="}}]}}
+            "gate": {"smokeTest": {"cases": [
+                case, {"name": "dog", "image": {"inline": "aGk="}}, {"name": "fish", "image": {"path": "smoke/fish.png"}},
+                {"name": "grey", "tensors": {"inline": "{}"}, "probability": {"value": 0.75}}
+            ]}}
         }));
         let spec = validate(&owner).expect("valid");
         let pod = |address: &str| PodSeen {
@@ -223,19 +294,30 @@ mod tests {
             number: 2,
             key: "k".to_owned(),
             pods: vec![pod("10.0.0.7"), pod("fd00::7")],
+            claim: Some("models".to_owned()),
         };
         let map = config(&owner, &spec, &test);
         assert_eq!(map.name_any(), "cats-0123abcd-smoke-2");
-        assert_eq!(map.binary_data.as_ref().expect("an inline image")["case-1"].0, b"hi");
+        let inline = map.binary_data.as_ref().expect("what the spec holds");
+        assert_eq!((&inline["case-1"].0[..], &inline["case-3"].0[..]), (&b"hi"[..], &b"{}"[..]));
         let config: SmokeConfig = serde_json::from_str(&map.data.expect("data")[FILE]).expect("a configuration");
         assert_eq!(config.targets, ["http://10.0.0.7:8000", "http://[fd00::7]:8000"]);
-        assert_eq!(config.cases[0].image, "/etc/anneal/cases/0");
+        assert_eq!(config.cases[0].image.as_deref(), Some("/etc/anneal/cases/0"));
+        assert_eq!(config.cases[2].image.as_deref(), Some("/models/smoke/fish.png"));
+        assert_eq!(config.cases[3].tensors.as_deref(), Some("/etc/anneal/cases/3"));
+        assert_eq!((config.cases[3].image.as_ref(), config.model.as_deref()), (None, Some("cats")));
+        assert_eq!(config.cases[3].probability, Some(Probability { value: 0.75, tolerance: 0.01 }));
 
         let job = job(&owner, &spec, &test, &Settings::of_tests());
         assert_eq!(job.annotations()[annotation::PODS], "10.0.0.7,fd00::7");
         let template = job.spec.expect("a spec").template;
         assert!(!template.metadata.and_then(|metadata| metadata.labels).expect("labels").contains_key(label::REVISION));
-        let volumes = template.spec.expect("a pod").volumes.expect("volumes");
-        assert_eq!(volumes[0].projected.as_ref().and_then(|all| all.sources.as_ref()).expect("sources").len(), 3);
+        let pod = template.spec.expect("a pod");
+        let volumes = pod.volumes.expect("volumes");
+        assert_eq!(volumes[0].projected.as_ref().and_then(|all| all.sources.as_ref()).expect("sources").len(), 4);
+        let claim = volumes.iter().find_map(|volume| volume.persistent_volume_claim.as_ref()).expect("a claim");
+        assert_eq!((claim.claim_name.as_str(), claim.read_only), ("models", Some(true)));
+        let beside = pod.affinity.and_then(|affinity| affinity.pod_affinity).expect("beside the pods that are asked");
+        assert!(beside.required_during_scheduling_ignored_during_execution.is_some_and(|terms| terms.len() == 1));
     }
 }

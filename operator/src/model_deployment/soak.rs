@@ -4,6 +4,7 @@
 use jiff::Timestamp;
 
 use super::{
+    feedback,
     gate::{self, Gated},
     observe::{Observed, RevisionSeen},
     plan::{Refusal, Step, held},
@@ -32,7 +33,7 @@ pub fn fall_back(seen: &Observed, spec: &ValidDeployment, now: Timestamp) -> Opt
 }
 
 /// Why a revision that just got the traffic must not keep it.
-fn failure(
+pub fn failure(
     seen: &Observed,
     spec: &ValidDeployment,
     revision: &RevisionSeen,
@@ -40,6 +41,9 @@ fn failure(
 ) -> Option<(&'static str, String)> {
     if let Some(why) = seen.signals.breach(&spec.gate.limits) {
         return Some(("SoakFailed", why));
+    }
+    if let Some(failure) = feedback::failure(seen, spec) {
+        return Some(failure);
     }
     let crashed = revision.pods.iter().find(|pod| pod.crashed.is_some_and(|at| at >= since));
     if let Some(pod) = crashed {

@@ -12,11 +12,13 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::{
+    feedback,
     gate::{self, Evidence, rollout_key},
     observe::Observed,
     plan::{Refusal, Step, held, started},
     preflight,
     revision::{Revision, RevisionName},
+    takeover,
     validate::ValidDeployment,
 };
 use crate::context::Transition;
@@ -65,6 +67,11 @@ pub fn next(
             status.candidate_revision = None;
             reject(&mut status, live.as_deref(), refusal, now);
         }
+        Step::Withdraw(refusal) => {
+            takeover::withdraw(&mut status);
+            reject(&mut status, live.as_deref(), refusal, now);
+        }
+        Step::GiveBack => takeover::withdraw(&mut status),
         Step::Pause => {
             let wanted = wanted.map(|wanted| wanted.name.as_str());
             status.candidate_revision = status.candidate_revision.filter(|candidate| wanted == Some(candidate));
@@ -90,15 +97,23 @@ pub fn next(
         status.candidate_revision = None;
         reject(&mut status, Some(revision.name.as_str()), refusal, now);
     }
+    if let (Step::Settle, Some(wanted)) = (step, wanted)
+        && feedback::is_forgiven(seen, spec, &wanted.name)
+        && let Some(entry) = status.revisions.iter_mut().find(|entry| entry.revision == wanted.name.as_str())
+    {
+        entry.rejection = None;
+    }
     forget_oldest(&mut status, wanted);
     size(&mut status, seen, spec);
     status.phase = Some(phase(seen, spec, step, &status, now));
     conditions(&mut status, wanted, step, now);
-    let impaired = seen.autoscaler.as_ref().and_then(preflight::of_autoscaler);
+    let foreign = || preflight::of_foreign_autoscaler(seen, spec);
+    let impaired = seen.autoscaler.as_ref().and_then(preflight::of_autoscaler).or_else(foreign);
     let (impaired, reason, message) =
         impaired.map_or((false, "NotImpaired", String::new()), |(reason, message)| (true, reason, message));
     let impaired = condition(AUTOSCALING_IMPAIRED, impaired, reason, &message, status.observed_generation);
     set_condition(&mut status.conditions, impaired, now);
+    feedback::record(&mut status, seen, spec, now);
     status
 }
 
@@ -189,19 +204,28 @@ fn phase(
         Step::ScaleUp { .. } => DeploymentPhase::ScalingUp,
         Step::AwaitApproval => DeploymentPhase::AwaitingApproval,
         Step::Pause => DeploymentPhase::Paused,
-        Step::GiveUp { .. } | Step::SwitchBack(_) => DeploymentPhase::RollingBack,
+        Step::GiveUp { .. } | Step::SwitchBack(_) | Step::Withdraw(_) | Step::GiveBack => DeploymentPhase::RollingBack,
         Step::Confirm if is_way_back(&seen.status) => DeploymentPhase::RollingBack,
         Step::HandOver(_) if is_way_back(&seen.status) => DeploymentPhase::Degraded,
         Step::Announce(_) | Step::Switch(_) | Step::Confirm => DeploymentPhase::Promoting,
-        Step::HandOver(_) if seen.status.stable_revision.is_some() && spec.gate.soak.is_positive() => {
+        Step::HandOver(_)
+            if (seen.status.stable_revision.is_some() || seen.former.is_some()) && spec.gate.soak.is_positive() =>
+        {
             DeploymentPhase::Soaking
         }
+        Step::Settle if takeover::until(seen, spec).is_some_and(|until| now < until) => DeploymentPhase::Soaking,
         Step::Settle if held(seen, spec, now).is_some() => DeploymentPhase::Soaking,
+        Step::Settle if is_rejected(next, next.stable_revision.as_deref()) => DeploymentPhase::Degraded,
         Step::HandOver(_) | Step::Settle => DeploymentPhase::Stable,
         Step::Restore(_) => next.phase.unwrap_or(DeploymentPhase::Pending),
         Step::Reject(_) | Step::Rejected if serves => DeploymentPhase::Degraded,
         Step::Reject(_) | Step::Rejected => DeploymentPhase::Failed,
     }
+}
+
+fn is_rejected(status: &ModelDeploymentStatus, revision: Option<&str>) -> bool {
+    let entry = status.revisions.iter().find(|entry| Some(entry.revision.as_str()) == revision);
+    entry.is_some_and(|entry| entry.rejection.is_some())
 }
 
 /// A condition's status, reason and message.
@@ -272,6 +296,7 @@ fn sentence(step: &Step, candidate: &str, stable: &str) -> String {
         Step::GiveUp { to, .. } | Step::SwitchBack(to) => format!("the Service moves back to revision {}", to.name()),
         Step::Announce(to) | Step::Switch(to) => format!("the Service moves from revision {stable} to {}", to.name()),
         Step::Confirm => "the Service has moved, its endpoints follow".to_owned(),
+        Step::Withdraw(_) | Step::GiveBack => "the Service becomes what it was before it was taken over".to_owned(),
         Step::HandOver(to) => format!("revision {} has the traffic, the former one is held", to.name()),
         Step::Restore(_) => format!("the Service is set back to revision {stable}"),
         _ => format!("revision {stable} has the traffic, the former one is held"),
@@ -350,10 +375,11 @@ pub fn transitions(
         let is_news = reason_of(old, AUTOSCALING_IMPAIRED) != Some(reason);
         is_news.then(|| Transition::warning(reason, message_of(new, AUTOSCALING_IMPAIRED).unwrap_or_default()))
     }));
+    events.extend(feedback::transitions(old, new));
     if let Step::Reject(refusal) = step {
         events.push(Transition::warning(refusal.reason, refusal.message.clone()));
     }
-    if let Step::GiveUp { refusal, .. } = step {
+    if let Step::GiveUp { refusal, .. } | Step::Withdraw(refusal) = step {
         events.push(Transition::warning(refusal.reason, refusal.message.clone()));
     }
     let waits = |status: &ModelDeploymentStatus| status.phase == Some(DeploymentPhase::AwaitingApproval);

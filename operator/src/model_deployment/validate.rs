@@ -2,14 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use anneal_api::resources::{Approval, Autoscaling, ModelDeployment, ModelSource, PodTemplate, ServiceSpec, SmokeTest};
+use anneal_api::resources::{
+    Approval, Autoscaling, Feedback, FeedbackAction, Gate, ModelDeployment, ModelSource, PodTemplate, ServiceSpec,
+    SmokeTest,
+};
 use jiff::SignedDuration;
 use k8s_openapi::ByteString;
 use kube::ResourceExt;
 use serde_json::json;
 
 use super::revision::{ModelFile, Place, RevisionName, short_hash};
-use crate::{children::reserved_key, signals::Limits};
+use crate::{children::reserved_key, performance::Bounds, signals::Limits};
 
 /// Longest name; the names of Deployments, Services and Jobs are made from it.
 const MAX_NAME: usize = 40;
@@ -25,6 +28,8 @@ pub struct ValidDeployment {
     pub model: Model,
     /// What a revision must pass.
     pub gate: ValidGate,
+    /// How well it has to do once it serves.
+    pub feedback: Option<Bounds>,
     /// How many pods.
     pub size: Size,
     /// The Service in front of them.
@@ -129,9 +134,29 @@ pub enum SpecError {
         "spec.gate.{0} needs spec.model.trainingRunRef or trainingRunSelector: nothing is known about the accuracy of a file"
     )]
     Accuracy(&'static str),
-    /// No picture, or two.
-    #[error("spec.gate.smokeTest.cases {0:?} must have its image either by configMapKeyRef or inline")]
-    Image(String),
+    /// Nothing that a former revision would do better.
+    #[error(
+        "spec.feedback.action Rollback needs minAccuracy or maxCalibrationError: drift is about the photos, and a former revision sees the same ones"
+    )]
+    Feedback,
+    /// Nothing to send, or two things.
+    #[error(
+        "spec.gate.smokeTest.cases {0:?} must have either an image or tensors, by configMapKeyRef, inline, or by a path on the model's claim: one of the three"
+    )]
+    Question(String),
+    /// A path on a claim that there is not, or that leaves it.
+    #[error(
+        "spec.gate.smokeTest.cases {0:?} has a path, which must be relative to the root of the model's claim and without `..` parts, and needs a model on a claim"
+    )]
+    QuestionPath(String),
+    /// The tensors are no JSON.
+    #[error(
+        "spec.gate.smokeTest.cases {0:?} has inline tensors that are no JSON; write {{\"inputs\": [{{\"name\": …, \"datatype\": …, \"shape\": […], \"data\": […]}}]}}"
+    )]
+    Tensors(String),
+    /// Two expectations of one number.
+    #[error("spec.gate.smokeTest.cases {0:?} has both minProbability and probability; remove one of them")]
+    Probability(String),
     /// The picture is no Base64.
     #[error("spec.gate.smokeTest.cases {0:?} has an inline image that is no Base64; `base64 -w0 FILE` writes it")]
     Base64(String),
@@ -176,25 +201,20 @@ pub fn validate(deployment: &ModelDeployment) -> Result<ValidDeployment, SpecErr
     Ok(ValidDeployment {
         name,
         namespace: deployment.namespace().unwrap_or_default(),
-        model,
+        model: model.clone(),
         gate: ValidGate {
             min_accuracy: spec.gate.min_accuracy,
             max_accuracy_drop: spec.gate.max_accuracy_drop,
-            smoke: smoke(&spec.gate.smoke_test)?,
+            smoke: smoke(&spec.gate.smoke_test, &model)?,
             approval: spec.gate.approval,
             limits: Limits {
                 error_percentage: spec.gate.soak_test.max_error_percentage.into(),
                 p95_milliseconds: spec.gate.soak_test.max_p95_milliseconds.map(f64::from),
             },
             soak: SignedDuration::from_secs(spec.gate.soak_seconds.max(0).into()),
-            hash: short_hash(&json!([
-                spec.gate.min_accuracy,
-                spec.gate.max_accuracy_drop,
-                spec.gate.smoke_test,
-                spec.gate.soak_test,
-                spec.progress_deadline_seconds
-            ])),
+            hash: hash(&spec.gate, spec.progress_deadline_seconds, spec.feedback.as_ref()),
         },
+        feedback: feedback(spec.feedback.as_ref())?,
         size: size(spec.replicas, spec.autoscaling.as_ref())?,
         service: spec.service.clone(),
         pods: spec.pod_template.clone(),
@@ -203,6 +223,24 @@ pub fn validate(deployment: &ModelDeployment) -> Result<ValidDeployment, SpecErr
         history: usize::try_from(spec.revision_history_limit).unwrap_or_default(),
         deadline: SignedDuration::from_secs(spec.progress_deadline_seconds.max(1).into()),
     })
+}
+
+/// What changes with everything that may turn a rejection into a promotion.
+fn hash(gate: &Gate, deadline: i32, feedback: Option<&Feedback>) -> String {
+    let mut all =
+        vec![json!(gate.min_accuracy), json!(gate.max_accuracy_drop), json!(gate.smoke_test), json!(gate.soak_test)];
+    all.push(json!(deadline));
+    let rejects = feedback.filter(|feedback| feedback.action == FeedbackAction::Rollback);
+    all.extend(rejects.map(|it| json!([it.min_accuracy, it.max_calibration_error, it.min_count])));
+    short_hash(&json!(all))
+}
+
+fn feedback(feedback: Option<&Feedback>) -> Result<Option<Bounds>, SpecError> {
+    let is_about_the_model = |it: &Feedback| it.min_accuracy.is_some() || it.max_calibration_error.is_some();
+    match feedback {
+        Some(it) if it.action == FeedbackAction::Rollback && !is_about_the_model(it) => Err(SpecError::Feedback),
+        feedback => Ok(feedback.map(Bounds::of)),
+    }
 }
 
 fn model(source: &ModelSource) -> Result<Model, SpecError> {
@@ -220,13 +258,18 @@ fn model(source: &ModelSource) -> Result<Model, SpecError> {
             Ok(Model::File(ModelFile { place, sha256: sha256.clone() }))
         }
         (None, Some(claim_name), Some(path), None, Some(sha256)) => {
-            if path.starts_with('/') || path.split('/').any(|part| part == "..") {
+            if leaves(path) {
                 return Err(SpecError::Path(path.clone()));
             }
             Ok(Model::File(ModelFile::on_claim(claim_name, path, sha256.clone())))
         }
         _ => Err(SpecError::Model),
     }
+}
+
+/// Whether a path leads out of the claim that it is relative to.
+fn leaves(path: &str) -> bool {
+    path.starts_with('/') || path.split('/').any(|part| part == "..")
 }
 
 fn pinned(name: Option<&str>) -> Result<Option<RevisionName>, SpecError> {
@@ -245,17 +288,35 @@ fn size(replicas: Option<i32>, autoscaling: Option<&Autoscaling>) -> Result<Size
     Ok(Size::Auto(autoscaling))
 }
 
-fn smoke(test: &SmokeTest) -> Result<SmokeTest, SpecError> {
+fn smoke(test: &SmokeTest, model: &Model) -> Result<SmokeTest, SpecError> {
     for (i, case) in test.cases.iter().enumerate() {
         if test.cases[..i].iter().any(|other| other.name == case.name) {
             return Err(SpecError::Case(case.name.clone()));
         }
-        let image = &case.image;
-        if image.config_map_key_ref.is_some() == image.inline.is_some() {
-            return Err(SpecError::Image(case.name.clone()));
+        let (name, image, tensors) = (|| case.name.clone(), case.image.as_ref(), case.tensors.as_ref());
+        let given = [
+            image.map(|it| (it.config_map_key_ref.is_some(), it.inline.as_deref(), it.path.as_deref())),
+            tensors.map(|it| (it.config_map_key_ref.is_some(), it.inline.as_deref(), it.path.as_deref())),
+        ];
+        let [(key, inline, path)] = given.into_iter().flatten().collect::<Vec<_>>()[..] else {
+            return Err(SpecError::Question(name()));
+        };
+        if usize::from(key) + usize::from(inline.is_some()) + usize::from(path.is_some()) != 1 {
+            return Err(SpecError::Question(name()));
         }
-        if image.inline.as_ref().is_some_and(|text| decoded(text).is_none()) {
-            return Err(SpecError::Base64(case.name.clone()));
+        let has_claim = !matches!(model, Model::File(ModelFile { place: Place::Server { .. }, .. }));
+        if path.is_some_and(|path| leaves(path) || !has_claim) {
+            return Err(SpecError::QuestionPath(name()));
+        }
+        if image.is_some() && inline.is_some_and(|text| decoded(text).is_none()) {
+            return Err(SpecError::Base64(name()));
+        }
+        let is_json = |text: &str| serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(text).is_ok();
+        if tensors.is_some() && inline.is_some_and(|text| !is_json(text)) {
+            return Err(SpecError::Tensors(name()));
+        }
+        if case.min_probability.is_some() && case.probability.is_some() {
+            return Err(SpecError::Probability(name()));
         }
     }
     Ok(test.clone())
@@ -294,8 +355,24 @@ mod tests {
         refuses(&serde_json::json!({"model": {"trainingRunSelector": {"matchLabels": {}}}}), "either trainingRunRef");
         let drawn =
             |image: serde_json::Value| serde_json::json!({"smokeTest": {"cases": [{"name": "cat", "image": image}]}});
-        refuses(&serde_json::json!({"model": file, "gate": drawn(serde_json::json!({}))}), "configMapKeyRef or inline");
+        refuses(&serde_json::json!({"model": file, "gate": drawn(serde_json::json!({}))}), "one of the three");
         refuses(&serde_json::json!({"model": file, "gate": drawn(serde_json::json!({"inline": "%%%%"}))}), "no Base64");
+        refuses(
+            &serde_json::json!({"model": file, "gate": drawn(serde_json::json!({"path": "../a.png"}))}),
+            "relative",
+        );
+        let server = serde_json::json!({"uri": "https://models/cats.pth", "sha256": "a".repeat(64)});
+        refuses(
+            &serde_json::json!({"model": server, "gate": drawn(serde_json::json!({"path": "a.png"}))}),
+            "on a claim",
+        );
+        let asked =
+            |case: serde_json::Value| serde_json::json!({"model": file, "gate": {"smokeTest": {"cases": [case]}}});
+        refuses(&asked(serde_json::json!({"name": "cat", "tensors": {"inline": "[1]"}})), "no JSON");
+        let both = serde_json::json!({"name": "cat", "tensors": {"inline": "{}"}, "image": {"path": "a.png"}});
+        refuses(&asked(both), "either an image or tensors");
+        let twice = serde_json::json!({"name": "cat", "image": {"path": "a.png"}, "minProbability": 0.5, "probability": {"value": 0.9}});
+        refuses(&asked(twice), "remove one of them");
         let mut outside = file.clone();
         outside["path"] = "../m.pth".into();
         refuses(&serde_json::json!({"model": outside}), "relative");
@@ -315,6 +392,21 @@ mod tests {
         assert_ne!(plain, hash(serde_json::json!({"minAccuracy": 0.5})));
         assert_ne!(plain, hash(serde_json::json!({"smokeTest": {"retries": 5}})));
         assert_ne!(plain, hash(serde_json::json!({"soakTest": {"maxErrorPercentage": 50}})));
+        assert_eq!(plain, "eaa15232", "another version of the operator tries nothing again");
+    }
+
+    #[test]
+    fn only_feedback_that_rejects_may_give_a_second_chance() {
+        let hash = |feedback: serde_json::Value| {
+            let spec = serde_json::json!({"model": {"trainingRunRef": {"name": "r"}}, "feedback": feedback});
+            validate(&deployment(&spec)).expect("valid").gate.hash
+        };
+        let told = hash(serde_json::json!({"minAccuracy": 0.9}));
+        assert_eq!(told, hash(serde_json::json!({"minAccuracy": 0.8, "maxDrift": 0.25})));
+        let rejected = |least: f64| hash(serde_json::json!({"minAccuracy": least, "action": "Rollback"}));
+        assert_ne!(rejected(0.9), rejected(0.8));
+        let drift = serde_json::json!({"maxDrift": 0.25, "action": "Rollback"});
+        refuses(&serde_json::json!({"model": {"trainingRunRef": {"name": "r"}}, "feedback": drift}), "the same ones");
     }
 
     #[test]

@@ -37,7 +37,7 @@ fn count(context: &Context, body: &[u8]) -> Result<Response, Problem> {
     let unprocessable = |detail: String| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail);
     let given: Given = serde_json::from_slice(body)
         .map_err(|error| unprocessable(format!("Send JSON such as {{\"id\": \"…\", \"class\": \"cat\"}}: {error}")))?;
-    let (predicted, mac) = serving.feedback.read(&given.id).map_err(|error| {
+    let (said, mac) = serving.feedback.read(&given.id).map_err(|error| {
         let status =
             if error == IdError::OtherCheckpoint { StatusCode::CONFLICT } else { StatusCode::UNPROCESSABLE_ENTITY };
         Problem::new(status, error.to_string())
@@ -50,11 +50,12 @@ fn count(context: &Context, body: &[u8]) -> Result<Response, Problem> {
             classes.join(", ")
         )));
     };
-    let predicted_word = classes.get(predicted).map_or("", String::as_str);
-    let accuracy = serving.feedback.count(mac, predicted == actual);
+    let predicted_word = classes.get(said.class).map_or("", String::as_str);
+    let correct = said.class == actual;
+    let accuracy = serving.feedback.count(mac, said, correct);
     if let Some(accuracy) = accuracy {
         context.metrics.feedback(predicted_word, &classes[actual], accuracy);
     }
-    let answer = json!({"counted": accuracy.is_some(), "predicted": predicted_word, "correct": predicted == actual});
+    let answer = json!({"counted": accuracy.is_some(), "predicted": predicted_word, "correct": correct});
     Ok(json_response(StatusCode::OK, &answer))
 }

@@ -151,7 +151,14 @@ fn exactly(path: &'static str) -> BoxedFilter<()> {
 }
 
 fn scrape(context: &Context) -> Response {
-    let queued = context.life.serving().map_or(0, |serving| serving.engine.queued());
+    let serving = context.life.serving();
+    let queued = serving.map_or(0, |serving| serving.engine.queued());
+    if let Some(serving) = serving {
+        context.metrics.newest_feedback(&serving.feedback.newest());
+        if let Some(drift) = &serving.drift {
+            context.metrics.newest_predictions(&serving.facts.classes, &drift.newest());
+        }
+    }
     match context.metrics.text(queued) {
         Ok(text) => text_response(metrics::CONTENT_TYPE, text),
         Err(error) => {

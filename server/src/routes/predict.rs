@@ -140,5 +140,5 @@ fn entry<'a>(serving: &'a Serving, filename: Option<String>, answer: &Answered) 
         confidence: prediction.confidence(),
         probabilities: classes.zip(prediction.probabilities.iter().copied()).collect(),
     };
-    Entry { filename, id: serving.feedback.id(prediction.class), predicted }
+    Entry { filename, id: serving.feedback.id(prediction.class, prediction.confidence()), predicted }
 }

@@ -28,10 +28,16 @@ pub(super) struct Asked {
     pub(super) times: Vec<f64>,
 }
 
-/// A case with its image.
+/// A case with what is sent.
 struct Question {
     case: SmokeCase,
-    image: Result<Bytes, String>,
+    sent: Result<Sent, String>,
+}
+
+/// What is sent.
+enum Sent {
+    Image(Bytes),
+    Tensors(Bytes),
 }
 
 /// Asks every target every case. Targets are waited for together and then asked one after the other, so that they do
@@ -47,7 +53,8 @@ pub(super) async fn all(client: &Client, config: &SmokeConfig, deadline: Instant
         let passed = ready.outcome == Outcome::Passed;
         asked.checks.push(ready);
         if passed {
-            let asking = Asking { client, target, revision: &config.revision, deadline };
+            let (revision, model) = (config.revision.as_str(), config.model.as_deref().unwrap_or_default());
+            let asking = Asking { client, target, revision, model, deadline };
             asking.run(&questions, &mut asked).await;
         }
     }
@@ -58,21 +65,28 @@ pub(super) async fn all(client: &Client, config: &SmokeConfig, deadline: Instant
 fn made_up() -> Question {
     let case = SmokeCase {
         name: "made-up image".to_owned(),
-        image: String::new(),
+        image: None,
+        tensors: None,
         expected_class: None,
         min_probability: None,
+        probability: None,
     };
-    Question {
-        case,
-        image: picture::png().map(Bytes::from).map_err(|error| format!("no image can be made up: {error}")),
-    }
+    let image = picture::png().map(|png| Sent::Image(png.into()));
+    Question { case, sent: image.map_err(|error| format!("no image can be made up: {error}")) }
 }
 
 fn read(case: SmokeCase) -> Question {
-    let image = std::fs::read(&case.image)
-        .map(Bytes::from)
-        .map_err(|error| format!("the image {} cannot be read: {error}; check that its volume is mounted", case.image));
-    Question { case, image }
+    let file = |path: &str| {
+        std::fs::read(path)
+            .map(Bytes::from)
+            .map_err(|error| format!("{path} cannot be read: {error}; check that its volume is mounted"))
+    };
+    let sent = match (&case.image, &case.tensors) {
+        (Some(image), None) => file(image).map(Sent::Image),
+        (None, Some(tensors)) => file(tensors).map(Sent::Tensors),
+        _ => Err("the case has neither an image nor tensors, or both; give one of them".to_owned()),
+    };
+    Question { case, sent }
 }
 
 /// Waits until the target says that it is ready, and that it is of the expected revision.
@@ -117,6 +131,7 @@ struct Asking<'a> {
     client: &'a Client,
     target: &'a str,
     revision: &'a str,
+    model: &'a str,
     deadline: Instant,
 }
 
@@ -124,9 +139,11 @@ impl Asking<'_> {
     async fn run(&self, questions: &[Question], asked: &mut Asked) {
         asked.checks.push(self.get("/health", "healthy", check::health).await);
         asked.checks.push(self.get("/model/info", "a model_type", check::model_info).await);
+        let asks_for_tensors = questions.iter().any(|question| matches!(question.sent, Ok(Sent::Tensors(_))));
+        let classes = if asks_for_tensors { self.classes().await } else { Ok(Vec::new()) };
         let repeats = PREDICTIONS.div_ceil(questions.len());
         for question in questions {
-            let check = self.predict(question, repeats, &mut asked.times).await;
+            let check = self.predict(question, &classes, repeats, &mut asked.times).await;
             asked.checks.push(check);
         }
     }
@@ -146,6 +163,13 @@ impl Asking<'_> {
         }
     }
 
+    /// The names of the classes, in the order that tensors have them in.
+    async fn classes(&self) -> Result<Vec<String>, String> {
+        let url = format!("{}/v2/models/{}", self.target, self.model);
+        let answer = self.client()?.get(&url).await.map_err(|error| error.to_string())?;
+        Ok(check::classes(&answer))
+    }
+
     /// A client for the time that is left.
     fn client(&self) -> Result<Client, String> {
         match left(self.deadline) {
@@ -155,18 +179,23 @@ impl Asking<'_> {
     }
 
     /// Asks for the same prediction a few times. The first answer that is not right is the one that counts.
-    async fn predict(&self, question: &Question, repeats: usize, times: &mut Vec<f64>) -> Check {
+    async fn predict(
+        &self,
+        question: &Question,
+        classes: &Result<Vec<String>, String>,
+        repeats: usize,
+        times: &mut Vec<f64>,
+    ) -> Check {
         let case = &question.case;
         let unknown = |why: String| Check::unknown(self.target, &case.name, &check::expectation(case), why);
-        let image = match &question.image {
-            Ok(image) => image,
-            Err(why) => return unknown(why.clone()),
+        let (sent, classes) = match (&question.sent, classes) {
+            (Ok(sent), Ok(classes)) => (sent, classes),
+            (Err(why), _) | (_, Err(why)) => return unknown(why.clone()),
         };
-        let url = format!("{}/predict", self.target);
         let mut last = unknown("it was not asked".to_owned());
         for _ in 0..repeats {
             let answer = match self.client() {
-                Ok(client) => client.post_image(&url, image).await.map_err(|error| error.to_string()),
+                Ok(client) => self.send(&client, sent).await.map_err(|error| error.to_string()),
                 Err(why) => Err(why),
             };
             let answer = match answer {
@@ -174,12 +203,23 @@ impl Asking<'_> {
                 Err(why) => return unknown(why),
             };
             times.push(answer.took.as_secs_f64() * 1e3);
-            let finding = check::judge(&answer, self.revision, |answer| check::prediction(answer, case));
+            let finding = check::judge(&answer, self.revision, |answer| match sent {
+                Sent::Image(_) => check::prediction(answer, case),
+                Sent::Tensors(_) => check::inference(answer, case, classes),
+            });
             last = last.judged(&answer, finding);
             if last.outcome != Outcome::Passed {
                 break;
             }
         }
         last
+    }
+
+    async fn send(&self, client: &Client, sent: &Sent) -> Result<Answer, AskError> {
+        let Self { target, model, .. } = self;
+        match sent {
+            Sent::Image(image) => client.post_image(&format!("{target}/predict"), image).await,
+            Sent::Tensors(json) => client.post_json(&format!("{target}/v2/models/{model}/infer"), json).await,
+        }
     }
 }

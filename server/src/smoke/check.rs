@@ -2,7 +2,10 @@
 
 use anneal_api::smoke::SmokeCase;
 
-use crate::{client::Answer, prediction::unsound};
+use crate::{
+    client::{Answer, Predicted},
+    prediction::unsound,
+};
 
 /// How a check ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -118,30 +121,86 @@ pub(super) fn model_info(answer: &Answer) -> Finding {
 
 /// A prediction must be sound, and what the case expects.
 pub(super) fn prediction(answer: &Answer, case: &SmokeCase) -> Finding {
-    let predicted = match answer.predicted() {
-        Ok(predicted) => predicted,
+    match answer.predicted() {
+        Ok(predicted) => weighed(predicted, case),
+        Err(why) => Finding::wrong(answer.status.as_str(), why),
+    }
+}
+
+/// Each row of an inference must be sound, and what the case expects. The first one that is not is the one that counts.
+pub(super) fn inference(answer: &Answer, case: &SmokeCase, classes: &[String]) -> Finding {
+    let rows = match rows(answer, classes) {
+        Ok(rows) => rows,
         Err(why) => return Finding::wrong(answer.status.as_str(), why),
     };
+    let mut findings = rows.into_iter().map(|row| weighed(row, case));
+    let none = || Finding::wrong("no row", "the output probabilities has no row; send at least one");
+    let first = findings.next().unwrap_or_else(none);
+    if first.wrong.is_some() { first } else { findings.find(|finding| finding.wrong.is_some()).unwrap_or(first) }
+}
+
+/// The names of the classes by a model's metadata; a server that tells of none gives none.
+pub(super) fn classes(answer: &Answer) -> Vec<String> {
+    let json: serde_json::Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+    let classes = json.get("classes").and_then(serde_json::Value::as_array).into_iter().flatten();
+    classes.filter_map(|class| class.as_str().map(str::to_owned)).collect()
+}
+
+/// The rows of the output `probabilities`. Classes without a name are called by their number.
+fn rows(answer: &Answer, classes: &[String]) -> Result<Vec<Predicted>, String> {
+    if !answer.status.is_success() {
+        return Err(format!("the answer is {} ({})", answer.status, answer.detail()));
+    }
+    let json: serde_json::Value =
+        serde_json::from_slice(&answer.body).map_err(|error| format!("the answer is no JSON: {error}"))?;
+    let outputs = json["outputs"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let output = outputs.iter().find(|output| output["name"] == "probabilities");
+    let output =
+        output.ok_or("the answer has no output probabilities; leave `outputs` out of the tensors, or name it")?;
+    let data = output["data"].as_array().ok_or("the output probabilities has no data; do not ask for binary data")?;
+    // What is no finite number is null in JSON.
+    let numbers: Option<Vec<f64>> = data.iter().map(serde_json::Value::as_f64).collect();
+    let numbers = numbers.ok_or("a probability is no finite number")?;
+    let width = output["shape"].as_array().and_then(|shape| shape.last()?.as_u64()).unwrap_or_default();
+    let width = usize::try_from(width).ok().filter(|width| *width > 0);
+    let width = width.ok_or("the output probabilities has no shape [rows, classes]")?;
+    Ok(numbers.chunks(width).map(|row| predicted(row, classes)).collect())
+}
+
+fn predicted(row: &[f64], classes: &[String]) -> Predicted {
+    let name = |class: usize| classes.get(class).cloned().unwrap_or_else(|| class.to_string());
+    let most = row.iter().enumerate().max_by(|(_, a), (_, b)| a.total_cmp(b));
+    let (class, confidence) = most.map_or((0, 0.0), |(class, confidence)| (class, *confidence));
+    let probabilities = row.iter().enumerate().map(|(class, probability)| (name(class), *probability)).collect();
+    Predicted { prediction: name(class), confidence, probabilities }
+}
+
+fn weighed(predicted: Predicted, case: &SmokeCase) -> Finding {
     let judged_class = case.expected_class.as_ref().unwrap_or(&predicted.prediction);
     let probability = predicted.probabilities.get(judged_class).copied();
     let wrong = unsound(&predicted.prediction, predicted.confidence, &predicted.probabilities).or_else(|| {
         if *judged_class != predicted.prediction {
             return Some(format!("the prediction is {:?} instead of {judged_class:?}", predicted.prediction));
         }
-        let least = case.min_probability?;
         let given = probability.unwrap_or(0.0);
-        (given < least).then(|| format!("the probability of {judged_class:?} is {given:.4}, less than {least}"))
+        if let Some(least) = case.min_probability.filter(|least| given < *least) {
+            return Some(format!("the probability of {judged_class:?} is {given:.4}, less than {least}"));
+        }
+        let expected = case.probability.filter(|it| (given - it.value).abs() > it.tolerance)?;
+        let (value, tolerance) = (expected.value, expected.tolerance);
+        Some(format!("the probability of {judged_class:?} is {given:.4}, not {value} ± {tolerance}"))
     });
     Finding { got: predicted.prediction, probability, wrong }
 }
 
 /// What the case expects, for the table.
 pub(super) fn expectation(case: &SmokeCase) -> String {
-    match (&case.expected_class, case.min_probability) {
-        (Some(class), Some(least)) => format!("{class} >= {least}"),
-        (Some(class), None) => class.clone(),
-        (None, Some(least)) => format!("any >= {least}"),
-        (None, None) => "a sound answer".to_owned(),
+    let class = case.expected_class.as_deref();
+    match (class, case.min_probability, case.probability) {
+        (class, Some(least), _) => format!("{} >= {least}", class.unwrap_or("any")),
+        (class, None, Some(it)) => format!("{} {} ± {}", class.unwrap_or("any"), it.value, it.tolerance),
+        (Some(class), None, None) => class.to_owned(),
+        (None, None, None) => "a sound answer".to_owned(),
     }
 }
 
@@ -154,6 +213,7 @@ fn string_field(answer: &Answer, field: &str) -> Option<String> {
 mod tests {
     use std::time::Duration;
 
+    use anneal_api::smoke::Probability;
     use warp::http::StatusCode;
 
     use super::*;
@@ -170,9 +230,11 @@ mod tests {
     fn case(expected_class: Option<&str>, min_probability: Option<f64>) -> SmokeCase {
         SmokeCase {
             name: "c".to_owned(),
-            image: "c.png".to_owned(),
+            image: Some("c.png".to_owned()),
+            tensors: None,
             expected_class: expected_class.map(str::to_owned),
             min_probability,
+            probability: None,
         }
     }
 
@@ -206,6 +268,41 @@ mod tests {
             found(case(None, Some(0.9))).as_deref(),
             Some(r#"the probability of "cat" is 0.8000, less than 0.9"#)
         );
+    }
+
+    #[test]
+    fn a_golden_answer_may_be_off_by_its_tolerance() {
+        let golden = |value, tolerance| SmokeCase {
+            probability: Some(Probability { value, tolerance }),
+            ..case(Some("cat"), None)
+        };
+        let found = |case: SmokeCase| prediction(&answer(200, CAT), &case).wrong;
+        assert_eq!(found(golden(0.81, 0.02)), None);
+        assert_eq!(
+            found(golden(0.83, 0.02)).as_deref(),
+            Some(r#"the probability of "cat" is 0.8000, not 0.83 ± 0.02"#)
+        );
+        assert_eq!(expectation(&golden(0.83, 0.02)), "cat 0.83 ± 0.02");
+    }
+
+    #[test]
+    fn every_row_of_an_inference_is_judged() {
+        let classes = ["cat".to_owned(), "dog".to_owned()];
+        let found = |data: &str, expected: Option<&str>| {
+            let body = format!(r#"{{"outputs":[{{"name":"probabilities","shape":[2,2],"data":{data}}}]}}"#);
+            inference(&answer(200, &body), &case(expected, None), &classes).wrong
+        };
+        assert_eq!(found("[0.9,0.1,0.8,0.2]", Some("cat")), None);
+        assert_eq!(
+            found("[0.9,0.1,0.3,0.7]", Some("cat")).as_deref(),
+            Some(r#"the prediction is "dog" instead of "cat""#)
+        );
+        assert!(found("[0.9,0.1,null,0.7]", None).is_some_and(|why| why.contains("no finite number")));
+        assert!(found("[0.9,0.1,0.9,0.7]", None).is_some_and(|why| why.contains("sum to")));
+        assert!(found("[]", None).is_some_and(|why| why.contains("no row")));
+        let refused = answer(400, r#"{"error":"no input"}"#);
+        assert!(inference(&refused, &case(None, None), &classes).wrong.is_some_and(|why| why.contains("no input")));
+        assert_eq!(super::classes(&answer(200, r#"{"classes":["cat","dog"]}"#)), classes);
     }
 
     #[test]

@@ -122,7 +122,14 @@ mod tests {
 
     fn config(max_p95_milliseconds: Option<i32>) -> SmokeConfig {
         let targets = vec!["http://10.0.0.7:8000".to_owned()];
-        SmokeConfig { revision: "r".to_owned(), targets, cases: vec![], max_p95_milliseconds, timeout_seconds: 5 }
+        SmokeConfig {
+            revision: "r".to_owned(),
+            model: None,
+            targets,
+            cases: vec![],
+            max_p95_milliseconds,
+            timeout_seconds: 5,
+        }
     }
 
     fn conclude_on(outcomes: Vec<Outcome>, max_p95: Option<i32>) -> SmokeReport {

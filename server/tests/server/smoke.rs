@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 use anneal_api::{
-    smoke::{SmokeCase, SmokeConfig, SmokeReport, Verdict},
+    smoke::{Probability, SmokeCase, SmokeConfig, SmokeReport, Verdict},
     termination::TerminationMessage,
 };
 use tempfile::TempDir;
@@ -16,6 +16,7 @@ fn config(targets: &[String]) -> SmokeConfig {
     SmokeConfig {
         revision: REVISION.to_owned(),
         targets: targets.to_vec(),
+        model: Some("cats".to_owned()),
         cases: Vec::new(),
         max_p95_milliseconds: None,
         timeout_seconds: 60,
@@ -26,9 +27,11 @@ fn case(image: &Path, expected_class: &str) -> SmokeCase {
     let image = image.to_str().expect("text").to_owned();
     SmokeCase {
         name: "rex".to_owned(),
-        image,
+        image: Some(image),
+        tensors: None,
         expected_class: Some(expected_class.to_owned()),
         min_probability: Some(0.5),
+        probability: None,
     }
 }
 
@@ -76,6 +79,32 @@ fn a_wrong_class_fails() {
         smoke(&SmokeConfig { cases: vec![case(image.path(), "cat")], ..config(&[server.url()]) });
     assert_eq!((code, report.verdict, report.failed), (Some(1), Verdict::Failed, 1), "{text}");
     assert!(report.message.contains(r#"the prediction is "dog" instead of "cat""#), "{}", report.message);
+}
+
+#[test]
+fn tensors_and_golden_answers_are_asked_for() {
+    let server = Server::ready(dogs(), |command| {
+        command.env("ANNEAL_REVISION", REVISION).env("MODEL_NAME", "cats");
+    });
+    let dir = TempDir::new().expect("a directory");
+    let path = dir.path().join("grey.json");
+    let grey = serde_json::json!({"inputs": [
+        {"name": "image", "datatype": "UINT8", "shape": [2, 32, 32, 3], "data": vec![100; 2 * 32 * 32 * 3]}
+    ]});
+    fs::write(&path, grey.to_string()).expect("a file");
+    let asked = |expected: &str, value: f64| SmokeCase {
+        image: None,
+        tensors: Some(path.to_str().expect("text").to_owned()),
+        min_probability: None,
+        probability: Some(Probability { value, tolerance: 0.1 }),
+        ..case(&path, expected)
+    };
+    let (code, report, text) = smoke(&SmokeConfig { cases: vec![asked("dog", 1.0)], ..config(&[server.url()]) });
+    assert_eq!((code, report.verdict), (Some(0), Verdict::Passed), "{text}");
+    let (_, report, text) = smoke(&SmokeConfig { cases: vec![asked("cat", 1.0)], ..config(&[server.url()]) });
+    assert!(report.message.contains(r#"the prediction is "dog" instead of "cat""#), "{text}");
+    let (_, report, text) = smoke(&SmokeConfig { cases: vec![asked("dog", 0.5)], ..config(&[server.url()]) });
+    assert!(report.verdict == Verdict::Failed && report.message.contains("not 0.5 ± 0.1"), "{text}");
 }
 
 #[test]

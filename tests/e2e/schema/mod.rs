@@ -80,6 +80,30 @@ async fn a_deployment_that_makes_no_sense_is_refused_with_what_to_write() -> Out
             ),
             (json!({"model": of_run, "gate": {"soakSecond": 5}}), "unknown field \"spec.gate.soakSecond\""),
             (json!({"model": of_run, "gate": {"minAccuracy": 90}}), "spec.gate.minAccuracy"),
+            (
+                json!({"model": of_run, "feedback": {"maxDrift": 0.25, "action": "Rollback"}}),
+                "feedback.action Rollback needs minAccuracy or maxCalibrationError",
+            ),
+            (
+                json!({"model": of_run, "gate": {"smokeTest": {"cases": [{"name": "cat"}]}}}),
+                "a case asks about either an image or tensors",
+            ),
+            (
+                json!({"model": of_run, "gate": {"smokeTest": {"cases": [
+                    {"name": "cat", "image": {"path": "cat.png", "inline": "aGk="}}
+                ]}}}),
+                "or by its path on the model's claim: one of the three",
+            ),
+            (
+                json!({"model": of_run, "gate": {"smokeTest": {"cases": [{"name": "cat", "tensors": {"path": "/cat"}}]}}}),
+                "path is relative to the root of the model's claim",
+            ),
+            (
+                json!({"model": of_run, "gate": {"smokeTest": {"cases": [
+                    {"name": "cat", "image": {"path": "a"}, "minProbability": 0.5, "probability": {"value": 0.9}}
+                ]}}}),
+                "give either minProbability or probability",
+            ),
             (json!({"model": of_run, "service": {"type": "Everywhere"}}), "supported values: \"ClusterIP\""),
         ];
         for (spec, sentence) in cases {

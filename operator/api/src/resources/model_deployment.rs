@@ -42,6 +42,10 @@ pub struct ModelDeploymentSpec {
     /// What a revision must pass before it gets traffic.
     #[serde(default)]
     pub gate: Gate,
+    /// How well the model has to do once it serves, as its pods count the feedback that comes back, and what happens
+    /// where it does not. Nothing is read from the pods where it is absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub feedback: Option<Feedback>,
     /// Number of pods, where no autoscaling is wanted.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1000))]
@@ -206,11 +210,66 @@ impl Default for SoakTest {
     }
 }
 
+/// How well the model has to do once it serves, as its pods count it: over the newest 1,000 predictions whose true class
+/// was sent, and the newest 1,000 predictions, of each pod.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[x_kube(validation = Rule::new("self.action != 'Rollback' || has(self.minAccuracy) || has(self.maxCalibrationError)").message("feedback.action Rollback needs minAccuracy or maxCalibrationError: drift is about the photos, and a former revision sees the same ones"))]
+#[serde(rename_all = "camelCase")]
+pub struct Feedback {
+    /// Least share of right predictions among those whose true class is known, 0 to 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub min_accuracy: Option<f64>,
+    /// Most that confidence and accuracy may be apart, 0 to 1: the expected calibration error over ten bins.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub max_calibration_error: Option<f64>,
+    /// Most that the predictions may have moved from those on the validation set, as a population stability index: 0.1 is
+    /// little, 0.25 is much. Always tells, never rolls back.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0, max = 100.0))]
+    pub max_drift: Option<f64>,
+    /// True classes that must be known before accuracy and calibration are judged.
+    #[serde(default = "default_min_count")]
+    #[schemars(range(min = 1, max = 100_000))]
+    pub min_count: i32,
+    /// What happens when accuracy or calibration are out of bounds.
+    #[serde(default)]
+    pub action: FeedbackAction,
+}
+
+impl Default for Feedback {
+    fn default() -> Self {
+        Self {
+            min_accuracy: None,
+            max_calibration_error: None,
+            max_drift: None,
+            min_count: default_min_count(),
+            action: FeedbackAction::Alert,
+        }
+    }
+}
+
+fn default_min_count() -> i32 {
+    100
+}
+
+/// What happens when a model does worse than it has to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum FeedbackAction {
+    /// The condition `PerformanceDegraded` and an Event tell of it.
+    #[default]
+    Alert,
+    /// The former revision gets the traffic back as well, where one is kept: at once while its pods are held, else
+    /// through its gate.
+    Rollback,
+}
+
 /// Questions that the candidate's own pods must answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct SmokeTest {
-    /// Images with what the model must say about them.
+    /// Images, or tensors, with what the model must say about them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
     pub cases: Vec<SmokeTestCase>,
@@ -232,15 +291,24 @@ impl Default for SmokeTest {
     }
 }
 
-/// An image with what the model must say about it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+/// A question with what the model must say about it.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[x_kube(
+    validation = Rule::new("has(self.image) != has(self.tensors)").message("a case asks about either an image or tensors"),
+    validation = Rule::new("!(has(self.minProbability) && has(self.probability))").message("give either minProbability or probability with its tolerance")
+)]
 #[serde(rename_all = "camelCase")]
 pub struct SmokeTestCase {
     /// Name of the case, for the report.
     #[schemars(length(min = 1, max = 63))]
     pub name: String,
     /// The picture that is sent.
-    pub image: ImageSource,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageSource>,
+    /// The tensors that are sent in place of a picture, as the Open Inference Protocol has them: the body of
+    /// `POST /v2/models/NAME/infer`, in JSON. What is expected is expected of each row.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tensors: Option<TensorSource>,
     /// Class that the model must predict; any class passes where it is absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 255))]
@@ -249,11 +317,34 @@ pub struct SmokeTestCase {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub min_probability: Option<f64>,
+    /// Probability that it must have, with how much it may be off: a golden answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub probability: Option<ExpectedProbability>,
+}
+
+/// A probability, with how much it may be off.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ExpectedProbability {
+    /// The probability, 0 to 1.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub value: f64,
+    /// How much more or less it may be.
+    #[serde(default = "default_tolerance")]
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub tolerance: f64,
+}
+
+fn default_tolerance() -> f64 {
+    0.01
 }
 
 /// Where the image of a smoke case lies.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[x_kube(validation = Rule::new("has(self.configMapKeyRef) != has(self.inline)").message("give the image either by configMapKeyRef or inline, in Base64"))]
+#[x_kube(
+    validation = Rule::new("[has(self.configMapKeyRef), has(self.inline), has(self.path)].exists_one(given, given)").message("give the image by configMapKeyRef, inline in Base64, or by its path on the model's claim: one of the three"),
+    validation = Rule::new("!has(self.path) || (!self.path.startsWith('/') && !self.path.split('/').exists(part, part == '..'))").message("path is relative to the root of the model's claim and must not contain `..`")
+)]
 #[serde(rename_all = "camelCase")]
 pub struct ImageSource {
     /// A file in a `ConfigMap`, as `kubectl create configmap smoke --from-file=cat.jpg` makes it.
@@ -263,6 +354,31 @@ pub struct ImageSource {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 4, max = 24_576), regex(pattern = "^[A-Za-z0-9+/]+={0,2}$"))]
     pub inline: Option<String>,
+    /// A file on the claim that the model is on, relative to its root.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 512))]
+    pub path: Option<String>,
+}
+
+/// Where the tensors of a smoke case lie.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[x_kube(
+    validation = Rule::new("[has(self.configMapKeyRef), has(self.inline), has(self.path)].exists_one(given, given)").message("give the tensors by configMapKeyRef, inline as JSON, or by their path on the model's claim: one of the three"),
+    validation = Rule::new("!has(self.path) || (!self.path.startsWith('/') && !self.path.split('/').exists(part, part == '..'))").message("path is relative to the root of the model's claim and must not contain `..`")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct TensorSource {
+    /// A file in a `ConfigMap`, as `kubectl create configmap smoke --from-file=cat.json` makes it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub config_map_key_ref: Option<ConfigMapKey>,
+    /// The JSON itself: at most 24 kB of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 2, max = 24_576))]
+    pub inline: Option<String>,
+    /// A file on the claim that the model is on, relative to its root.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 512))]
+    pub path: Option<String>,
 }
 
 /// A key of a `ConfigMap` in the same namespace.
@@ -426,7 +542,8 @@ pub struct ModelDeploymentStatus {
     /// The generation of the spec that this status is about.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Conditions: Ready, Progressing, Stalled, Available, Degraded, `AutoscalingImpaired`.
+    /// Conditions: Ready, Progressing, Stalled, Available, Degraded, `AutoscalingImpaired`, and `PerformanceDegraded`
+    /// with `spec.feedback`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "conditions_schema")]
     pub conditions: Vec<Condition>,
@@ -448,6 +565,10 @@ pub struct ModelDeploymentStatus {
     /// The switch that is under way: written before the Service's selector is touched.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub promotion: Option<Promotion>,
+    /// How well the revision does that has the traffic, with `spec.feedback`. Written when it has changed by more than
+    /// chance, every five minutes at most, and at once when a bound is passed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub performance: Option<Performance>,
     /// Where callers inside the cluster reach the model.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
@@ -508,6 +629,32 @@ pub struct Rejection {
     #[schemars(length(max = 2048))]
     pub message: String,
     /// When it was rejected.
+    pub time: Time,
+}
+
+/// How well a revision does, over all of its pods: of each the newest 1,000 predictions, and the newest 1,000 whose true
+/// class was sent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Performance {
+    /// Hash of the revision.
+    #[schemars(length(max = 63))]
+    pub revision: String,
+    /// Predictions whose true class is known.
+    pub feedback_count: i64,
+    /// Share of right ones among them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<f64>,
+    /// Expected calibration error over ten bins: how far confidence and accuracy are apart.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub calibration_error: Option<f64>,
+    /// Population stability index of the predictions against the validation set: the larger one of classes and
+    /// confidences.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drift: Option<f64>,
+    /// Pods that were read.
+    pub pods: i32,
+    /// When this was so.
     pub time: Time,
 }
 

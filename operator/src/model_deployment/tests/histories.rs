@@ -27,6 +27,9 @@ enum Happening {
     Gate(i32),
     PodDies(usize),
     AutoscalerGrows(i32),
+    AutoscalerShrinks(i32),
+    /// How often a checkpoint is right under traffic, in percent.
+    Right(char, u8),
     SelectorEdited(bool),
     ServiceDeleted,
     DeploymentDeleted(char),
@@ -53,6 +56,9 @@ fn happenings() -> impl Strategy<Value = Vec<Happening>> {
         1 => (100_i32..103).prop_map(Happening::Gate),
         1 => (0_usize..4).prop_map(Happening::PodDies),
         1 => (1_i32..4).prop_map(Happening::AutoscalerGrows),
+        1 => (1_i32..4).prop_map(Happening::AutoscalerShrinks),
+        1 => (prop_oneof![Just('a'), Just('b')], prop_oneof![Just(80_u8), Just(95)])
+            .prop_map(|(of, percent)| Happening::Right(of, percent)),
         1 => any::<bool>().prop_map(Happening::SelectorEdited),
         1 => Just(Happening::ServiceDeleted),
         1 => prop_oneof![Just('a'), Just('b')].prop_map(Happening::DeploymentDeleted),
@@ -95,6 +101,21 @@ fn happens(world: &mut World, what: &Happening) {
                 revision.replicas = (revision.replicas + more).min(10);
             }
         }
+        Happening::AutoscalerShrinks(fewer) => {
+            let spec = world.autoscaler.as_ref().and_then(|autoscaler| autoscaler.spec.clone());
+            let policy = spec.as_ref().and_then(|it| it.behavior.clone()?.scale_down?.select_policy);
+            // As the real one: what it is pointed at, never below its least, and not at all while it is told to hold.
+            if let Some(spec) = spec.filter(|_| policy.as_deref() != Some("Disabled"))
+                && let Some(name) = spec.scale_target_ref.name.rsplit('-').next().and_then(RevisionName::parse)
+                && let Some(revision) = world.revisions.get_mut(&name)
+            {
+                let least = spec.min_replicas.unwrap_or(1).min(revision.replicas);
+                revision.replicas = (revision.replicas - fewer).max(least);
+            }
+        }
+        Happening::Right(of, percent) => {
+            world.accuracy.insert(*of, f64::from(*percent) / 100.0);
+        }
         Happening::SelectorEdited(to_nothing) => {
             // Whoever makes an announced switch by hand, or moves the Service while the status is lost, is taken at
             // their word: to the operator it looks like its own work.
@@ -108,7 +129,10 @@ fn happens(world: &mut World, what: &Happening) {
                 spec.selector.as_mut().expect("a selector").insert("anneal.dev/revision".to_owned(), revision);
             }
         }
-        Happening::ServiceDeleted => world.service = None,
+        Happening::ServiceDeleted => {
+            world.service = None;
+            world.former = None;
+        }
         Happening::DeploymentDeleted(of) => world.revisions.retain(|_, revision| checkpoint(revision) != *of),
         Happening::RecordDeleted(i) => {
             let name = world.records.keys().nth(*i).cloned();
@@ -143,14 +167,23 @@ proptest! {
     /// Every write is checked by the world itself: the Service leads to gated revisions only, the autoscaler targets
     /// none other, what serves is neither emptied, shrunk by a switch nor deleted.
     #[test]
-    fn whatever_happens_only_gated_revisions_serve_and_all_comes_to_rest(history in happenings()) {
-        let mut world = World::new(json!({"gate": {"soakSeconds": 20}, "progressDeadlineSeconds": 120}));
+    fn whatever_happens_only_gated_revisions_serve_and_all_comes_to_rest(
+        history in happenings(),
+        was_there_before in any::<bool>(),
+    ) {
+        let spec = json!({
+            "gate": {"soakSeconds": 20}, "progressDeadlineSeconds": 120,
+            "feedback": {"minAccuracy": 0.9, "action": "Rollback"}
+        });
+        let mut world = if was_there_before { World::beside_another(spec) } else { World::new(spec) };
         world.wrong.insert('c');
         world.broken.insert('d');
         world.unclear.insert('e');
         world.failing.insert('f');
         for what in &history {
             happens(&mut world, what);
+            let is_edited = matches!(what, Happening::SelectorEdited(_));
+            prop_assert!(is_edited || world.is_gated_or_nothing(), "after {:?}", what);
         }
         world.rest();
         let (live, phase) = (world.live(), world.phase());
@@ -164,7 +197,12 @@ proptest! {
         match phase {
             Stable => prop_assert!(serves_wanted, "{:?} serves, {:?} is wanted", live, wanted),
             // A pinned revision of the same checkpoint may have been rejected.
-            Degraded | Failed => prop_assert!(!serves_wanted || world.records.len() > 1),
+            // And so may one that does worse than it has to, where nothing is left to go back to.
+            Degraded | Failed => prop_assert!(
+                !serves_wanted
+                    || world.records.len() > 1
+                    || live.and_then(|live| world.rejection(live)).as_deref() == Some("PerformanceDegraded")
+            ),
             DeploymentPhase::Paused => prop_assert!(world.owner.spec.paused),
             AwaitingApproval => prop_assert!(world.owner.spec.gate.approval == Approval::Manual),
             // Somebody deleted what was written down of the pinned revision.

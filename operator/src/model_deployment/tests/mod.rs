@@ -1,13 +1,16 @@
 //! What a rollout must do, in sentences about a small cluster in memory.
 
+mod feedback;
 pub mod fixtures;
 mod histories;
 mod past;
+mod peers;
 mod requests;
 mod rollout;
-mod simulation;
+pub mod simulation;
 mod soak;
 mod switch;
+mod takeover;
 mod waiting;
 
 use serde_json::{Value, json};

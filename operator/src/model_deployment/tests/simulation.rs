@@ -27,8 +27,10 @@ use crate::{
         pods::{PodSeen, Trouble},
         record::{self, Records},
         revision::{ModelFile, RevisionName},
+        takeover::{self, Before, Former, Stage},
         validate::validate,
     },
+    performance::Measured,
     signals::Signals,
 };
 
@@ -42,7 +44,10 @@ pub struct World {
     pub settings: Settings,
     pub tests: Vec<TestSeen>,
     pub service: Option<Service>,
+    /// A Service that was there before.
+    pub former: Option<Former>,
     pub preview: Option<Service>,
+    pub has_foreign_autoscaler: bool,
     pub autoscaler: Option<HorizontalPodAutoscaler>,
     pub budgets: Vec<PodDisruptionBudget>,
     pub missing_claim: Option<String>,
@@ -57,6 +62,8 @@ pub struct World {
     pub unclear: BTreeSet<char>,
     /// Checkpoints that answer well when they are asked, and fail under traffic.
     pub failing: BTreeSet<char>,
+    /// How often checkpoints are right under traffic, of 200 predictions whose true class is known.
+    pub accuracy: BTreeMap<char, f64>,
     /// Reasons of the Events, oldest first.
     pub events: Vec<&'static str>,
     /// Whether the world's endpoints controller keeps up.
@@ -80,7 +87,9 @@ impl World {
             settings: Settings::of_tests(),
             tests: Vec::new(),
             service: None,
+            former: None,
             preview: None,
+            has_foreign_autoscaler: false,
             autoscaler: None,
             budgets: Vec::new(),
             missing_claim: None,
@@ -91,6 +100,7 @@ impl World {
             broken: BTreeSet::new(),
             unclear: BTreeSet::new(),
             failing: BTreeSet::new(),
+            accuracy: BTreeMap::new(),
             events: Vec::new(),
             endpoints_follow: true,
             endpoints: BTreeSet::new(),
@@ -107,6 +117,32 @@ impl World {
         world.rest();
         world.events.clear();
         world
+    }
+
+    /// The same beside a Service of its name that leads to two pods, and that its owner hands over.
+    pub fn beside_another(spec: Value) -> Self {
+        let mut world = Self::new(spec);
+        let selector = BTreeMap::from([("app".to_owned(), "cats".to_owned())]);
+        let ports = serde_json::from_value(json!([{"port": 80, "targetPort": 8000}])).expect("ports");
+        let before = Before { labels: BTreeMap::new(), kind: "ClusterIP".to_owned(), ports, selector };
+        let pods = ["old-1", "old-2"].map(|name| PodSeen { ready: true, ..pod(name, "10.0.1.1") }).to_vec();
+        let stage = Stage::Offered(Box::new(offered(&before)));
+        world.former = Some(Former { stage, before, pods });
+        world
+    }
+
+    /// Whether the Service leads to nobody, to what it led to before, or to a revision that has passed; or to where somebody
+    /// else has just moved it.
+    pub fn is_gated_or_nothing(&self) -> bool {
+        let live = self.observe().live();
+        live.is_none_or(|live| {
+            self.served.contains(&live) || self.status().stable_revision.as_deref() != Some(live.as_str())
+        })
+    }
+
+    /// Whether the Service is still, or again, what it was before.
+    pub fn is_untouched(&self) -> bool {
+        self.service.is_none() && matches!(&self.former, Some(Former { stage: Stage::Offered(_), .. }))
     }
 
     /// Changes the spec.
@@ -170,6 +206,7 @@ impl World {
 
     pub fn observe(&self) -> Observed {
         let promotes = self.owner.status.as_ref().is_some_and(|status| status.promotion.is_some());
+        let looks = promotes || self.former.is_some();
         Observed {
             owner: Arc::new(self.owner.clone()),
             status: self.status(),
@@ -181,11 +218,14 @@ impl World {
             revisions: self.revisions.clone(),
             tests: self.tests.clone(),
             service: self.service.clone(),
+            former: self.former.clone(),
+            has_foreign_autoscaler: self.has_foreign_autoscaler,
             preview: self.preview.clone(),
             autoscaler: self.autoscaler.clone(),
             budgets: self.budgets.clone(),
             signals: self.signals(),
-            endpoints: if promotes { self.endpoints.clone() } else { BTreeSet::new() },
+            performance: self.performance(),
+            endpoints: if looks { self.endpoints.clone() } else { BTreeSet::new() },
         }
     }
 
@@ -196,6 +236,15 @@ impl World {
         let live = live.and_then(|live| self.revisions.get(&live));
         let errors = if live.is_some_and(|live| self.failing.contains(&checkpoint(live))) { 50.0 } else { 0.0 };
         Signals { answers: 100.0, errors, ..Signals::default() }
+    }
+
+    /// How well the revision does that has the traffic.
+    fn performance(&self) -> Option<Measured> {
+        let live = self.service.as_ref().and_then(|service| service.spec.as_ref()?.selector.as_ref());
+        let live = live.and_then(|it| RevisionName::parse(it.get(label::REVISION)?))?;
+        let accuracy = *self.accuracy.get(&checkpoint(self.revisions.get(&live)?))?;
+        let (revision, accuracy) = (live.to_string(), Some(accuracy));
+        Some(Measured { revision, accuracy, feedback_count: 200, pods: 2, ..Measured::default() })
     }
 
     /// What the planner says now, and the writes that it takes.
@@ -248,19 +297,7 @@ impl World {
             revision.pods.truncate(usize::try_from(revision.replicas).unwrap_or_default());
             while revision.pods.len() < usize::try_from(revision.replicas).unwrap_or_default() {
                 self.counter += 1;
-                let (uid, address) = (format!("pod-{}", self.counter), format!("10.0.0.{}", self.counter));
-                let (address, image_id) = (Some(address), Some("server@sha256:1".to_owned()));
-                let name = uid.clone();
-                revision.pods.push(PodSeen {
-                    name,
-                    uid,
-                    address,
-                    node: Some("node-1".to_owned()),
-                    ready: false,
-                    image_id,
-                    trouble: None,
-                    crashed: None,
-                });
+                revision.pods.push(pod(&format!("pod-{}", self.counter), &format!("10.0.0.{}", self.counter)));
             }
         }
         for i in 0..self.tests.len() {
@@ -271,7 +308,9 @@ impl World {
         if self.endpoints_follow {
             let live = self.observe().live();
             let pods = live.and_then(|live| self.revisions.get(&live)).map(|revision| &revision.pods);
-            self.endpoints = pods.into_iter().flatten().map(|pod| pod.uid.clone()).collect();
+            let former = self.former.iter().filter(|former| matches!(former.stage, Stage::Offered(_)));
+            let pods = pods.into_iter().flatten().chain(former.flat_map(|former| &former.pods));
+            self.endpoints = pods.map(|pod| pod.uid.clone()).collect();
         }
     }
 
@@ -374,6 +413,7 @@ impl World {
                 self.moves_to(&change.wanted);
                 self.service = Some(*change.wanted);
             }
+            Write::TakeOver(write) => self.take_over(&write),
             Write::Service(change) => self.preview = Some(*change.wanted),
             Write::Budget(change) => {
                 self.budgets.retain(|other| other.name_any() != change.wanted.name_any());
@@ -409,6 +449,33 @@ impl World {
         }
     }
 
+    /// A write to a Service that was there before, as the API server merges it.
+    fn take_over(&mut self, write: &takeover::Write) {
+        let former = self.former.clone().expect("a Service that was there before");
+        match write {
+            takeover::Write::Take(patch) => {
+                let Stage::Offered(service) = &former.stage else { panic!("it is taken already") };
+                let service = merged(service, patch);
+                self.moves_to(&service);
+                self.service = Some(service);
+                let ready = self.revisions[&self.observe().live().expect("a revision")].pods.iter();
+                let ready = ready.filter(|pod| pod.ready).count();
+                assert!(ready >= former.pods.len(), "the revision has fewer pods than served before");
+                self.former = Some(Former { stage: Stage::Taken, ..former });
+            }
+            takeover::Write::GiveBack(patch) => {
+                let back = merged(self.service.as_ref().expect("a Service"), patch);
+                assert_eq!(back.spec, offered(&former.before).spec, "it is what it was");
+                self.former = Some(Former { stage: Stage::Offered(Box::new(offered(&former.before))), ..former });
+                self.service = None;
+            }
+            takeover::Write::Release(_) => {
+                assert!(self.service.is_some(), "what it was is forgotten only once that is not needed");
+                self.former = None;
+            }
+        }
+    }
+
     /// The law of the gate: the Service leads to what served before, or to pods that have all given right answers, and
     /// to no fewer of them than served before.
     fn moves_to(&mut self, service: &Service) {
@@ -435,6 +502,35 @@ impl World {
     }
 }
 
+fn merged(service: &Service, patch: &Value) -> Service {
+    let mut json = serde_json::to_value(service).expect("json");
+    merge(&mut json, patch.clone());
+    serde_json::from_value(json).expect("a Service")
+}
+
+/// The Service of somebody else.
+fn offered(before: &Before) -> Service {
+    serde_json::from_value(json!({
+        "metadata": {"name": "cats", "resourceVersion": "1", "annotations": {"anneal.dev/take-over": "true"}},
+        "spec": {"type": before.kind, "ports": before.ports, "selector": before.selector}
+    }))
+    .expect("a Service")
+}
+
+/// A pod that starts.
+fn pod(name: &str, address: &str) -> PodSeen {
+    PodSeen {
+        name: name.to_owned(),
+        uid: name.to_owned(),
+        address: Some(address.to_owned()),
+        node: Some("node-1".to_owned()),
+        ready: false,
+        image_id: Some("server@sha256:1".to_owned()),
+        trouble: None,
+        crashed: None,
+    }
+}
+
 /// The first digit of a revision's digest.
 pub fn checkpoint(revision: &RevisionSeen) -> char {
     let container = &revision.template.spec.as_ref().expect("a pod").containers[0];
@@ -449,7 +545,8 @@ pub fn file(checkpoint: char) -> Value {
     serde_json::to_value(ModelFile::on_claim("models", path, sha256.parse().expect("a digest"))).expect("json")
 }
 
-fn merge(into: &mut Value, from: Value) {
+/// A merge patch (RFC 7386).
+pub fn merge(into: &mut Value, from: Value) {
     match (into, from) {
         (Value::Object(into), Value::Object(from)) => {
             for (key, value) in from {

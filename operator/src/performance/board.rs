@@ -1,0 +1,225 @@
+//! The pods whose performance is followed: read beside the reconciles, each pod now and then and so many a second at most,
+//! however many deployments there are.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use anneal_api::{names::SERVER_PORT, resources::ModelDeployment};
+use futures::{StreamExt, channel::mpsc};
+use jiff::Timestamp;
+use kube::runtime::reflector::ObjectRef;
+use tracing::debug;
+
+use super::{Bounds, Counts, Measured};
+use crate::{
+    context::Context,
+    pod_http::{PodClient, Question, Target},
+};
+
+/// How often a pod is read, where there are no more than can be read in that time.
+const INTERVAL: Duration = Duration::from_secs(15);
+/// Pods that are read within a second, at most.
+const READS_A_SECOND: usize = 50;
+/// Reads that run side by side.
+const CONCURRENCY: usize = 16;
+/// Pods of one revision that are read; of more, these speak for all.
+const MAX_PODS: usize = 32;
+/// What is asked.
+const QUESTION: Question = Question { port: SERVER_PORT, path: "/metrics", max_bytes: 1 << 20 };
+
+/// A pod, when it is to be read again, and what came of reading it last.
+#[derive(Debug)]
+struct Pod {
+    target: Target,
+    due: Instant,
+    read: Option<Result<Counts, ()>>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    revision: String,
+    bounds: Bounds,
+    /// By UID.
+    pods: HashMap<String, Pod>,
+    told: Option<(Measured, Timestamp)>,
+}
+
+/// A pod of a deployment.
+type Key = (ObjectRef<ModelDeployment>, String);
+
+/// What is known about the revisions that have the traffic.
+#[derive(Debug, Default)]
+pub struct Board(Mutex<HashMap<ObjectRef<ModelDeployment>, Entry>>);
+
+impl Board {
+    fn entries(&self) -> std::sync::MutexGuard<'_, HashMap<ObjectRef<ModelDeployment>, Entry>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts to read the pods of a revision, given with their UIDs, or goes on.
+    pub fn follow(
+        &self,
+        key: ObjectRef<ModelDeployment>,
+        revision: &str,
+        pods: Vec<(String, Target)>,
+        bounds: &Bounds,
+        now: Instant,
+    ) {
+        let mut entries = self.entries();
+        let new = || Entry { revision: revision.to_owned(), bounds: bounds.clone(), pods: HashMap::new(), told: None };
+        let entry = entries.entry(key).or_insert_with(new);
+        if entry.revision != revision {
+            *entry = new();
+        }
+        entry.bounds = bounds.clone();
+        entry.pods.retain(|uid, _| pods.iter().any(|(wanted, _)| wanted == uid));
+        for (uid, target) in pods.into_iter().take(MAX_PODS) {
+            entry.pods.entry(uid).or_insert(Pod { target, due: now, read: None });
+        }
+    }
+
+    /// Stops to read for a deployment.
+    pub fn forget(&self, key: &ObjectRef<ModelDeployment>) {
+        self.entries().remove(key);
+    }
+
+    /// How well a deployment's revision does, once each of its pods was asked.
+    pub fn latest(&self, key: &ObjectRef<ModelDeployment>) -> Option<Measured> {
+        self.entries().get(key).and_then(Entry::measured)
+    }
+
+    /// The pods whose turn it is, those first that have waited longest.
+    fn take_due(&self, now: Instant) -> Vec<(Key, Target)> {
+        let mut entries = self.entries();
+        let pods = entries.iter_mut().flat_map(|(key, entry)| entry.pods.iter_mut().map(move |pod| (key, pod)));
+        let mut due: Vec<_> = pods.filter(|(_, (_, pod))| pod.due <= now).collect();
+        due.sort_by_key(|(_, (_, pod))| pod.due);
+        let due = due.into_iter().take(READS_A_SECOND).map(|(key, (uid, pod))| {
+            pod.due = now + INTERVAL;
+            ((key.clone(), uid.clone()), pod.target.clone())
+        });
+        due.collect()
+    }
+
+    /// Records a read. Returns whether it is worth a reconcile.
+    fn record(&self, (key, uid): &Key, read: Result<Counts, ()>, now: Timestamp) -> bool {
+        let mut entries = self.entries();
+        let Some(entry) = entries.get_mut(key) else { return false };
+        let Some(pod) = entry.pods.get_mut(uid) else { return false };
+        // A pod that gives no answer for once is still as it was.
+        if read.is_ok() || pod.read.is_none() {
+            pod.read = Some(read);
+        }
+        let Some(measured) = entry.measured() else { return false };
+        let told = entry.told.as_ref();
+        let is_news = told.is_none_or(|(old, told)| measured.is_news(old, *told, &entry.bounds, now));
+        if is_news {
+            entry.told = Some((measured, now));
+        }
+        is_news
+    }
+}
+
+impl Entry {
+    fn measured(&self) -> Option<Measured> {
+        let (mut sum, mut pods) = (Counts::default(), 0);
+        for pod in self.pods.values() {
+            if let Ok(counts) = pod.read.as_ref()? {
+                sum.add(counts);
+                pods += 1;
+            }
+        }
+        (pods > 0).then(|| sum.measured(&self.revision, pods))
+    }
+}
+
+/// Reads for ever, and sends the deployments about which there is news.
+pub async fn read_all(context: Arc<Context>, news: mpsc::UnboundedSender<ObjectRef<ModelDeployment>>) {
+    let client = PodClient::default();
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        futures::stream::iter(context.performance.take_due(Instant::now()))
+            .for_each_concurrent(CONCURRENCY, |(key, target)| {
+                let (context, news, client) = (&context, &news, &client);
+                async move {
+                    let read = client.get(context, &target, QUESTION).await;
+                    let read = read.map(|text| Counts::parse(&text)).map_err(|problem| {
+                        debug!(pod = target.pod, problem, "metrics could not be read");
+                    });
+                    if context.performance.record(&key, read, Timestamp::now()) {
+                        // The receiver is gone only when the controller ended, and with it the process.
+                        let _ = news.unbounded_send(key.0);
+                    }
+                }
+            })
+            .await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anneal_api::resources::Feedback;
+
+    use super::*;
+
+    fn pods(count: usize) -> Vec<(String, Target)> {
+        let target = |n| Target { namespace: "ml".into(), pod: format!("cats-{n}"), address: "10.0.0.1".into() };
+        (0..count).map(|n| (n.to_string(), target(n))).collect()
+    }
+
+    fn known(count: u32) -> Counts {
+        Counts::parse(&format!("anneal_feedback_newest{{bin=\"9\"}} {count}\n"))
+    }
+
+    fn bounds() -> Bounds {
+        Bounds::of(&Feedback { min_accuracy: Some(0.9), ..Feedback::default() })
+    }
+
+    #[test]
+    fn nothing_is_said_before_every_pod_was_asked_and_then_once() {
+        let (board, key) = (Board::default(), ObjectRef::new("cats").within("ml"));
+        board.follow(key.clone(), "r", pods(2), &bounds(), Instant::now());
+        let (now, of) = (Timestamp::now(), |uid: &str| (key.clone(), uid.to_owned()));
+        assert!(!board.record(&of("0"), Ok(known(60)), now), "half of them say little");
+        assert_eq!(board.latest(&key), None);
+        assert!(board.record(&of("1"), Err(()), now), "one that gives no answer holds up nobody");
+        assert_eq!(board.latest(&key).map(|it| (it.feedback_count, it.pods)), Some((60, 1)));
+        assert!(!board.record(&of("0"), Ok(known(60)), now));
+        assert!(board.record(&of("1"), Ok(known(60)), now), "120 are enough to say that the accuracy is too low");
+        assert!(!board.record(&of("1"), Err(()), now), "and it is still known");
+        assert_eq!(board.latest(&key).map(|it| (it.feedback_count, it.pods)), Some((120, 2)));
+    }
+
+    #[test]
+    fn another_revision_begins_with_nothing() {
+        let (board, key) = (Board::default(), ObjectRef::new("cats").within("ml"));
+        board.follow(key.clone(), "r", pods(1), &bounds(), Instant::now());
+        board.record(&(key.clone(), "0".to_owned()), Ok(known(60)), Timestamp::now());
+        board.follow(key.clone(), "r", pods(1), &bounds(), Instant::now());
+        assert!(board.latest(&key).is_some(), "the same goes on");
+        board.follow(key.clone(), "s", pods(1), &bounds(), Instant::now());
+        assert_eq!(board.latest(&key), None);
+    }
+
+    #[test]
+    fn however_many_pods_there_are_only_so_many_are_read_a_second_and_all_get_their_turn() {
+        let (board, now) = (Board::default(), Instant::now());
+        for n in 0..100 {
+            board.follow(ObjectRef::new(&format!("cats-{n}")).within("ml"), "r", pods(2), &bounds(), now);
+        }
+        let mut read = std::collections::HashSet::new();
+        for second in 0..4 {
+            let due = board.take_due(now + Duration::from_secs(second));
+            assert_eq!(due.len(), READS_A_SECOND);
+            read.extend(due.into_iter().map(|(key, _)| key));
+        }
+        assert_eq!(read.len(), 200);
+        assert_eq!(board.take_due(now + Duration::from_secs(4)).len(), 0, "not again so soon");
+        assert_eq!(board.take_due(now + INTERVAL).len(), READS_A_SECOND);
+    }
+}
