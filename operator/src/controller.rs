@@ -60,9 +60,13 @@ impl Wake {
     }
 }
 
-/// Watches that give up before a load balancer drops them in silence.
+/// Length of a watch. One that died in silence is noticed some seconds after it, and load balancers drop what is idle for
+/// longer; a new one costs one request, for it goes on from where the last one ended.
+pub const WATCH: Duration = Duration::from_mins(1);
+
+/// Watches that end after [`WATCH`].
 pub fn watch() -> watcher::Config {
-    watcher::Config::default().timeout(200)
+    watcher::Config { timeout: u32::try_from(WATCH.as_secs()).ok(), ..watcher::Config::default() }
 }
 
 /// An API over one namespace, or over all of them.
