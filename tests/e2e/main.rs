@@ -2,14 +2,17 @@
 
 mod begin;
 mod campaign;
+mod chaos;
 mod claims;
 mod crash;
 mod deletion;
 mod delivery;
+mod faults;
 mod happy;
 mod images;
 mod lifecycle;
 mod nodes;
+mod observer;
 mod others;
 mod progress;
 mod quiet;
