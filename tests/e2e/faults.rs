@@ -33,7 +33,7 @@ use crate::{
 
 /// Length of an outage.
 const OUTAGE: Duration = Duration::from_secs(30);
-/// Longest time after an outage, or after a kill, until the operator works again: a Lease's length and a start.
+/// Longest time after an outage until the operator works again: a Lease's length and a start.
 const RECOVERY: Duration = Duration::from_secs(25);
 
 /// A deployment that serves under constant load, and an operator that can be broken.
@@ -79,7 +79,7 @@ impl<'a> Stage<'a> {
     async fn finished(&mut self) -> Result<()> {
         let stable = self.stable.clone();
         let done = self.cats.until("the new revision is Stable", PATIENCE, |it| is_done(it, &stable)).await?;
-        self.stable = stable_revision(&done).context("no revision is stable")?.to_owned();
+        stable_revision(&done).context("no revision is stable")?.clone_into(&mut self.stable);
         ensure!(chosen_by(self.ns, "cats").await? == self.stable, "the Service leads elsewhere");
         let retired = format!("{}={stable}", label::REVISION);
         self.ns
@@ -199,9 +199,10 @@ async fn the_same_with_a_rollout_for_each_write_and_an_outage_in_each_phase() ->
         let points = if all_points() { (0..count).collect() } else { vec![] };
         for point in points {
             for fate in [Fate::KillBefore, Fate::KillAfter] {
-                faults += usize::from(killed(&mut stage, point, fate).await.with_context(|| {
-                    format!("{fate:?} at write {point} of {count}: {}", undisturbed[point].what())
-                })?);
+                faults +=
+                    usize::from(killed(&mut stage, point, fate).await.with_context(|| {
+                        format!("{fate:?} at write {point} of {count}: {}", undisturbed[point].what())
+                    })?);
             }
         }
         let phases: &[DeploymentPhase] =

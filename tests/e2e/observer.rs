@@ -40,17 +40,27 @@ impl Observer {
     pub async fn start(ns: &Namespace) -> Result<Self> {
         let violations = Violations::default();
         let switches = Switches::default();
-        let jobs = History::begin_looking(ns.api(), GENERATED, one_live(violations.clone(), "Job", |job: &Job| {
-            let status = job.status.as_ref();
-            let conditions = status.and_then(|status| status.conditions.as_deref()).unwrap_or_default();
-            let over = conditions.iter().any(|it| matches!(it.type_.as_str(), "Complete" | "Failed") && it.status == "True");
-            (!over).then(|| job.name_any())
-        }));
-        let pods = History::begin_looking(ns.api(), GENERATED, one_live(violations.clone(), "pod", |pod: &Pod| {
-            let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-            // Pods of one Job may replace each other; a Job has one pod here.
-            (phase == Some("Running")).then(|| pod.name_any())
-        }));
+        let jobs = History::begin_looking(
+            ns.api(),
+            GENERATED,
+            one_live(violations.clone(), "Job", |job: &Job| {
+                let status = job.status.as_ref();
+                let conditions = status.and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+                let over = conditions
+                    .iter()
+                    .any(|it| matches!(it.type_.as_str(), "Complete" | "Failed") && it.status == "True");
+                (!over).then(|| job.name_any())
+            }),
+        );
+        let pods = History::begin_looking(
+            ns.api(),
+            GENERATED,
+            one_live(violations.clone(), "pod", |pod: &Pod| {
+                let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+                // Pods of one Job may replace each other; a Job has one pod here.
+                (phase == Some("Running")).then(|| pod.name_any())
+            }),
+        );
         Ok(Self {
             jobs: jobs.await?,
             pods: pods.await?,
@@ -92,7 +102,7 @@ impl Observer {
     }
 
     /// Notes what is seen elsewhere.
-    pub fn note(&self, violation: String) {
+    pub fn note(&self, violation: &str) {
         note(&self.violations, violation);
     }
 
@@ -103,7 +113,7 @@ impl Observer {
             // A Job's times are in whole seconds.
             let gated = passed.get(revision).is_some_and(|passed| *passed <= *at + SignedDuration::from_secs(1));
             if !gated {
-                self.note(format!("at {at} the Service {service} led to {revision}, which had not passed"));
+                self.note(&format!("at {at} the Service {service} led to {revision}, which had not passed"));
             }
         }
         let mut made = BTreeMap::<String, usize>::new();
@@ -114,15 +124,15 @@ impl Observer {
             *made.entry(format!("{} of {owner}", job.name_any())).or_default() += usize::from(!smoke);
         }
         for (name, times) in made.iter().filter(|(_, times)| **times > 1) {
-            self.note(format!("Job {name} was made {times} times"));
+            self.note(&format!("Job {name} was made {times} times"));
         }
         self.violations.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 }
 
-fn note(violations: &Violations, violation: String) {
+fn note(violations: &Violations, violation: &str) {
     let mut all = violations.lock().unwrap_or_else(PoisonError::into_inner);
-    if all.insert(violation.clone()) {
+    if all.insert(violation.to_owned()) {
         eprintln!("VIOLATION: {violation}");
     }
 }
@@ -138,7 +148,7 @@ fn one_live<K: Object>(violations: Violations, kind: &'static str, live: fn(&K) 
         for (run, mut names) in of_runs {
             names.sort();
             if names.len() > 1 {
-                note(&violations, format!("run {run} had more than one live {kind}: {names:?}"));
+                note(&violations, &format!("run {run} had more than one live {kind}: {names:?}"));
             }
         }
     })

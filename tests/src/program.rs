@@ -13,6 +13,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use jiff::Timestamp;
 use tempfile::TempDir;
 use tokio::{
     process::{Child, Command},
@@ -115,6 +116,11 @@ impl Program {
         self.ends.load(Ordering::Relaxed)
     }
 
+    /// How many requests it has made since, those about Leases aside.
+    pub fn asked(&self, since: Timestamp) -> usize {
+        self.proxy.asked(since).iter().filter(|asked| !asked.is_lease()).count()
+    }
+
     /// Sends it a signal where it runs.
     ///
     /// # Errors
@@ -171,7 +177,7 @@ fn spawn(command: &mut Command, log: &PathBuf) -> Result<Child> {
 
 fn note(log: &PathBuf, line: &str) {
     use std::io::Write as _;
-    let line = format!("{} {line}\n", jiff::Timestamp::now());
+    let line = format!("{} {line}\n", Timestamp::now());
     if let Ok(mut file) = OpenOptions::new().append(true).open(log) {
         // Only for whoever reads it later.
         let _ = file.write_all(line.as_bytes());
