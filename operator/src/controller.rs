@@ -62,7 +62,7 @@ impl Wake {
 
 /// Length of a watch. One that died in silence is noticed some seconds after it, and load balancers drop what is idle for
 /// longer; a new one costs one request, for it goes on from where the last one ended.
-pub const WATCH: Duration = Duration::from_mins(1);
+pub const WATCH: Duration = Duration::from_secs(30);
 
 /// Watches that end after [`WATCH`].
 pub fn watch() -> watcher::Config {

@@ -48,13 +48,14 @@ use crate::{
 };
 
 /// Faults where `ANNEAL_FAULTS` says nothing: about a minute.
-const FAULTS: usize = 8;
+const FAULTS: usize = 6;
 /// Seconds after the last fault within which everything comes to its end.
 const CONVERGENCE: u64 = 240;
 /// Runs that train side by side.
 const SIDE_BY_SIDE: usize = 2;
-/// Longest time after a fault until an operator works again: the length of a watch, and some seconds more.
-const RECOVERY: Duration = Duration::from_secs(75);
+/// Longest time after a fault until an operator works again: it notices a silent watch after 35 s, a silent list after 30 s,
+/// and waits some seconds before it tries again.
+const RECOVERY: Duration = Duration::from_secs(60);
 /// Longest wait for a request that a fault is to hit, before it counts as missed.
 const MISSED: Duration = Duration::from_secs(6);
 /// Requests that the operator may make in a minute in the mean, Leases aside: a hot loop makes tens of thousands.

@@ -1,8 +1,8 @@
 //! A rollout under load whose operator dies at its writes, or loses the API server: it comes to the right revision, no
 //! request is lost, and nothing answers that has not passed.
 //!
-//! `ANNEAL_FAULT_POINTS=all` gives each write two rollouts of its own, killed before it and after it, and each phase two
-//! outages of half a minute; `make chaos` does.
+//! `FAULT_POINTS=all scripts/chaos` gives each write two rollouts of its own, killed before it and after it, and each phase
+//! two outages of half a minute.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -142,12 +142,8 @@ fn tail(text: &str, lines: usize) -> String {
     all[all.len().saturating_sub(lines)..].join("\n")
 }
 
-fn all_points() -> bool {
-    std::env::var("ANNEAL_FAULT_POINTS").is_ok_and(|text| text == "all")
-}
-
 #[tokio::test]
-async fn an_operator_that_dies_before_and_after_every_write_of_a_rollout_loses_no_request() -> Outcome {
+async fn an_operator_that_dies_at_every_write_of_a_rollout_or_loses_the_api_server_loses_no_request() -> Outcome {
     in_namespace(async |ns| {
         let absence = ns.cluster.operator.stand_aside().await?;
         let mut stage = Stage::set(ns, Program::start(ns, &absence, "one").await?).await?;
@@ -174,15 +170,16 @@ async fn an_operator_that_dies_before_and_after_every_write_of_a_rollout_loses_n
         for (what, count) in &tries {
             println!("{count} tries: {what}");
         }
-        let kills = tries.values().map(|count| (*count).min(2)).sum();
+        let kills: usize = tries.values().map(|count| (*count).min(2)).sum();
         ensure!(kills > 20, "a rollout has more writes than {kills}");
-        // What was killed before it has happened in the end.
-        stage.judged(kills).await
+        outage(&mut stage, SmokeTesting, Line::Silent).await?;
+        stage.judged(kills + 1).await
     })
     .await
 }
 
 #[tokio::test]
+#[ignore = "40 minutes; FAULT_POINTS=all scripts/chaos"]
 async fn the_same_with_a_rollout_for_each_write_and_an_outage_in_each_phase() -> Outcome {
     in_namespace(async |ns| {
         let absence = ns.cluster.operator.stand_aside().await?;
@@ -196,20 +193,15 @@ async fn the_same_with_a_rollout_for_each_write_and_an_outage_in_each_phase() ->
         let first = undisturbed.first().and_then(|write| write.write).context("a rollout writes nothing")?;
         let count = undisturbed.last().and_then(|write| write.write).unwrap_or_default() - first + 1;
         let mut faults = 0;
-        let points = if all_points() { (0..count).collect() } else { vec![] };
-        for point in points {
+        for point in 0..count {
             for fate in [Fate::KillBefore, Fate::KillAfter] {
-                faults +=
-                    usize::from(killed(&mut stage, point, fate).await.with_context(|| {
-                        format!("{fate:?} at write {point} of {count}: {}", undisturbed[point].what())
-                    })?);
+                let came = killed(&mut stage, point, fate).await;
+                faults += usize::from(came.with_context(|| format!("{fate:?} at write {point} of {count}"))?);
             }
         }
-        let phases: &[DeploymentPhase] =
-            if all_points() { &[Loading, SmokeTesting, ScalingUp, Promoting, Soaking] } else { &[SmokeTesting] };
-        for phase in phases {
+        for phase in [Loading, SmokeTesting, ScalingUp, Promoting, Soaking] {
             for line in [Line::Cut, Line::Silent] {
-                outage(&mut stage, *phase, line).await.with_context(|| format!("{line:?} while {phase:?}"))?;
+                outage(&mut stage, phase, line).await.with_context(|| format!("{line:?} while {phase:?}"))?;
                 faults += 1;
             }
         }
