@@ -55,7 +55,7 @@ const CONVERGENCE: u64 = 240;
 const SIDE_BY_SIDE: usize = 2;
 /// Longest time after a fault until an operator works again: it notices a silent watch after 35 s, a silent list after 30 s,
 /// and waits some seconds before it tries again.
-const RECOVERY: Duration = Duration::from_secs(60);
+const RECOVERY: Duration = Duration::from_mins(1);
 /// Longest wait for a request that a fault is to hit, before it counts as missed.
 const MISSED: Duration = Duration::from_secs(6);
 /// Requests that the operator may make in a minute in the mean, Leases aside: a hot loop makes tens of thousands.
