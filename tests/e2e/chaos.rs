@@ -115,9 +115,22 @@ enum Fault {
     StopKubelet { lasts: Duration },
 }
 
+/// Each kind of fault as often as it is to come in so many: drawn until none is left, then shuffled anew.
+const DECK: u32 = 34;
+
 impl Fault {
-    fn draw(dice: &mut Dice) -> Self {
-        match dice.below(32) {
+    /// The cards of a shuffled deck.
+    fn shuffled(dice: &mut Dice) -> Vec<u32> {
+        let mut cards: Vec<u32> = (0..DECK).collect();
+        for last in (1..DECK).rev() {
+            cards.swap(last as usize, dice.below(last + 1) as usize);
+        }
+        cards
+    }
+
+    /// The fault of a card.
+    fn of(card: u32, dice: &mut Dice) -> Self {
+        match card {
             0..=7 => Self::Kill { write: dice.between(1, 4), after: dice.below(2) == 1 },
             8..=11 => {
                 let status = [409, 429, 500, 503, 504][dice.below(5) as usize];
@@ -126,26 +139,24 @@ impl Fault {
             12..=13 => Self::LoseAnswers { writes: dice.between(1, 3) },
             14..=15 => Self::Hang { requests: dice.between(1, 4) },
             16..=17 => Self::SlowWrites { pause: dice.seconds(1, 3), lasts: dice.seconds(4, 8) },
-            18..=19 => {
-                let line = if dice.below(2) == 0 { Line::Cut } else { Line::Silent };
-                Self::Outage { line, lasts: dice.seconds(1, 12) }
-            }
-            20..=22 => Self::Watches([WatchFault::Mute, WatchFault::Break, WatchFault::Expire][dice.below(3) as usize]),
+            18 => Self::Outage { line: Line::Cut, lasts: dice.seconds(1, 12) },
+            19 => Self::Outage { line: Line::Silent, lasts: dice.seconds(1, 12) },
+            20 => Self::Watches(WatchFault::Mute),
+            21 => Self::Watches(WatchFault::Break),
+            22 => Self::Watches(WatchFault::Expire),
             23..=24 => Self::StaleWatches { lag: dice.seconds(1, 4), lasts: dice.seconds(4, 8) },
             25 => Self::StealLease,
-            26 if dice.below(2) == 0 => Self::Freeze { lasts: dice.seconds(2, 20) },
-            26 => {
+            26 => Self::Freeze { lasts: dice.seconds(2, 20) },
+            27 => {
                 let minutes = [-1440, -60, -1, 1, 60, 1440][dice.below(6) as usize];
                 Self::JumpClock { minutes, lasts: dice.seconds(2, 10) }
             }
-            27..=28 => Self::DeletePod { serves: dice.below(2) == 0 },
-            29 => Self::DeleteChild { which: dice.below(3) },
-            30 => match dice.below(3) {
-                0 => Self::RestartApiServer,
-                1 => Self::SlowEtcd { pauses: dice.between(2, 6) },
-                _ => Self::StopKubelet { lasts: dice.seconds(3, 12) },
-            },
-            _ => Self::Kill { write: 1, after: true },
+            28 => Self::DeletePod { serves: true },
+            29 => Self::DeletePod { serves: false },
+            30 => Self::DeleteChild { which: dice.below(3) },
+            31 => Self::RestartApiServer,
+            32 => Self::SlowEtcd { pauses: dice.between(2, 6) },
+            _ => Self::StopKubelet { lasts: dice.seconds(3, 12) },
         }
     }
 
@@ -472,8 +483,12 @@ fn number<T: std::str::FromStr>(name: &str, default: T) -> T {
 async fn break_all(world: &World<'_>, faults: usize, seed: u64) -> Result<BTreeMap<String, usize>> {
     let (mut dice, began) = (Dice(ChaCha8Rng::seed_from_u64(seed)), Instant::now());
     let mut kinds = BTreeMap::<String, usize>::new();
+    let mut cards = Vec::new();
     for number in 1..=faults {
-        let fault = Fault::draw(&mut dice);
+        if cards.is_empty() {
+            cards = Fault::shuffled(&mut dice);
+        }
+        let fault = Fault::of(cards.pop().unwrap_or_default(), &mut dice);
         println!("{:>6.1} s  fault {number} of {faults}: {fault:?}", began.elapsed().as_secs_f64());
         let outcome = world.inject(fault, &mut dice).await;
         world.pass();
