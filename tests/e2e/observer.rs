@@ -77,11 +77,14 @@ impl Observer {
         self.jobs.all().len() + self.pods.all().len() + self.runs.all().len() + self.deployments.all().len()
     }
 
-    /// The Jobs of a run, in the order of their attempts.
+    /// The names of the Jobs that a run ever had, sorted.
     pub fn jobs_of(&self, run: &TrainingRun) -> Vec<String> {
         let uid = run.uid();
         let own = |job: &Job| job.labels().get(label::RUN_UID) == uid.as_ref();
-        self.jobs.all().iter().filter(|job| own(job)).map(kube::ResourceExt::name_any).collect()
+        let mut names: Vec<_> =
+            self.jobs.all().iter().filter(|job| own(job)).map(kube::ResourceExt::name_any).collect();
+        names.sort();
+        names
     }
 
     /// The revisions that passed a smoke test, with the time of the first.

@@ -2,6 +2,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
+    io::Write as _,
     net::TcpListener,
     path::PathBuf,
     process::Stdio,
@@ -30,8 +31,6 @@ const PAUSE: Duration = Duration::from_millis(300);
 pub struct Program {
     /// What is between it and the API server.
     pub proxy: Arc<Proxy>,
-    /// Where it tells how it is.
-    pub health: String,
     /// Its name in the Lease.
     pub name: String,
     folder: TempDir,
@@ -81,34 +80,9 @@ impl Program {
         let log = folder.path().join("log");
         let (tell, process) = watch::channel(None);
         let ends = Arc::<AtomicUsize>::default();
-        let mut this = Self {
-            proxy: proxy.clone(),
-            health: format!("http://{health}"),
-            name: name.to_owned(),
-            task: tokio::spawn(async {}),
-            folder,
-            ends: ends.clone(),
-            process,
-        };
         let first = spawn(&mut command, &log)?;
-        this.task = tokio::spawn(async move {
-            let mut child = first;
-            loop {
-                tell.send_replace(child.id());
-                proxy.serves(child.id());
-                let end = child.wait().await;
-                proxy.serves(None);
-                tell.send_replace(None);
-                ends.fetch_add(1, Ordering::Relaxed);
-                note(&log, &format!("--- ended: {}", end.map_or_else(|it| it.to_string(), |it| it.to_string())));
-                tokio::time::sleep(PAUSE).await;
-                child = match spawn(&mut command, &log) {
-                    Ok(child) => child,
-                    Err(problem) => return eprintln!("the operator does not start again: {problem:#}"),
-                };
-            }
-        });
-        Ok(this)
+        let task = tokio::spawn(keep_running(first, command, log, proxy.clone(), tell, ends.clone()));
+        Ok(Self { proxy, name: name.to_owned(), folder, ends, process, task })
     }
 
     /// How often it has ended.
@@ -162,6 +136,31 @@ impl Drop for Program {
     }
 }
 
+/// Starts the process again whenever it ends, as the kubelet would.
+async fn keep_running(
+    mut child: Child,
+    mut command: Command,
+    log: PathBuf,
+    proxy: Arc<Proxy>,
+    tell: watch::Sender<Option<u32>>,
+    ends: Arc<AtomicUsize>,
+) {
+    loop {
+        tell.send_replace(child.id());
+        proxy.serves(child.id());
+        let end = child.wait().await;
+        proxy.serves(None);
+        tell.send_replace(None);
+        ends.fetch_add(1, Ordering::Relaxed);
+        note(&log, &end.map_or_else(|problem| problem.to_string(), |end| end.to_string()));
+        tokio::time::sleep(PAUSE).await;
+        child = match spawn(&mut command, &log) {
+            Ok(child) => child,
+            Err(problem) => return eprintln!("the operator does not start again: {problem:#}"),
+        };
+    }
+}
+
 /// The library that turns the clock of a process, as Debian installs it.
 fn libfaketime() -> Result<PathBuf> {
     let file = |folder: fs::DirEntry| folder.path().join("faketime/libfaketime.so.1");
@@ -175,9 +174,9 @@ fn spawn(command: &mut Command, log: &PathBuf) -> Result<Child> {
     command.stderr(file).spawn().context("the operator's program cannot be started")
 }
 
-fn note(log: &PathBuf, line: &str) {
-    use std::io::Write as _;
-    let line = format!("{} {line}\n", Timestamp::now());
+/// Notes in the log how a process ended.
+fn note(log: &PathBuf, end: &str) {
+    let line = format!("--- {} it ended: {end}\n", Timestamp::now());
     if let Ok(mut file) = OpenOptions::new().append(true).open(log) {
         // Only for whoever reads it later.
         let _ = file.write_all(line.as_bytes());
