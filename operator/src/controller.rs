@@ -248,14 +248,18 @@ mod tests {
         for event in [watcher::Event::Init, watcher::Event::InitApply(run.clone()), watcher::Event::InitDone] {
             writer.apply_watcher_event(&event);
         }
-        // As many as after an outage: each of eight watches fails two or three times.
-        let failing = stream::iter((0..20).map(|_| Err::<TrainingRun, _>(failure()))).chain(stream::pending());
-        let telling = stream::iter([Ok(run)]).chain(stream::pending());
-        let controller = Controller::for_stream(failing, all).watches_stream(
-            // Behind the failures.
-            telling,
-            |run: TrainingRun| Some(ObjectRef::from(&run)),
-        );
+        // As after an outage: every watch fails some times, and only then one tells of something.
+        let failing = || stream::iter((0..3).map(|_| Err::<TrainingRun, _>(failure()))).chain(stream::pending());
+        let telling = stream::once(async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            Ok(run)
+        });
+        let mut controller = Controller::for_stream(failing(), all);
+        for _ in 0..7 {
+            controller = controller.watches_stream(failing(), |_| None::<ObjectRef<TrainingRun>>);
+        }
+        let controller =
+            controller.watches_stream(telling.chain(stream::pending()), |run: TrainingRun| Some(ObjectRef::from(&run)));
         let client =
             Client::try_from(Config::new("http://127.0.0.1:1".parse().expect("an address"))).expect("a client");
         let metrics = Metrics::new().expect("unique names");
