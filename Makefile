@@ -1,7 +1,7 @@
 # Thin: each target is a script that can be read and run by itself.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: accuracy bench-train bench-rollout help demo demo-clean test unit fuzz e2e test-cluster test-chart test-dashboards test-registry test-plain test-clients test-alerts book soak lint bench-serve crds images install cluster cluster-down
+.PHONY: accuracy bench-train bench-rollout chaos help demo demo-clean test unit fuzz e2e test-cluster test-chart test-dashboards test-registry test-plain test-clients test-alerts book soak lint bench-serve crds images install cluster cluster-down
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ soak: ## Interrupt trainings 200 times and compare every ending; kill the operat
 
 bench-rollout: ## 100 rollouts under load: nothing lost, nothing shown that has not passed (ROLLOUTS=10 for fewer; 30 s each)
 	@scripts/bench-rollout
+
+chaos: ## Break the operator on purpose: 60 faults that follow from a seed, under an independent observer (FAULTS=500 SEED=7; 8 minutes)
+	@scripts/chaos
 
 lint: ## Formatting, clippy, generated files, shell scripts, chart, alerts
 	@scripts/lint

@@ -2,13 +2,16 @@
 
 use std::{fmt::Debug, future::Future, sync::Arc, time::Duration};
 
-use futures::StreamExt;
+use futures::{Stream, StreamExt};
 use jiff::Timestamp;
 use kube::{
     Api, Resource, ResourceExt,
     runtime::{
+        WatchStreamExt,
         controller::{self, Action, Controller},
+        reflector,
         reflector::ObjectRef,
+        utils::Backoff,
         watcher,
     },
 };
@@ -60,9 +63,55 @@ impl Wake {
     }
 }
 
-/// Watches that give up before a load balancer drops them in silence.
+/// Length of a watch. One that died in silence is noticed some seconds after it, and load balancers drop what is idle for
+/// longer; a new one costs one request, for it goes on from where the last one ended.
+pub const WATCH: Duration = Duration::from_secs(30);
+
+/// Watches that end after [`WATCH`].
 pub fn watch() -> watcher::Config {
-    watcher::Config::default().timeout(200)
+    watcher::Config { timeout: u32::try_from(WATCH.as_secs()).ok(), ..watcher::Config::default() }
+}
+
+/// Pause after a failure of a watch, before it is tried again. It does not grow: after an outage of the API server, whoever
+/// waits longest is to be back in seconds.
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// A pause that never changes.
+struct Pause(Duration);
+
+impl Iterator for Pause {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        Some(self.0)
+    }
+}
+
+impl Backoff for Pause {
+    fn reset(&mut self) {}
+}
+
+/// What a watch tells. It makes its pauses by itself: kube-runtime would hold up all watches of a controller for the failure
+/// of one, longer and longer, and after an outage each of them fails more than once.
+pub fn events<K: Object + Send + 'static>(
+    api: Api<K>,
+    config: watcher::Config,
+) -> impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send + 'static {
+    watcher(api, config).backoff(Pause(PAUSE))
+}
+
+/// The objects that a watch tells of, those that are gone included.
+pub fn touched<K: Object + Send + 'static>(
+    api: Api<K>,
+    config: watcher::Config,
+) -> impl Stream<Item = watcher::Result<K>> + Send + 'static {
+    events(api, config).touched_objects()
+}
+
+/// A controller of every `K` in the namespace, or in all of them.
+pub fn controller<K: Object + Send + Sync + 'static>(context: &Context, namespace: Option<&str>) -> Controller<K> {
+    let (all, writer) = reflector::store();
+    Controller::for_stream(reflector(writer, events(api(context, namespace), watch())).applied_objects(), all)
 }
 
 /// An API over one namespace, or over all of them.
@@ -163,5 +212,66 @@ pub async fn drive<K, E, F, Fut>(
     Fut: Future<Output = Result<Action, E>> + Send + 'static,
 {
     let shared = context.clone();
+    // Each watch makes its own pauses.
+    let controller = controller.trigger_backoff(Pause(Duration::ZERO));
     controller.run(reconcile, policy, context).for_each(|result| async { log(&shared, result) }).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use anneal_api::resources::TrainingRun;
+    use futures::{channel::mpsc, stream};
+    use kube::{Client, Config, core::Status};
+
+    use super::*;
+    use crate::context::Settings;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("never")]
+    struct Never;
+
+    fn failure() -> watcher::Error {
+        watcher::Error::WatchError(Box::new(Status::failure("too old resource version", "Expired")))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_failures_of_one_watch_hold_up_no_other_one() {
+        let run: TrainingRun = serde_json::from_value(serde_json::json!({
+            "apiVersion": "anneal.dev/v1alpha1", "kind": "TrainingRun", "metadata": {"name": "cats", "namespace": "demo"},
+            "spec": {
+                "model": {"architecture": "simple"}, "dataset": {"uri": "synthetic://?images=4&size=32"},
+                "output": {"claimName": "models"}
+            }
+        }))
+        .expect("a run");
+        let (all, mut writer) = reflector::store();
+        for event in [watcher::Event::Init, watcher::Event::InitApply(run.clone()), watcher::Event::InitDone] {
+            writer.apply_watcher_event(&event);
+        }
+        // As after an outage: every watch fails some times, and only then one tells of something.
+        let failing = || stream::iter((0..3).map(|_| Err::<TrainingRun, _>(failure()))).chain(stream::pending());
+        let telling = stream::once(async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            Ok(run)
+        });
+        let mut controller = Controller::for_stream(failing(), all);
+        for _ in 0..7 {
+            controller = controller.watches_stream(failing(), |_| None::<ObjectRef<TrainingRun>>);
+        }
+        let controller =
+            controller.watches_stream(telling.chain(stream::pending()), |run: TrainingRun| Some(ObjectRef::from(&run)));
+        let client =
+            Client::try_from(Config::new("http://127.0.0.1:1".parse().expect("an address"))).expect("a client");
+        let metrics = Metrics::new().expect("unique names");
+        let context = Arc::new(Context::new(client, Settings::of_tests(), metrics, "test".to_owned()));
+        let (tell, mut told) = mpsc::unbounded();
+        let reconcile = move |run: Arc<TrainingRun>, _| {
+            let _ = tell.unbounded_send(run.name_any());
+            async { Ok::<_, Never>(Action::await_change()) }
+        };
+        let driven = tokio::spawn(drive(controller, reconcile, |_, _: &Never, _| Action::await_change(), context));
+        let told = tokio::time::timeout(Duration::from_secs(5), told.next()).await;
+        driven.abort();
+        assert_eq!(told.expect("it is reconciled in time").as_deref(), Some("cats"));
+    }
 }

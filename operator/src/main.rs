@@ -3,6 +3,7 @@
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use anneal_operator::{
+    api_server,
     context::{Context, Reach, Settings},
     cron_training_run, health,
     lease::{Lease, LeaseError},
@@ -12,7 +13,7 @@ use anneal_operator::{
     training_run, training_sweep,
 };
 use clap::Parser;
-use kube::{Client, Config};
+use kube::Config;
 use tokio::{signal::unix::SignalKind, sync::watch};
 use tracing::{error, info, warn};
 
@@ -67,7 +68,7 @@ enum Ended {
 async fn operate(options: Options) -> Result<(), Ended> {
     let config = Config::infer().await.map_err(Ended::Config)?;
     let inside = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
-    let client = Client::try_from(config.clone()).map_err(|problem| Ended::Client(Box::new(problem)))?;
+    let client = api_server::client(config.clone()).map_err(|problem| Ended::Client(Box::new(problem)))?;
     let metrics = Metrics::new()?;
     let settings = Settings {
         trainer_image: options.trainer_image.clone(),
@@ -84,7 +85,7 @@ async fn operate(options: Options) -> Result<(), Ended> {
     let mut interrupt = tokio::signal::unix::signal(SignalKind::interrupt()).map_err(Ended::Signal)?;
     let mut health = tokio::spawn(health::serve(options.health_address, metrics, is_ready, ended(stopped)));
 
-    let lease = tokio::select! {
+    let mut lease = tokio::select! {
         lease = Lease::prepare(&config, &options.lease_name, &options.lease_namespace, &options.identity) => lease?,
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
@@ -93,7 +94,7 @@ async fn operate(options: Options) -> Result<(), Ended> {
     // A replica that waits for the Lease is as healthy as one that has it.
     ready.send_replace(true);
     let outcome = tokio::select! {
-        outcome = lead(&lease, &context, &options) => outcome,
+        outcome = lead(&mut lease, &context, &options) => outcome,
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
         outcome = &mut health => Err(unhealthy(outcome)),
@@ -117,7 +118,7 @@ fn unhealthy(outcome: Result<std::io::Result<()>, tokio::task::JoinError>) -> En
 }
 
 /// Waits for the Lease, then runs the controllers for as long as it is held.
-async fn lead(lease: &Lease, context: &Arc<Context>, options: &Options) -> Result<(), Ended> {
+async fn lead(lease: &mut Lease, context: &Arc<Context>, options: &Options) -> Result<(), Ended> {
     info!(identity = options.identity, lease = options.lease_name, "waiting for the Lease");
     lease.acquired().await;
     info!(identity = options.identity, "leading");

@@ -2,16 +2,19 @@
 
 mod begin;
 mod campaign;
+mod chaos;
 mod claims;
 mod crash;
 mod deletion;
 mod delivery;
+mod faults;
 mod feedback;
 mod gate;
 mod happy;
 mod images;
 mod lifecycle;
 mod nodes;
+mod observer;
 mod others;
 mod progress;
 mod quiet;

@@ -25,9 +25,17 @@ impl Node {
     /// # Errors
     /// When there is none, or the cluster is not the checkout's own.
     pub async fn kill(&self, program: &str) -> Result<()> {
+        self.signal("KILL", program).await
+    }
+
+    /// Sends a signal to every process of this program on the node, its containers' included.
+    ///
+    /// # Errors
+    /// As [`Self::kill`].
+    pub async fn signal(&self, signal: &str, program: &str) -> Result<()> {
         // By its command: a program that started itself anew has another name in the process table.
         let command = format!("^([^ ]*/)?{program}( |$)");
-        self.run(&["pkill", "-KILL", "-f", &command]).await.map(|_| ())
+        self.run(&["pkill", &format!("-{signal}"), "-f", &command]).await.map(|_| ())
     }
 
     /// Starts again what was killed of the node itself, and waits until it is ready.

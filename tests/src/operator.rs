@@ -1,17 +1,31 @@
 //! The operator in the cluster: what it was installed with, which of its pods leads, and how it is killed.
 
-use std::time::{Duration, Instant};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use anneal_api::names::label;
 use anyhow::{Context, Result, ensure};
 use jiff::Timestamp;
-use k8s_openapi::api::{apps::v1::Deployment, coordination::v1::Lease, core::v1::Pod};
+use k8s_openapi::{
+    api::{apps::v1::Deployment, coordination::v1::Lease, core::v1::Pod},
+    apimachinery::pkg::apis::meta::v1::MicroTime,
+};
 use kube::{
     Api, Client, ResourceExt as _,
-    api::{DeleteParams, ListParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams},
 };
+use serde_json::json;
+use tempfile::TempDir;
 
-use crate::{processes::signal, watch::Watch};
+use crate::{
+    kubectl,
+    processes::{processes_of, signal},
+    watch::Watch,
+};
 
 /// Name of the Lease that the leading pod holds.
 const LEASE: &str = "anneal";
@@ -27,7 +41,9 @@ pub struct Operator {
     pub trainer_image: String,
     /// The image of inference pods, which has the clients, too.
     pub server_image: String,
-    lease: String,
+    deployment: String,
+    /// Name of the Lease that the pod which leads holds.
+    pub lease: String,
     client: Client,
 }
 
@@ -37,7 +53,7 @@ impl Operator {
     /// # Errors
     /// When there is none, or it does not look as the chart makes it.
     pub async fn find(client: &Client) -> Result<Self> {
-        let labels = format!("{}=anneal,{}=operator", label::NAME, label::COMPONENT);
+        let labels = labels();
         let found = Api::<Deployment>::all(client.clone()).list(&ListParams::default().labels(&labels)).await?;
         let deployment = found.items.first().with_context(|| format!("no Deployment has the labels {labels}"))?;
         let namespace = deployment.namespace().unwrap_or_default();
@@ -53,6 +69,7 @@ impl Operator {
             trainer_image: variable("ANNEAL_TRAINER_IMAGE")?,
             server_image: variable("ANNEAL_SERVER_IMAGE")?,
             lease: variable("ANNEAL_LEASE_NAME").unwrap_or_else(|_| LEASE.to_owned()),
+            deployment: deployment.name_any(),
             namespace,
             client: client.clone(),
         })
@@ -107,6 +124,72 @@ impl Operator {
         Ok(())
     }
 
+    /// Takes the operator that the chart installed away, so that one that the test starts works alone.
+    ///
+    /// # Errors
+    /// When it does not go, or its program is not to be had.
+    pub async fn stand_aside(&self) -> Result<Absence> {
+        let folder = TempDir::new().context("no temporary folder")?;
+        let program = self.program(folder.path()).await?;
+        let deployments: Api<Deployment> = Api::namespaced(self.client.clone(), &self.namespace);
+        let found = deployments.get_scale(&self.deployment).await.context("the operator cannot be scaled")?;
+        let replicas = found.spec.and_then(|spec| spec.replicas).unwrap_or(1);
+        let (namespace, deployment) = (self.namespace.clone(), self.deployment.clone());
+        let absence = Absence { program, token: self.token().await?, namespace, deployment, replicas, _folder: folder };
+        let none = Patch::Merge(json!({"spec": {"replicas": 0}}));
+        deployments.patch_scale(&self.deployment, &PatchParams::default(), &none).await?;
+        let chosen = ListParams::default().labels(&labels());
+        let begin = Instant::now();
+        while !self.pods().list(&chosen).await?.items.is_empty() {
+            ensure!(begin.elapsed() < Duration::from_mins(1), "the operator's pods do not go");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        Ok(absence)
+    }
+
+    /// A token of the operator's own service account, good for a day.
+    async fn token(&self) -> Result<String> {
+        let account = self.user.rsplit(':').next().unwrap_or_default();
+        let args = ["--namespace", &self.namespace, "create", "token", account, "--duration=24h"];
+        Ok(kubectl::run(&args, None).await?.ok()?.out.trim().to_owned())
+    }
+
+    /// The operator's program: the one that `ANNEAL_OPERATOR_PROGRAM` names, otherwise a copy of the one that runs.
+    async fn program(&self, folder: &Path) -> Result<PathBuf> {
+        if let Some(program) = std::env::var_os("ANNEAL_OPERATOR_PROGRAM").filter(|it| !it.is_empty()) {
+            return Ok(program.into());
+        }
+        let leader = self.leader().await?;
+        let processes = processes_of(&leader)?;
+        let process = processes.first().context("the operator does not run on this machine")?;
+        let program = folder.join("anneal-operator");
+        fs::copy(format!("/proc/{process}/exe"), &program).context("the operator's program cannot be copied")?;
+        Ok(program)
+    }
+
+    /// Who has the Lease; an empty name where nobody has.
+    ///
+    /// # Errors
+    /// When there is no Lease.
+    pub async fn holder(&self) -> Result<String> {
+        let leases: Api<Lease> = Api::namespaced(self.client.clone(), &self.namespace);
+        let lease = leases.get(&self.lease).await.context("the Lease cannot be read")?;
+        Ok(holder(&lease).unwrap_or_default())
+    }
+
+    /// Takes the Lease from whoever has it, for as long as it lasts.
+    ///
+    /// # Errors
+    /// When there is no Lease.
+    pub async fn steal_lease(&self, thief: &str) -> Result<()> {
+        let leases: Api<Lease> = Api::namespaced(self.client.clone(), &self.namespace);
+        let now = MicroTime(Timestamp::now());
+        let spec = json!({"holderIdentity": thief, "renewTime": now, "acquireTime": now, "leaseDurationSeconds": 15});
+        let theft = Patch::Merge(json!({"spec": spec}));
+        leases.patch(&self.lease, &PatchParams::default(), &theft).await.context("the Lease cannot be taken")?;
+        Ok(())
+    }
+
     /// Waits until a process of the operator has taken or renewed the Lease after that time.
     ///
     /// # Errors
@@ -115,6 +198,35 @@ impl Operator {
         let renewed = |lease: &Lease| lease.spec.as_ref().and_then(|spec| spec.renew_time.as_ref()).map(|time| time.0);
         let led = |lease: &Lease| holder(lease).is_some() && renewed(lease).is_some_and(|at| at > since);
         self.lease().until("the operator leads again", 60, led).await.map(|_| ())
+    }
+}
+
+fn labels() -> String {
+    format!("{}=anneal,{}=operator", label::NAME, label::COMPONENT)
+}
+
+/// The operator that the chart installed is away for as long as this lives.
+pub struct Absence {
+    /// Its program.
+    pub program: PathBuf,
+    /// A token of its service account.
+    pub token: String,
+    namespace: String,
+    deployment: String,
+    replicas: i32,
+    _folder: TempDir,
+}
+
+impl Drop for Absence {
+    fn drop(&mut self) {
+        let replicas = format!("--replicas={}", self.replicas);
+        // The test may have been told to stop: nothing is left that could wait.
+        let back = Command::new("kubectl")
+            .args(["--namespace", &self.namespace, "scale", "deployment", &self.deployment, &replicas])
+            .status();
+        if !back.is_ok_and(|status| status.success()) {
+            eprintln!("the operator of the chart did not come back; run scripts/install");
+        }
     }
 }
 

@@ -23,7 +23,7 @@ pub async fn signal(pod: &Pod, signal: &str) -> Result<bool> {
 }
 
 /// Processes on this machine that run in a pod's containers.
-fn processes_of(pod: &Pod) -> Result<Vec<String>> {
+pub fn processes_of(pod: &Pod) -> Result<Vec<String>> {
     let statuses = pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
     let ids: Vec<&str> =
         statuses.filter_map(|status| status.container_id.as_deref()?.rsplit_once("//")).map(|(_, id)| id).collect();
@@ -37,4 +37,14 @@ fn processes_of(pod: &Pod) -> Result<Vec<String>> {
         }
     }
     Ok(processes)
+}
+
+/// Sends a signal to one process of this machine.
+///
+/// # Errors
+/// When it cannot be sent.
+pub async fn kill(process: u32, signal: &str) -> Result<()> {
+    let sent = Command::new("kill").arg(format!("-{signal}")).arg(process.to_string()).status().await;
+    ensure!(sent.context("kill cannot be run")?.success(), "process {process} did not get SIG{signal}");
+    Ok(())
 }

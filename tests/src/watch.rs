@@ -11,7 +11,10 @@ use futures::{Stream, StreamExt as _};
 use k8s_openapi::NamespaceResourceScope;
 use kube::{
     Api, Resource,
-    runtime::watcher::{self, watch_object},
+    runtime::{
+        WatchStreamExt as _,
+        watcher::{self, watch_object},
+    },
 };
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -51,7 +54,7 @@ pub struct Watch<K> {
 impl<K: Object> Watch<K> {
     /// Watches the object of that name, whether it exists or not.
     pub fn new(api: Api<K>, name: &str) -> Self {
-        let states = watch_object(api, name).boxed();
+        let states = watch_object(api, name).default_backoff().boxed();
         Self { name: name.to_owned(), states, last: None }
     }
 

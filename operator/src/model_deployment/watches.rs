@@ -21,10 +21,9 @@ use k8s_openapi::api::{
 use kube::{
     Api, ResourceExt,
     runtime::{
-        WatchStreamExt,
         controller::{Config, Controller},
         reflector::{ObjectRef, Store},
-        watcher::{self, Event, watcher},
+        watcher::{self, Event},
     },
 };
 
@@ -32,12 +31,12 @@ use super::preflight;
 use crate::{
     cluster::Object,
     context::Context,
-    controller::{api, watch},
+    controller::{api, events, touched, watch},
 };
 
 /// The controller with everything that wakes it.
 pub fn controller(context: &Context, namespace: Option<&str>, concurrency: u16) -> Controller<ModelDeployment> {
-    let controller = Controller::new(api::<ModelDeployment>(context, namespace), watch())
+    let controller = crate::controller::controller::<ModelDeployment>(context, namespace)
         .with_config(Config::default().concurrency(concurrency));
     let (of_runs, of_claims) = (controller.store(), controller.store());
     let own = || watch().labels(label::DEPLOYMENT);
@@ -50,13 +49,13 @@ pub fn controller(context: &Context, namespace: Option<&str>, concurrency: u16) 
         digest(&run.status.as_ref().and_then(|status| status.phase))
     });
     controller
-        .owns(api::<Deployment>(context, namespace), own())
-        .owns(api::<Service>(context, namespace), own())
-        .owns(api::<Job>(context, namespace), own())
+        .owns_stream(touched(api::<Deployment>(context, namespace), own()))
+        .owns_stream(touched(api::<Service>(context, namespace), own()))
+        .owns_stream(touched(api::<Job>(context, namespace), own()))
         .owns_stream(autoscalers)
         .owns_stream(budgets)
-        .watches(api::<Pod>(context, namespace), own(), |pod: Pod| deployment_of_pod(&pod))
-        .watches(api::<PersistentVolumeClaim>(context, namespace), watch(), move |claim| {
+        .watches_stream(touched(api::<Pod>(context, namespace), own()), |pod: Pod| deployment_of_pod(&pod))
+        .watches_stream(touched(api::<PersistentVolumeClaim>(context, namespace), watch()), move |claim| {
             deployments_of_claim(&of_claims, &claim)
         })
         .watches_stream(runs, move |run| deployments_of_run(&of_runs, &run))
@@ -69,8 +68,7 @@ fn changes<K: Object + Send + 'static>(
     digest: fn(&K) -> u64,
 ) -> impl Stream<Item = Result<K, watcher::Error>> + Send {
     let mut known = HashMap::new();
-    watcher(api, config)
-        .default_backoff()
+    events(api, config)
         .filter_map(move |event| std::future::ready(event.map(|event| change(&mut known, event, digest)).transpose()))
 }
 

@@ -38,7 +38,7 @@ use tokio::sync::Semaphore;
 use crate::{
     cluster::ClusterError,
     context::Context,
-    controller::{api, back_off, drive, in_turn, observed, watch},
+    controller::{api, back_off, drive, in_turn, observed, touched, watch},
     progress::read_all,
 };
 
@@ -100,16 +100,18 @@ fn controller(
     let last_words = context.last_words.clone();
     // Bounded by `in_turn`.
     let controller =
-        Controller::new(api::<TrainingRun>(context, namespace), watch()).with_config(Config::default().concurrency(0));
+        crate::controller::controller::<TrainingRun>(context, namespace).with_config(Config::default().concurrency(0));
     let runs = controller.store();
     controller
-        .owns(api::<Job>(context, namespace), watch().labels(label::RUN))
-        .watches(api::<Pod>(context, namespace), watch().labels(label::RUN), move |pod: Pod| {
+        .owns_stream(touched(api::<Job>(context, namespace), watch().labels(label::RUN)))
+        .watches_stream(touched(api::<Pod>(context, namespace), watch().labels(label::RUN)), move |pod: Pod| {
             let run = run_of_pod(&pod)?;
             last_words.note(&run, &pod);
             Some(run)
         })
-        .watches(api::<PersistentVolumeClaim>(context, namespace), watch(), move |claim| runs_of_claim(&runs, &claim))
+        .watches_stream(touched(api::<PersistentVolumeClaim>(context, namespace), watch()), move |claim| {
+            runs_of_claim(&runs, &claim)
+        })
         .reconcile_on(woken)
 }
 

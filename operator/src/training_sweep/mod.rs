@@ -15,12 +15,12 @@ use anneal_api::{
     resources::{TrainingRun, TrainingSweep},
 };
 use jiff::Timestamp;
-use kube::runtime::controller::{Action, Config, Controller};
+use kube::runtime::controller::{Action, Config};
 
 use crate::{
     cluster::ClusterError,
     context::Context,
-    controller::{api, back_off, drive, observed, watch},
+    controller::{api, back_off, controller, drive, observed, touched, watch},
 };
 
 /// The kind in metrics and logs.
@@ -36,9 +36,9 @@ pub enum Error {
 
 /// Runs the controller until the process ends.
 pub async fn run(context: Arc<Context>, namespace: Option<&str>, concurrency: u16) {
-    let controller = Controller::new(api::<TrainingSweep>(&context, namespace), watch())
+    let controller = controller::<TrainingSweep>(&context, namespace)
         .with_config(Config::default().concurrency(concurrency))
-        .owns(api::<TrainingRun>(&context, namespace), watch().labels(label::SWEEP));
+        .owns_stream(touched(api::<TrainingRun>(&context, namespace), watch().labels(label::SWEEP)));
     drive(
         controller,
         |sweep, context| observed(KIND, sweep.clone(), context.clone(), reconcile(sweep, context)),
