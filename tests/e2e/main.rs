@@ -6,6 +6,7 @@ mod claims;
 mod crash;
 mod deletion;
 mod delivery;
+mod gateway;
 mod happy;
 mod images;
 mod lifecycle;

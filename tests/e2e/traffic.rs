@@ -19,8 +19,9 @@ pub struct Traffic<'a>(&'a Namespace);
 impl<'a> Traffic<'a> {
     /// Begins to ask the deployment `cats`.
     pub async fn start(ns: &'a Namespace) -> Result<Self> {
-        start(ns, "callers", &[]).await?;
-        start(ns, "newcomers", &["--new-connections"]).await?;
+        let url = format!("http://cats.{}.svc", ns.name);
+        start(ns, "callers", &url, &[]).await?;
+        start(ns, "newcomers", &url, &["--new-connections"]).await?;
         Ok(Self(ns))
     }
 
@@ -30,12 +31,12 @@ impl<'a> Traffic<'a> {
     }
 }
 
-async fn start(ns: &Namespace, pod: &str, more: &[&str]) -> Result<()> {
-    let url = format!("http://cats.{}.svc", ns.name);
+/// Begins to send requests to `url` from a pod of this name.
+pub async fn start(ns: &Namespace, pod: &str, url: &str, more: &[&str]) -> Result<()> {
     let args = [
         "load",
         "--url",
-        &url,
+        url,
         "--concurrency",
         "2",
         "--rate",
@@ -56,7 +57,8 @@ async fn start(ns: &Namespace, pod: &str, more: &[&str]) -> Result<()> {
     Ok(())
 }
 
-async fn told_by(ns: &Namespace, pod: &str) -> Result<Told> {
+/// What a pod of callers has told so far.
+pub async fn told_by(ns: &Namespace, pod: &str) -> Result<Told> {
     Told::read(&ns.kubectl(&["logs", pod]).await?.ok()?.out)
 }
 
@@ -75,6 +77,8 @@ pub struct Told {
     pub gaps: Vec<(Timestamp, f64)>,
     /// When each revision began to answer, after another one.
     pub begun: Vec<(Timestamp, String)>,
+    /// Answers of each revision, every time that they were counted.
+    pub counts: Vec<(Timestamp, BTreeMap<String, u64>)>,
 }
 
 impl Told {
@@ -94,6 +98,7 @@ impl Told {
                     told.answers = line["answers"].as_u64().unwrap_or_default();
                     told.failures = line["failures"].as_u64().unwrap_or_default();
                     told.max_gap_seconds = line["maxGapSeconds"].as_f64().unwrap_or(f64::INFINITY);
+                    told.counts.push((at(&line)?, serde_json::from_value(line["revisions"].clone())?));
                 }
                 _ => {}
             }
