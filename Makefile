@@ -1,7 +1,7 @@
 # Thin: each target is a script that can be read and run by itself.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: accuracy bench-train bench-rollout chaos help demo demo-clean test unit fuzz e2e test-cluster test-chart test-dashboards test-registry test-plain test-clients test-alerts book soak lint bench-serve crds images install cluster cluster-down
+.PHONY: accuracy bench-train bench-rollout chaos help demo demo-clean test unit fuzz e2e test-cluster test-chart test-dashboards test-registry test-plain test-clients test-alerts book soak lint bench-serve crds images install cluster cluster-down test-gateway
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ test-cluster: ## Prove what the tests' own Kubernetes promises: repair, two inst
 
 test-chart: ## The chart's life on a real cluster: install, upgrade, rollback, uninstall (1 minute)
 	@scripts/test chart
+
+test-gateway: ## Canaries through Envoy Gateway, under load (4 minutes; the first time it is built, 10 more)
+	@scripts/test gateway
 
 test-dashboards: ## Every query of the dashboards, asked of a real Prometheus that scrapes real pods (2 minutes)
 	@scripts/test dashboards

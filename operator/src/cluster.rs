@@ -129,6 +129,24 @@ pub async fn get<K: Object>(client: &Client, namespace: &str, name: &str) -> Res
     bounded(what::<K>("get", name), api::<K>(client, namespace).get_opt(name)).await
 }
 
+/// The same of a kind that the cluster may lack; `None` where it does.
+///
+/// # Errors
+/// When the API server does not answer or refuses.
+pub async fn get_if_served<K: Object>(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+) -> Result<Option<Option<K>>, ClusterError> {
+    // A list is never "not found" for want of an object.
+    let params = ListParams::default().fields(&format!("metadata.name={name}"));
+    match bounded(what::<K>("get", name), api::<K>(client, namespace).list(&params)).await {
+        Ok(found) => Ok(Some(found.items.into_iter().next())),
+        Err(problem) if problem.says(Status::is_not_found) => Ok(None),
+        Err(problem) => Err(problem),
+    }
+}
+
 /// Lists the objects that carry the labels.
 ///
 /// # Errors

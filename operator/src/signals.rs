@@ -14,6 +14,7 @@ use tracing::debug;
 
 use crate::{
     context::Context,
+    model_deployment::revision::RevisionName,
     pod_http::{PodClient, Question, Target},
 };
 
@@ -29,6 +30,15 @@ const MIN_ERRORS: f64 = 3.0;
 const MIN_ANSWERS: f64 = 20.0;
 /// What is asked.
 const QUESTION: Question = Question { port: SERVER_PORT, path: "/metrics", max_bytes: 1 << 20 };
+
+/// Whose answers are counted, and since when: with another one the count begins anew.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// The revision of the pods.
+    pub revision: RevisionName,
+    /// The step of its canary; 0 once it has all of the traffic.
+    pub step: i32,
+}
 
 /// What pods counted: answers to predictions, and how long they took.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -174,6 +184,7 @@ struct Pod {
 struct Entry {
     /// By UID.
     pods: HashMap<String, Pod>,
+    window: Window,
     limits: Limits,
     told: bool,
 }
@@ -189,11 +200,17 @@ impl Board {
 
     /// Starts to read the pods, given with their UIDs, or goes on: what a pod counted before it was first read is not
     /// held against it.
-    pub fn follow(&self, key: ObjectRef<ModelDeployment>, pods: Vec<(String, Target)>, limits: Limits) {
+    pub fn follow(&self, key: ObjectRef<ModelDeployment>, window: Window, pods: Vec<(String, Target)>, limits: Limits) {
         let mut entries = self.entries();
-        let entry = entries.entry(key).or_insert_with(|| Entry { pods: HashMap::new(), limits, told: false });
-        entry.told &= entry.limits == limits;
+        let begun = || Entry { pods: HashMap::new(), window: window.clone(), limits, told: false };
+        let entry = entries.entry(key).or_insert_with(begun);
+        entry.told &= entry.limits == limits && entry.window == window;
         entry.limits = limits;
+        if entry.window != window {
+            entry.window = window;
+            let counted = entry.pods.values_mut().filter_map(|pod| pod.counted.as_mut());
+            counted.for_each(|(first, latest)| first.clone_from(latest));
+        }
         entry.pods.retain(|uid, _| pods.iter().any(|(wanted, _)| wanted == uid));
         for (uid, target) in pods.into_iter().take(MAX_PODS) {
             entry.pods.entry(uid).or_insert(Pod { target, counted: None });
@@ -205,9 +222,9 @@ impl Board {
         self.entries().remove(key);
     }
 
-    /// What the pods of a deployment counted together since they are read.
-    pub fn latest(&self, key: &ObjectRef<ModelDeployment>) -> Signals {
-        self.entries().get(key).map(Entry::sum).unwrap_or_default()
+    /// What the pods of a deployment counted together in the window in which they are read.
+    pub fn latest(&self, key: &ObjectRef<ModelDeployment>) -> Option<(Window, Signals)> {
+        self.entries().get(key).map(|entry| (entry.window.clone(), entry.sum()))
     }
 
     fn targets(&self) -> Vec<(ObjectRef<ModelDeployment>, String, Target)> {
@@ -306,15 +323,19 @@ active_requests 3
         let (board, key) = (Board::default(), ObjectRef::new("cats").within("ml"));
         let target = Target { namespace: "ml".into(), pod: "cats-1".into(), address: "10.0.0.1".into() };
         let pods = || vec![("1".to_owned(), target.clone())];
-        board.follow(key.clone(), pods(), limits(5.0, None));
+        let window = |step| Window { revision: RevisionName::parse("0123abcd").expect("a name"), step };
+        let latest = |board: &Board| board.latest(&key).expect("an entry").1;
+        board.follow(key.clone(), window(1), pods(), limits(5.0, None));
         assert!(!board.record(&key, "1", Signals::parse(TEXT)));
-        assert!(board.latest(&key).errors < 1.0);
+        assert!(latest(&board).errors < 1.0);
         let mut later = Signals::parse(TEXT);
         (later.answers, later.errors) = (120.0, 30.0);
         assert!(board.record(&key, "1", later.clone()), "it is told");
         assert!(!board.record(&key, "1", later), "once");
-        board.follow(key.clone(), pods(), limits(5.0, None));
-        assert_eq!((board.latest(&key).answers, board.latest(&key).errors), (20.0, 20.0));
+        board.follow(key.clone(), window(1), pods(), limits(5.0, None));
+        assert_eq!((latest(&board).answers, latest(&board).errors), (20.0, 20.0));
+        board.follow(key.clone(), window(2), pods(), limits(5.0, None));
+        assert!(latest(&board).errors < 1.0, "another step of a canary counts anew");
         assert_eq!(board.targets().len(), 1);
     }
 

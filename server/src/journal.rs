@@ -2,6 +2,7 @@
 //! how it stands every few seconds.
 
 use std::{
+    collections::BTreeMap,
     io::Write as _,
     sync::{Mutex, PoisonError},
     time::Duration,
@@ -13,6 +14,8 @@ use tokio::time::Instant;
 
 /// How often it is told how it stands.
 const INTERVAL: Duration = Duration::from_secs(2);
+/// Revisions that are counted one by one.
+const MAX_REVISIONS: usize = 64;
 /// Time without a prediction that is told of by itself.
 const NOTABLE: Duration = Duration::from_millis(500);
 
@@ -52,6 +55,8 @@ pub enum Line {
         failures: u64,
         /// Longest time without a prediction so far.
         max_gap_seconds: f64,
+        /// Predictions of each revision so far; of the first few, where there are many.
+        revisions: BTreeMap<String, u64>,
     },
 }
 
@@ -62,6 +67,7 @@ struct State {
     last: Instant,
     told: Instant,
     revision: Option<String>,
+    revisions: BTreeMap<String, u64>,
 }
 
 /// The record of one load.
@@ -72,7 +78,8 @@ impl Journal {
     pub fn begin() -> Self {
         let now = Instant::now();
         let (answers, failures, gap) = (0, 0, Duration::ZERO);
-        Self(Mutex::new(State { answers, failures, gap, last: now, told: now, revision: None }))
+        let (revision, revisions) = (None, BTreeMap::new());
+        Self(Mutex::new(State { answers, failures, gap, last: now, told: now, revision, revisions }))
     }
 
     /// Counts a prediction of a revision.
@@ -108,6 +115,11 @@ impl State {
                     lines.push(Line::Gap { at, seconds: gap.as_secs_f64() });
                 }
                 let revision = revision.unwrap_or_default();
+                if let Some(count) = self.revisions.get_mut(revision) {
+                    *count += 1;
+                } else if self.revisions.len() < MAX_REVISIONS {
+                    self.revisions.insert(revision.to_owned(), 1);
+                }
                 if self.revision.as_deref() != Some(revision) {
                     self.revision = Some(revision.to_owned());
                     lines.push(Line::Revision { at, revision: revision.to_owned() });
@@ -128,7 +140,8 @@ impl State {
     /// How it stands; a gap that has not ended counts too.
     fn count(&self, now: Instant) -> Line {
         let max_gap_seconds = self.gap.max(now - self.last).as_secs_f64();
-        Line::Count { at: Timestamp::now(), answers: self.answers, failures: self.failures, max_gap_seconds }
+        let (at, answers, failures) = (Timestamp::now(), self.answers, self.failures);
+        Line::Count { at, answers, failures, max_gap_seconds, revisions: self.revisions.clone() }
     }
 }
 
@@ -152,10 +165,12 @@ mod tests {
         assert!(state.lines(Ok(Some("r1")), begin + Duration::from_millis(20)).is_empty());
         assert!(matches!(state.lines(Err("gone"), begin + Duration::from_millis(30))[..], [Line::Failed { .. }]));
         let lines = state.lines(Ok(Some("r1")), begin + INTERVAL);
-        let [Line::Gap { .. }, Line::Count { answers: 3, failures: 1, max_gap_seconds, .. }] = lines[..] else {
+        let [Line::Gap { .. }, Line::Count { answers: 3, failures: 1, max_gap_seconds, revisions, .. }] = &lines[..]
+        else {
             panic!("{lines:?}")
         };
         assert!((max_gap_seconds - 1.98).abs() < 1e-6);
+        assert_eq!(revisions["r1"], 3);
         let text = serde_json::to_string(&lines[1]).expect("json");
         assert!(text.starts_with(r#"{"event":"count","at":""#), "{text}");
     }

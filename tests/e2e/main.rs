@@ -10,6 +10,7 @@ mod delivery;
 mod faults;
 mod feedback;
 mod gate;
+mod gateway;
 mod happy;
 mod images;
 mod lifecycle;

@@ -24,8 +24,9 @@ impl<'a> Traffic<'a> {
 
     /// Begins to ask a Service.
     pub async fn to(ns: &'a Namespace, service: &str) -> Result<Self> {
-        start(ns, service, "callers", &[]).await?;
-        start(ns, service, "newcomers", &["--new-connections"]).await?;
+        let url = format!("http://{service}.{}.svc", ns.name);
+        start(ns, "callers", &url, &[]).await?;
+        start(ns, "newcomers", &url, &["--new-connections"]).await?;
         Ok(Self(ns))
     }
 
@@ -35,12 +36,12 @@ impl<'a> Traffic<'a> {
     }
 }
 
-async fn start(ns: &Namespace, service: &str, pod: &str, more: &[&str]) -> Result<()> {
-    let url = format!("http://{service}.{}.svc", ns.name);
+/// Begins to send requests to `url` from a pod of this name.
+pub async fn start(ns: &Namespace, pod: &str, url: &str, more: &[&str]) -> Result<()> {
     let args = [
         "load",
         "--url",
-        &url,
+        url,
         "--concurrency",
         "2",
         "--rate",
@@ -61,7 +62,8 @@ async fn start(ns: &Namespace, service: &str, pod: &str, more: &[&str]) -> Resul
     Ok(())
 }
 
-async fn told_by(ns: &Namespace, pod: &str) -> Result<Told> {
+/// What a pod of callers has told so far.
+pub async fn told_by(ns: &Namespace, pod: &str) -> Result<Told> {
     Told::read(&ns.kubectl(&["logs", pod]).await?.ok()?.out)
 }
 
@@ -80,6 +82,8 @@ pub struct Told {
     pub gaps: Vec<(Timestamp, f64)>,
     /// When each revision began to answer, after another one.
     pub begun: Vec<(Timestamp, String)>,
+    /// Answers of each revision, every time that they were counted.
+    pub counts: Vec<(Timestamp, BTreeMap<String, u64>)>,
 }
 
 impl Told {
@@ -99,6 +103,7 @@ impl Told {
                     told.answers = line["answers"].as_u64().unwrap_or_default();
                     told.failures = line["failures"].as_u64().unwrap_or_default();
                     told.max_gap_seconds = line["maxGapSeconds"].as_f64().unwrap_or(f64::INFINITY);
+                    told.counts.push((at(&line)?, serde_json::from_value(line["revisions"].clone())?));
                 }
                 _ => {}
             }

@@ -17,6 +17,7 @@ use super::{
     observe::Observed,
     record,
     revision::{Revision, RevisionName},
+    route::{self, HTTPRoute, RouteSeen},
     smoke::{self, test_name},
     takeover::{self, Former, Stage},
     validate::ValidDeployment,
@@ -66,6 +67,12 @@ pub enum Write {
     },
     /// Deletes a disruption budget.
     DropBudget(Box<PodDisruptionBudget>),
+    /// Creates or changes the route from Gateways.
+    Route(Change<HTTPRoute>),
+    /// Deletes the route from Gateways.
+    DropRoute(Box<HTTPRoute>),
+    /// Deletes the Service of one revision.
+    DropBackend(Box<Service>),
     /// Deletes the autoscaler.
     DropAutoscaler(Box<HorizontalPodAutoscaler>),
     /// Deletes what was written down of a revision.
@@ -153,6 +160,11 @@ pub fn writes(seen: &Observed, spec: &ValidDeployment, desired: &Desired, settin
         let existing = seen.budgets.iter().find(|existing| existing.name_any() == budget.name_any()).cloned();
         writes.extend(Change::of(budget, existing.as_ref()).map(Write::Budget));
     }
+    for name in &desired.backends {
+        let backend = route::backend(owner, name);
+        let existing = seen.backend_services.iter().find(|existing| existing.name_any() == backend.name_any());
+        writes.extend(Change::of(backend, existing).map(Write::Service));
+    }
     let (less, more): (Vec<_>, Vec<_>) =
         desired.replicas.iter().cloned().partition(|(name, replicas)| {
             seen.revisions.get(name).is_some_and(|revision| *replicas < revision.replicas)
@@ -163,6 +175,8 @@ pub fn writes(seen: &Observed, spec: &ValidDeployment, desired: &Desired, settin
     writes.extend(autoscaler(seen, desired));
     writes.extend(service(seen, spec, desired));
     writes.extend(Change::of(preview, seen.preview.as_ref()).map(Write::Service));
+    // Before any pod goes: what takes no requests any more is not sent any.
+    writes.extend(route_change(seen, spec, desired));
     writes.extend(desired.test.iter().map(|test| {
         Write::StartTest(Box::new(smoke::config(owner, spec, test)), Box::new(smoke::job(owner, spec, test, settings)))
     }));
@@ -198,6 +212,17 @@ fn autoscaler(seen: &Observed, desired: &Desired) -> Option<Write> {
     Change::of(wanted, existing).map(Write::Autoscaler)
 }
 
+fn route_change(seen: &Observed, spec: &ValidDeployment, desired: &Desired) -> Option<Write> {
+    // Where the kind is not known, the condition says so.
+    let RouteSeen::Served(existing) = &seen.route else { return None };
+    let existing = existing.as_deref();
+    let Some(wanted) = &desired.route else {
+        return existing.map(|existing| Write::DropRoute(Box::new(existing.clone())));
+    };
+    let wanted = route::route(&seen.owner, spec, &wanted.canary, wanted.share.as_ref());
+    Change::of(wanted, existing).map(Write::Route)
+}
+
 fn removals(seen: &Observed, spec: &ValidDeployment, desired: &Desired) -> Vec<Write> {
     let budgets = seen
         .budgets
@@ -216,7 +241,12 @@ fn removals(seen: &Observed, spec: &ValidDeployment, desired: &Desired) -> Vec<W
         Some(Write::DropRecord { revision: revision.clone(), uid })
     });
     let budgets = budgets.map(|budget| Write::DropBudget(Box::new(budget.clone())));
-    tests.chain(budgets).chain(deployments).chain(records).collect()
+    let backends = seen
+        .backend_services
+        .iter()
+        .filter(|service| !desired.backends.iter().any(|name| revision_name(&spec.name, name) == service.name_any()))
+        .map(|service| Write::DropBackend(Box::new(service.clone())));
+    tests.chain(budgets).chain(backends).chain(deployments).chain(records).collect()
 }
 
 /// Makes the writes, one after the other. The first one that fails ends it: the next reconcile starts from what is.
@@ -259,6 +289,9 @@ pub async fn carry_out(context: &Context, spec: &ValidDeployment, writes: Vec<Wr
                 let metadata = ObjectMeta { name: Some(name), ..ObjectMeta::default() };
                 cluster::delete(client, namespace, &ConfigMap { metadata, ..ConfigMap::default() }).await?;
             }
+            Write::Route(change) => put(context, namespace, change).await?,
+            Write::DropRoute(route) => cluster::delete(client, namespace, route.as_ref()).await?,
+            Write::DropBackend(service) => cluster::delete(client, namespace, service.as_ref()).await?,
             Write::DropBudget(budget) => cluster::delete(client, namespace, budget.as_ref()).await?,
             Write::DropAutoscaler(autoscaler) => cluster::delete(client, namespace, autoscaler.as_ref()).await?,
             Write::DropRecord { revision, uid } => {

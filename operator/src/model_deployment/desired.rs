@@ -2,10 +2,11 @@
 
 use std::{cmp::Reverse, collections::BTreeSet};
 
-use anneal_api::resources::{Autoscaling, ModelDeploymentStatus};
+use anneal_api::resources::{Autoscaling, Canary, ModelDeploymentStatus};
 use jiff::Timestamp;
 
 use super::{
+    canary::{self, Share},
     gate::{self, Evidence, Gated, rollout_key},
     objects::Destination,
     observe::{Observed, TestSeen},
@@ -35,6 +36,10 @@ pub struct Desired {
     pub replicas: Vec<(RevisionName, i32)>,
     /// Revisions that have a disruption budget.
     pub budgets: BTreeSet<RevisionName>,
+    /// Revisions that have a Service of their own, for a route to name.
+    pub backends: BTreeSet<RevisionName>,
+    /// The route from Gateways.
+    pub route: Option<Route>,
     /// The autoscaler.
     pub autoscaler: Option<Autoscaler>,
     /// A smoke test to start.
@@ -43,6 +48,15 @@ pub struct Desired {
     pub drop_tests: Vec<TestSeen>,
     /// Revisions that nobody needs any more.
     pub drop_revisions: Vec<RevisionName>,
+}
+
+/// The route from Gateways.
+#[derive(Debug)]
+pub struct Route {
+    /// Gateways, host names and matches.
+    pub canary: Canary,
+    /// What the candidate gets.
+    pub share: Option<Share>,
 }
 
 /// The autoscaler of the revision that has the traffic.
@@ -74,6 +88,7 @@ pub fn desired(
     let used = used(seen, next, candidate, held.as_ref());
     let is_held = held.is_some() || takeover::until(seen, spec).is_some();
     let drop_revisions = outdated(seen, spec, wanted, &used);
+    let running: BTreeSet<_> = used.iter().filter(|name| seen.revisions.contains_key(*name)).cloned().collect();
     Desired {
         record: record(seen, wanted, step),
         create: create(seen, spec, wanted, step),
@@ -91,7 +106,11 @@ pub fn desired(
         former: takeover::Wanted::of(seen, spec, step, now),
         preview: candidate.map(|candidate| candidate.name.clone()).or(live),
         replicas: replicas(seen, spec, candidate, step, &used),
-        budgets: used.iter().filter(|name| seen.revisions.contains_key(*name)).cloned().collect(),
+        budgets: running.clone(),
+        // A Service that the route may still name outlives the wish for a route.
+        backends: if spec.route.is_some() || seen.status.canary.is_some() { running } else { BTreeSet::new() },
+        // By the status as it was written, so that whoever comes after a crash knows of every share that is given.
+        route: spec.route.clone().map(|canary| Route { canary, share: canary::share(seen) }),
         autoscaler: autoscaler(spec, next, step, is_held, seen.has_foreign_autoscaler),
         test: candidate.and_then(|candidate| test(seen, spec, candidate, step, now)),
         drop_tests: finished_with(seen, spec, candidate, &drop_revisions, now),
@@ -111,6 +130,9 @@ fn used(
         next.stable_revision.as_deref(),
         seen.status.stable_revision.as_deref(),
         promotion.map(|promotion| promotion.to.as_str()),
+        // Also while its share is taken back: a Gateway may still send requests.
+        next.canary.as_ref().map(|canary| canary.revision.as_str()),
+        seen.status.canary.as_ref().map(|canary| canary.revision.as_str()),
     ];
     by_status
         .into_iter()
@@ -156,7 +178,7 @@ fn replicas(
     {
         let wanted = match step {
             Step::ScaleUp { to, .. } => *to,
-            Step::AwaitApproval | Step::Announce(_) | Step::Switch(_) => needed(seen, spec),
+            Step::AwaitApproval | Step::Canary { .. } | Step::Announce(_) | Step::Switch(_) => needed(seen, spec),
             Step::Pause => 0,
             _ => 1,
         };
@@ -191,7 +213,9 @@ fn autoscaler(
     }
     // Between the commit and the hand-over it would shrink the revision that gets the traffic last, so that it takes
     // no pod away from before the commit until the soak ends.
-    let hold = is_held || step.is_switch() || matches!(step, Step::Smoke { .. } | Step::ScaleUp { .. });
+    // Nor while a share of the requests goes elsewhere: that revision must be able to take them all back.
+    let has_share = next.canary.is_some() || matches!(step, Step::Canary { .. });
+    let hold = is_held || has_share || step.is_switch() || matches!(step, Step::Smoke { .. } | Step::ScaleUp { .. });
     Some(Autoscaler { bounds: bounds.clone(), target: Gated::stable(next)?, hold })
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use anneal_api::{
-    resources::{ModelDeploymentStatus, Promotion, RevisionStatus},
+    resources::{CanaryStatus, ModelDeploymentStatus, Promotion, RevisionStatus},
     smoke::{SmokeReport, Verdict},
 };
 use jiff::Timestamp;
@@ -36,11 +36,22 @@ impl Gated {
         RevisionName::parse(&promotion.to).map(Self)
     }
 
+    /// The revision of a share that is written down and not taken back: none is written down for what has not passed.
+    pub fn sharing(canary: &CanaryStatus) -> Option<Self> {
+        canary.step.and_then(|_| RevisionName::parse(&canary.revision)).map(Self)
+    }
+
     /// The revision that had the traffic last and is still held, where it has a pod that takes requests.
     pub fn held(seen: &Observed, held: &RevisionName) -> Option<Self> {
         let had_traffic = entry(&seen.status, held)?.promoted_time.is_some();
         let serves = seen.revisions.get(held)?.pods.iter().any(|pod| pod.ready);
         (had_traffic && serves).then(|| Self(held.clone()))
+    }
+
+    /// A revision that is taken at its word.
+    #[cfg(test)]
+    pub fn of_tests(name: &str) -> Self {
+        Self(RevisionName::parse(name).expect("a name"))
     }
 }
 

@@ -1,6 +1,7 @@
 //! The controller of `ModelDeployment`: observe, validate, plan, apply, record.
 
 mod apply;
+mod canary;
 mod desired;
 mod feedback;
 mod gate;
@@ -12,6 +13,7 @@ mod preflight;
 pub mod record;
 mod requests;
 pub mod revision;
+pub mod route;
 pub mod smoke;
 mod soak;
 mod status;
@@ -38,7 +40,7 @@ use crate::{
     controller::{RESYNC, back_off, drive, observed},
     performance::board,
     pod_http::Target,
-    signals,
+    signals::{self, Window},
 };
 
 /// The kind in metrics and logs.
@@ -107,10 +109,11 @@ pub async fn reconcile(known: Arc<ModelDeployment>, context: Arc<Context>) -> Re
     Ok(plan.wake.action(now))
 }
 
-/// Reads what the pods count that get the traffic, from the announcement of a switch until the soak ends, and how well
-/// they do for as long as the spec asks for it.
+/// Reads what the pods count that get the traffic or a share of it, from the announcement of a switch until the soak ends
+/// and in each step of a canary; and how well those do that serve, for as long as the spec asks for it.
 fn follow(context: &Context, seen: &observe::Observed, spec: &validate::ValidDeployment, plan: &plan::Plan) {
     let key = ObjectRef::from(seen.owner.as_ref());
+    let status = &plan.status;
     let targets = |revision: &observe::RevisionSeen| -> Vec<(String, Target)> {
         let target = |pod: &pods::PodSeen| {
             let (pod, uid, address) = (pod.name.clone(), pod.uid.clone(), pod.address.clone()?);
@@ -125,14 +128,19 @@ fn follow(context: &Context, seen: &observe::Observed, spec: &validate::ValidDep
         }
         None => context.performance.forget(&key),
     }
-    let promotion = plan.status.promotion.as_ref().map(|promotion| promotion.to.as_str());
-    let soaking =
-        || plan.status.stable_revision.as_deref().filter(|_| plan.status.phase == Some(DeploymentPhase::Soaking));
-    let name = promotion.or_else(soaking).and_then(revision::RevisionName::parse);
-    let Some(revision) = name.and_then(|name| seen.revisions.get(&name)) else {
+    let promotion = status.promotion.as_ref().map(|promotion| (promotion.to.as_str(), 0));
+    let canary = || status.canary.as_ref().and_then(|canary| Some((canary.revision.as_str(), canary.step?)));
+    let soaking = || {
+        let stable = status.stable_revision.as_deref()?;
+        (status.phase == Some(DeploymentPhase::Soaking)).then_some((stable, 0))
+    };
+    let window = promotion.or_else(canary).or_else(soaking);
+    let window = window.and_then(|(name, step)| Some(Window { revision: revision::RevisionName::parse(name)?, step }));
+    let found = window.and_then(|window| Some((seen.revisions.get(&window.revision)?, window)));
+    let Some((revision, window)) = found else {
         return context.signals.forget(&key);
     };
-    context.signals.follow(key, targets(revision), spec.gate.limits);
+    context.signals.follow(key, window, targets(revision), spec.gate.limits);
 }
 
 /// Writes the status where it changed, then tells of it: an Event is never told twice when the status is refused.

@@ -46,6 +46,8 @@ pub mod annotation {
 
 /// Value of the revision label in a selector that chooses no pod.
 const NO_REVISION: &str = "none";
+/// Port of the Services that callers do not see.
+pub const BACKEND_PORT: i32 = 80;
 
 /// CPU and memory of an inference pod. The memory request is more than twice what an idle server uses, or an autoscaler
 /// that looks at memory would never come down again.
@@ -258,7 +260,8 @@ pub fn preview(owner: &ModelDeployment, spec: &ValidDeployment, to: Option<&Revi
     plain_service(owner, preview_name(&spec.name), "preview", chosen)
 }
 
-fn plain_service(
+/// A Service inside the cluster with this selector.
+pub fn plain_service(
     owner: &ModelDeployment,
     name: String,
     component: &str,
@@ -268,7 +271,7 @@ fn plain_service(
         metadata: children::metadata(owner, name, revision_labels(component, &owner.name_any(), None)),
         spec: Some(ServiceSpec {
             type_: Some("ClusterIP".to_owned()),
-            ports: Some(vec![port(80)]),
+            ports: Some(vec![port(BACKEND_PORT)]),
             selector: Some(selector),
             ..ServiceSpec::default()
         }),

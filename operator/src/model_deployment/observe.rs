@@ -16,16 +16,18 @@ use k8s_openapi::api::{
     autoscaling::v2::HorizontalPodAutoscaler,
     batch::v1::Job,
     core::v1::{ConfigMap, PersistentVolumeClaim, Pod, PodTemplateSpec, Service},
-    discovery::v1::EndpointSlice,
+    discovery::v1::{Endpoint, EndpointSlice},
     policy::v1::PodDisruptionBudget,
 };
 use kube::{ResourceExt, runtime::reflector::ObjectRef};
 
 use super::{
-    objects::{annotation, preview_name},
+    canary::ROUTE_ACCEPTED,
+    objects::{annotation, preview_name, revision_name},
     pods::{self, PodSeen, Trouble},
     record::{self, Records},
     revision::RevisionName,
+    route::{HTTPRoute, RouteSeen},
     takeover::{self, Former},
 };
 use crate::{
@@ -34,7 +36,7 @@ use crate::{
     context::Context,
     performance::Measured,
     runs,
-    signals::Signals,
+    signals::{Signals, Window},
 };
 
 /// What the cluster says about one deployment at one instant.
@@ -72,8 +74,14 @@ pub struct Observed {
     pub budgets: Vec<PodDisruptionBudget>,
     /// UIDs of the pods behind the Service, ready or not; looked at only while a switch is under way.
     pub endpoints: BTreeSet<String>,
-    /// What the pods count that just got the traffic.
-    pub signals: Signals,
+    /// The route from Gateways; looked at only where one is asked for, or was.
+    pub route: RouteSeen,
+    /// The Services of single revisions, for a route to name; likewise.
+    pub backend_services: Vec<Service>,
+    /// UIDs of the pods behind the candidate's own Service that take requests; looked at only during a canary's rollout.
+    pub backends: BTreeSet<String>,
+    /// What the pods of which revision count that just got the traffic, or a share of it.
+    pub signals: Option<(Window, Signals)>,
     /// How well the revision does that has the traffic, where the spec asks for it.
     pub performance: Option<Measured>,
 }
@@ -177,6 +185,7 @@ pub async fn observe(context: &Context, known: &ModelDeployment) -> Result<Optio
     // After the Jobs: the pod of a Job that is over has its last words by then.
     let pods = cluster::list::<Pod>(client, &namespace, &labels).await?;
     let endpoints = endpoints(context, &owner, former.is_some()).await?;
+    let (route, backend_services, backends) = gateways(context, &owner).await?;
     let is_foreign = |autoscaler: &HorizontalPodAutoscaler| !is_controlled_by(autoscaler, &uid);
     let has_foreign_autoscaler = autoscaler.as_ref().is_some_and(is_foreign);
     let own = |record: &&ControllerRevision| is_controlled_by(*record, &uid);
@@ -201,6 +210,9 @@ pub async fn observe(context: &Context, known: &ModelDeployment) -> Result<Optio
         autoscaler: autoscaler.filter(|autoscaler| !is_foreign(autoscaler)),
         budgets: budgets.into_iter().filter(|budget| is_controlled_by(budget, &uid)).collect(),
         endpoints,
+        route,
+        backend_services,
+        backends,
         signals: context.signals.latest(&ObjectRef::from(&owner)),
         performance: context.performance.latest(&ObjectRef::from(&owner)),
         status: owner.status.clone().unwrap_or_default(),
@@ -210,7 +222,10 @@ pub async fn observe(context: &Context, known: &ModelDeployment) -> Result<Optio
 
 /// Reads an object that nobody else may own.
 async fn own<K: Object>(context: &Context, namespace: &str, name: &str, uid: &str) -> Result<Option<K>, ClusterError> {
-    let found: Option<K> = cluster::get(&context.client, namespace, name).await?;
+    only_own(cluster::get(&context.client, namespace, name).await?, name, uid)
+}
+
+fn only_own<K: Object>(found: Option<K>, name: &str, uid: &str) -> Result<Option<K>, ClusterError> {
     match found {
         Some(object) if !is_controlled_by(&object, uid) => Err(ClusterError::Foreign {
             kind: K::kind(&()).into_owned(),
@@ -248,6 +263,38 @@ async fn endpoints(
         cluster::list::<EndpointSlice>(&context.client, &owner.namespace().unwrap_or_default(), &labels).await?;
     let pods = slices.into_iter().flat_map(|slice| slice.endpoints);
     Ok(pods.filter_map(|endpoint| endpoint.target_ref?.uid).collect())
+}
+
+/// The route from Gateways, the Services that it may name, and the ready pods behind the candidate's one.
+async fn gateways(
+    context: &Context,
+    owner: &ModelDeployment,
+) -> Result<(RouteSeen, Vec<Service>, BTreeSet<String>), ClusterError> {
+    let status = owner.status.clone().unwrap_or_default();
+    let had_route = status.canary.is_some() || status.conditions.iter().any(|it| it.type_ == ROUTE_ACCEPTED);
+    if owner.spec.strategy.canary.is_none() && !had_route {
+        return Ok((RouteSeen::Served(None), Vec::new(), BTreeSet::new()));
+    }
+    let (client, namespace, name) = (&context.client, owner.namespace().unwrap_or_default(), owner.name_any());
+    let uid = owner.uid().unwrap_or_default();
+    let route = match cluster::get_if_served::<HTTPRoute>(client, &namespace, &name).await? {
+        Some(found) => RouteSeen::Served(only_own(found, &name, &uid)?.map(Box::new)),
+        None => RouteSeen::NotServed,
+    };
+    let labels = format!("{}={name},{}=backend", label::DEPLOYMENT, label::COMPONENT);
+    let services = cluster::list::<Service>(client, &namespace, &labels).await?;
+    let mut ready = BTreeSet::new();
+    let shares = status.canary.map(|canary| canary.revision);
+    for revision in shares.into_iter().chain(status.candidate_revision).collect::<BTreeSet<_>>() {
+        let Some(revision) = RevisionName::parse(&revision) else { continue };
+        let labels = format!("kubernetes.io/service-name={}", revision_name(&name, &revision));
+        let slices = cluster::list::<EndpointSlice>(client, &namespace, &labels).await?;
+        let takes = |endpoint: &Endpoint| endpoint.conditions.as_ref().is_none_or(|it| it.ready != Some(false));
+        let endpoints = slices.into_iter().flat_map(|slice| slice.endpoints).filter(takes);
+        ready.extend(endpoints.filter_map(|endpoint| endpoint.target_ref?.uid));
+    }
+    let own = |service: &Service| is_controlled_by(service, &uid);
+    Ok((route, services.into_iter().filter(own).collect(), ready))
 }
 
 /// What a rollout needs from the user and does not find. At rest nothing is needed, and nothing is read.

@@ -1,9 +1,10 @@
 //! What should happen next. Pure and total: every observation has a plan, and every plan says when to look again.
 
-use anneal_api::resources::{Approval, DeploymentPhase, ModelDeploymentStatus, RevisionStatus};
+use anneal_api::resources::{Approval, CanaryStatus, DeploymentPhase, ModelDeploymentStatus, RevisionStatus};
 use jiff::{SignedDuration, Timestamp};
 
 use super::{
+    canary,
     desired::{Desired, desired},
     feedback,
     gate::{self, Candidate, Evidence, Gated, Lack, rollout_key},
@@ -65,6 +66,13 @@ pub enum Step {
     AwaitApproval,
     /// The spec says not to go on.
     Pause,
+    /// The candidate has passed and gets a share of the requests through a Gateway.
+    Canary {
+        /// The share, as it is to be written down; absent before the first one.
+        canary: Option<CanaryStatus>,
+        /// What keeps the share from being given.
+        waiting: Option<Waiting>,
+    },
     /// The switch is written down before it is made, so that whoever comes after a crash knows of it.
     Announce(Gated),
     /// The Service's selector moves: the one point at which the traffic changes.
@@ -115,6 +123,7 @@ impl Step {
                 | Self::Smoke { .. }
                 | Self::ScaleUp { .. }
                 | Self::AwaitApproval
+                | Self::Canary { .. }
                 | Self::Announce(_)
                 | Self::Switch(_)
         )
@@ -140,7 +149,10 @@ impl Step {
     pub fn waiting(&self) -> Option<&Waiting> {
         match self {
             Self::Wait(waiting) => Some(waiting),
-            Self::Load(waiting) | Self::Smoke { waiting, .. } | Self::ScaleUp { waiting, .. } => waiting.as_ref(),
+            Self::Load(waiting)
+            | Self::Smoke { waiting, .. }
+            | Self::ScaleUp { waiting, .. }
+            | Self::Canary { waiting, .. } => waiting.as_ref(),
             _ => None,
         }
     }
@@ -195,10 +207,12 @@ fn decide(seen: &Observed, spec: &ValidDeployment, wanted: &Result<Revision, Wai
         Ok(revision) if live.as_ref() == Some(&revision.name) => {
             feedback::refusal(seen, spec, &revision.name).map_or(Step::Settle, Step::Reject)
         }
-        Ok(_) if spec.paused => Step::Pause,
-        Ok(revision) => {
-            takeover::hindrance(seen, spec, revision).map_or_else(|| roll_out(seen, spec, revision, now), Step::Wait)
-        }
+        Ok(revision) => match canary::failure(seen, spec, &revision.name) {
+            Some(refusal) => Step::Reject(refusal),
+            None if spec.paused => Step::Pause,
+            None => takeover::hindrance(seen, spec, revision)
+                .map_or_else(|| roll_out(seen, spec, revision, now), Step::Wait),
+        },
     }
 }
 
@@ -231,9 +245,9 @@ fn has_moved(seen: &Observed, to: &RevisionName) -> bool {
 
 /// When the rollout of the revision began.
 pub fn started(status: &ModelDeploymentStatus, revision: &RevisionName, now: Timestamp) -> Timestamp {
-    // After a pause everything is asked again, and no deadline counts the pause.
+    // After a pause everything is asked again, and no deadline counts the pause; not so a canary, which kept its share.
     let goes_on = status.candidate_revision.as_deref() == Some(revision.as_str())
-        && status.phase != Some(DeploymentPhase::Paused);
+        && (status.phase != Some(DeploymentPhase::Paused) || canary::current(status, revision).is_some());
     gate::entry(status, revision).filter(|_| goes_on).map_or(now, |entry| entry.start_time.0)
 }
 
@@ -279,6 +293,9 @@ fn roll_out(seen: &Observed, spec: &ValidDeployment, revision: &Revision, now: T
     if let Some(waiting) = preflight::of_claim(seen, spec, &revision.inputs.model) {
         return Step::Wait(waiting);
     }
+    if let Some(waiting) = canary::hindrance(seen, spec, revision, now) {
+        return Step::Wait(waiting);
+    }
     let is_under_way = seen.status.candidate_revision.as_deref() == Some(revision.name.as_str());
     if is_under_way && requests.aborts(&revision.name) {
         let message = format!(
@@ -289,18 +306,27 @@ fn roll_out(seen: &Observed, spec: &ValidDeployment, revision: &Revision, now: T
     }
     let started = started(&seen.status, &revision.name, now);
     let step = this.map_or(Step::Load(None), |this| advance(seen, spec, revision, this, started, now));
-    let is_late = deadline(entry, started, spec).is_some_and(|deadline| now >= deadline);
+    let is_late = deadline(&seen.status, &revision.name, started, spec).is_some_and(|deadline| now >= deadline);
     match &step {
         Step::Load(waiting) | Step::Smoke { waiting, .. } | Step::ScaleUp { waiting, .. } if is_late => {
             Step::Reject(too_late(spec, revision, waiting.as_ref()))
         }
+        Step::Canary { waiting: Some(waiting), .. } if is_late => Step::Reject(too_late(spec, revision, Some(waiting))),
         _ => step,
     }
 }
 
 /// When the rollout must have come to its switch. The time that a person takes does not count.
-fn deadline(entry: Option<&RevisionStatus>, started: Timestamp, spec: &ValidDeployment) -> Option<Timestamp> {
-    let entry = entry.filter(|entry| entry.start_time.0 == started);
+fn deadline(
+    status: &ModelDeploymentStatus,
+    revision: &RevisionName,
+    started: Timestamp,
+    spec: &ValidDeployment,
+) -> Option<Timestamp> {
+    if let Some(canary) = canary::current(status, revision) {
+        return canary::deadline(canary, spec);
+    }
+    let entry = gate::entry(status, revision).filter(|entry| entry.start_time.0 == started);
     let since = match entry.map(|entry| (entry.passed_time.as_ref(), entry.approved_time.as_ref())) {
         Some((_, Some(approved))) => approved.0,
         Some((Some(_), None)) => return None,
@@ -352,7 +378,7 @@ fn advance(
     }
     match candidate.pass(to) {
         Ok(_) if !is_approved(seen, spec, &revision.name, started) => Step::AwaitApproval,
-        Ok(gated) => through(gated),
+        Ok(gated) => canary::advance(seen, spec, &gated, now).unwrap_or_else(|| through(gated)),
         Err(Lack::Pods) => Step::ScaleUp { to, waiting },
         Err(Lack::Answers(pods)) => ask(seen, &evidence, pods),
         Err(Lack::OneImage) => {
@@ -437,7 +463,7 @@ fn wake(seen: &Observed, spec: &ValidDeployment, status: &ModelDeploymentStatus,
     if let Some(candidate) = status.candidate_revision.as_deref().and_then(RevisionName::parse)
         && *step != Step::Pause
         && let started = started(status, &candidate, now)
-        && let Some(deadline) = deadline(gate::entry(status, &candidate), started, spec)
+        && let Some(deadline) = deadline(status, &candidate, started, spec)
     {
         wake = wake.or_at(deadline);
     }
@@ -446,6 +472,9 @@ fn wake(seen: &Observed, spec: &ValidDeployment, status: &ModelDeploymentStatus,
     // Nothing tells of somebody else's autoscaler that goes.
     if seen.has_foreign_autoscaler {
         wake = wake.or_at(after(POLL * 3));
+    }
+    if let Some(look) = canary::wake(status, spec, step, now) {
+        wake = wake.or_at(look);
     }
     wake
 }

@@ -3,12 +3,12 @@
 
 use anneal_api::{
     names::request,
-    resources::{ModelDeployment, ModelDeploymentStatus},
+    resources::{ModelDeployment, ModelDeploymentStatus, RevisionStatus},
 };
 use kube::ResourceExt;
 
 use super::{
-    gate,
+    canary, gate,
     observe::Observed,
     plan::Step,
     revision::{Revision, RevisionName},
@@ -80,9 +80,10 @@ pub fn answered(
         }
     };
     if requests.approve.is_some() {
-        let approved = wanted
-            .zip(entry)
-            .is_some_and(|(wanted, entry)| requests.approves(&wanted.name) && entry.approved_time.is_some());
+        let is_approved =
+            |entry: &RevisionStatus| canary::was_approved(&seen.status, next).unwrap_or(entry.approved_time.is_some());
+        let approved =
+            wanted.zip(entry).is_some_and(|(wanted, entry)| requests.approves(&wanted.name) && is_approved(entry));
         let why = "no revision of that name waits for approval; status.candidateRevision names the one that does";
         answer(request::APPROVE, "NothingToApprove", approved, why);
     }

@@ -9,6 +9,7 @@ use super::{
     observe::{Observed, RevisionSeen},
     plan::{Refusal, Step, held},
     requests::{ABORTED, Requests},
+    revision::RevisionName,
     validate::ValidDeployment,
 };
 
@@ -22,9 +23,7 @@ pub fn fall_back(seen: &Observed, spec: &ValidDeployment, now: Timestamp) -> Opt
     if is_announced && entry.rejection.is_some() {
         return Some(Step::SwitchBack(to));
     }
-    let since = entry.promoted_time.as_ref()?.0;
-    let aborted = || Requests::of(&seen.owner).aborts(&live).then(|| (ABORTED, "it was aborted on request".to_owned()));
-    let (reason, why) = aborted().or_else(|| failure(seen, spec, seen.revisions.get(&live)?, since))?;
+    let (reason, why) = reason(seen, spec, &live, entry.promoted_time.as_ref()?.0)?;
     let message = format!(
         "revision {live} gave the traffic back to {}: {why}; correct the spec, or annotate it with anneal.dev/retry=true",
         to.name()
@@ -32,24 +31,35 @@ pub fn fall_back(seen: &Observed, spec: &ValidDeployment, now: Timestamp) -> Opt
     Some(Step::GiveUp { to, refusal: Refusal { reason, message } })
 }
 
-/// Why a revision that just got the traffic must not keep it.
+/// Why the revision that got the traffic at that time must give it back, in a word and in a sentence.
+pub fn reason(
+    seen: &Observed,
+    spec: &ValidDeployment,
+    live: &RevisionName,
+    since: Timestamp,
+) -> Option<(&'static str, String)> {
+    let aborted = Requests::of(&seen.owner).aborts(live).then(|| (ABORTED, "it was aborted on request".to_owned()));
+    let failed = || failure(seen, spec, live, seen.revisions.get(live)?, since).map(|why| ("SoakFailed", why));
+    aborted.or_else(failed).or_else(|| feedback::failure(seen, spec))
+}
+
+/// Why a revision that just got the traffic, or a share of it, must not keep it.
 pub fn failure(
     seen: &Observed,
     spec: &ValidDeployment,
+    name: &RevisionName,
     revision: &RevisionSeen,
     since: Timestamp,
-) -> Option<(&'static str, String)> {
-    if let Some(why) = seen.signals.breach(&spec.gate.limits) {
-        return Some(("SoakFailed", why));
-    }
-    if let Some(failure) = feedback::failure(seen, spec) {
-        return Some(failure);
+) -> Option<String> {
+    let counted = seen.signals.as_ref().filter(|(window, _)| window.revision == *name);
+    if let Some(why) = counted.and_then(|(_, signals)| signals.breach(&spec.gate.limits)) {
+        return Some(why);
     }
     let crashed = revision.pods.iter().find(|pod| pod.crashed.is_some_and(|at| at >= since));
     if let Some(pod) = crashed {
         let why = pod.trouble.as_ref().map_or_else(String::new, |trouble| format!(": {}", trouble.message));
-        return Some(("SoakFailed", format!("a pod of it crashed under traffic{why}")));
+        return Some(format!("a pod of it crashed under traffic{why}"));
     }
     let none_ready = !revision.pods.iter().any(|pod| pod.ready);
-    none_ready.then(|| ("SoakFailed", "none of its pods takes requests any more".to_owned()))
+    none_ready.then(|| "none of its pods takes requests any more".to_owned())
 }

@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::{
+    canary::{self, ROUTE_ACCEPTED},
     feedback,
     gate::{self, Evidence, rollout_key},
     observe::Observed,
@@ -97,6 +98,7 @@ pub fn next(
         status.candidate_revision = None;
         reject(&mut status, Some(revision.name.as_str()), refusal, now);
     }
+    status.canary = canary::after(seen, spec, wanted, step, now);
     if let (Step::Settle, Some(wanted)) = (step, wanted)
         && feedback::is_forgiven(seen, spec, &wanted.name)
         && let Some(entry) = status.revisions.iter_mut().find(|entry| entry.revision == wanted.name.as_str())
@@ -113,6 +115,15 @@ pub fn next(
         impaired.map_or((false, "NotImpaired", String::new()), |(reason, message)| (true, reason, message));
     let impaired = condition(AUTOSCALING_IMPAIRED, impaired, reason, &message, status.observed_generation);
     set_condition(&mut status.conditions, impaired, now);
+    match canary::acceptance(seen, spec) {
+        Some((value, reason, message)) => {
+            let accepted = condition(ROUTE_ACCEPTED, value, reason, &message, status.observed_generation);
+            set_condition(&mut status.conditions, accepted, now);
+        }
+        // It tells the next look that there is something to take away.
+        None if seen.route.route().is_some() => {}
+        None => status.conditions.retain(|condition| condition.type_ != ROUTE_ACCEPTED),
+    }
     feedback::record(&mut status, seen, spec, now);
     status
 }
@@ -129,7 +140,7 @@ fn begin(status: &mut ModelDeploymentStatus, seen: &Observed, revision: &Revisio
     let started = started(&seen.status, &revision.name, now);
     let of_this_rollout = former.filter(|former| former.start_time.0 == started);
     let passed = of_this_rollout.and_then(|former| former.passed_time.clone());
-    let is_approved = matches!(step, Step::Announce(_)) && passed.is_some();
+    let is_approved = matches!(step, Step::Announce(_) | Step::Canary { .. }) && passed.is_some();
     let entry = RevisionStatus {
         revision: name.to_owned(),
         sha256: revision.inputs.model.sha256.clone(),
@@ -204,6 +215,8 @@ fn phase(
         Step::ScaleUp { .. } => DeploymentPhase::ScalingUp,
         Step::AwaitApproval => DeploymentPhase::AwaitingApproval,
         Step::Pause => DeploymentPhase::Paused,
+        Step::Canary { canary: Some(canary), .. } if canary.passed_time.is_some() => DeploymentPhase::AwaitingApproval,
+        Step::Canary { .. } => DeploymentPhase::Canary,
         Step::GiveUp { .. } | Step::SwitchBack(_) | Step::Withdraw(_) | Step::GiveBack => DeploymentPhase::RollingBack,
         Step::Confirm if is_way_back(&seen.status) => DeploymentPhase::RollingBack,
         Step::HandOver(_) if is_way_back(&seen.status) => DeploymentPhase::Degraded,
@@ -293,6 +306,14 @@ fn sentence(step: &Step, candidate: &str, stable: &str) -> String {
             "revision {candidate} has passed; annotate with anneal.dev/approve={candidate} to give it the traffic, or with anneal.dev/abort={candidate}"
         ),
         Step::Pause => format!("revision {candidate} waits for spec.paused to be false"),
+        Step::Canary { canary: Some(canary), .. } if canary.passed_time.is_some() => format!(
+            "revision {candidate} has done well with {} % of the requests through the Gateway; annotate with anneal.dev/approve={candidate} to go on, or with anneal.dev/abort={candidate}",
+            canary.weight
+        ),
+        Step::Canary { canary, .. } => format!(
+            "revision {candidate} gets {} % of the requests through the Gateway",
+            canary.as_ref().map_or(0, |canary| canary.weight)
+        ),
         Step::GiveUp { to, .. } | Step::SwitchBack(to) => format!("the Service moves back to revision {}", to.name()),
         Step::Announce(to) | Step::Switch(to) => format!("the Service moves from revision {stable} to {}", to.name()),
         Step::Confirm => "the Service has moved, its endpoints follow".to_owned(),
@@ -374,6 +395,24 @@ pub fn transitions(
     events.extend(impairments.filter(|it| reason_of(new, AUTOSCALING_IMPAIRED) == Some(it)).filter_map(|reason| {
         let is_news = reason_of(old, AUTOSCALING_IMPAIRED) != Some(reason);
         is_news.then(|| Transition::warning(reason, message_of(new, AUTOSCALING_IMPAIRED).unwrap_or_default()))
+    }));
+    if let Step::Canary { canary: Some(canary), .. } = step
+        && canary.effective_time.is_some()
+        && old.canary.as_ref().is_none_or(|old| old.effective_time.is_none())
+    {
+        let note = format!(
+            "revision {} gets {} % of the requests through the Gateway, step {}",
+            canary.revision,
+            canary.weight,
+            canary.step.unwrap_or_default()
+        );
+        events.push(Transition::normal("WeightSet", note));
+    }
+    let refused = ["GatewayApiNotInstalled", "RouteRefused"].into_iter();
+    events.extend(refused.filter(|it| reason_of(new, ROUTE_ACCEPTED) == Some(it)).filter_map(|reason| {
+        let is_told = reason_of(old, ROUTE_ACCEPTED) == Some(reason)
+            || step.waiting().is_some_and(|waiting| waiting.reason == reason);
+        (!is_told).then(|| Transition::warning(reason, message_of(new, ROUTE_ACCEPTED).unwrap_or_default()))
     }));
     events.extend(feedback::transitions(old, new));
     if let Step::Reject(refusal) = step {

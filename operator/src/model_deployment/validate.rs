@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use anneal_api::resources::{
-    Approval, Autoscaling, Feedback, FeedbackAction, Gate, ModelDeployment, ModelSource, PodTemplate, ServiceSpec,
-    SmokeTest,
+    Approval, Autoscaling, Canary, CanaryStep, Feedback, FeedbackAction, Gate, ModelDeployment, ModelSource,
+    PodTemplate, ServiceSpec, SmokeTest, Strategy, StrategyType,
 };
 use jiff::SignedDuration;
 use k8s_openapi::ByteString;
@@ -28,6 +28,10 @@ pub struct ValidDeployment {
     pub model: Model,
     /// What a revision must pass.
     pub gate: ValidGate,
+    /// The route from Gateways, where one is asked for.
+    pub route: Option<Canary>,
+    /// The shares that a revision gets through it before all of the traffic; none: everything at once.
+    pub steps: Vec<CanaryStep>,
     /// How well it has to do once it serves.
     pub feedback: Option<Bounds>,
     /// How many pods.
@@ -165,6 +169,16 @@ pub enum SpecError {
         "spec.pinnedRevision {0:?} is no revision; status.revisions lists their names, eight hexadecimal digits each"
     )]
     Pinned(String),
+    /// A canary that goes through nothing.
+    #[error(
+        "spec.strategy.type is Canary without strategy.canary; name its Gateways in parentRefs and its steps, or set type to BlueGreen"
+    )]
+    Canary,
+    /// A step that gives nothing to anybody.
+    #[error(
+        "spec.strategy.canary.steps has setWeight 0, and canary.matches is empty; raise it, or say whose requests the candidate gets"
+    )]
+    NoShare,
     /// Two cases of one name could not be told apart in the report.
     #[error("spec.gate.smokeTest.cases has two cases named {0:?}; give each its own name")]
     Case(String),
@@ -214,6 +228,8 @@ pub fn validate(deployment: &ModelDeployment) -> Result<ValidDeployment, SpecErr
             soak: SignedDuration::from_secs(spec.gate.soak_seconds.max(0).into()),
             hash: hash(&spec.gate, spec.progress_deadline_seconds, spec.feedback.as_ref()),
         },
+        steps: steps(&spec.strategy)?,
+        route: spec.strategy.canary.clone(),
         feedback: feedback(spec.feedback.as_ref())?,
         size: size(spec.replicas, spec.autoscaling.as_ref())?,
         service: spec.service.clone(),
@@ -286,6 +302,15 @@ fn size(replicas: Option<i32>, autoscaling: Option<&Autoscaling>) -> Result<Size
         return Err(SpecError::Bounds { least: autoscaling.min_replicas, most: autoscaling.max_replicas });
     }
     Ok(Size::Auto(autoscaling))
+}
+
+fn steps(strategy: &Strategy) -> Result<Vec<CanaryStep>, SpecError> {
+    let canary = match (strategy.kind, &strategy.canary) {
+        (StrategyType::BlueGreen, _) => return Ok(Vec::new()),
+        (StrategyType::Canary, canary) => canary.as_ref().filter(|it| !it.steps.is_empty()).ok_or(SpecError::Canary)?,
+    };
+    let gives_nothing = |step: &CanaryStep| step.set_weight <= 0 && canary.matches.is_empty();
+    if canary.steps.iter().any(gives_nothing) { Err(SpecError::NoShare) } else { Ok(canary.steps.clone()) }
 }
 
 fn smoke(test: &SmokeTest, model: &Model) -> Result<SmokeTest, SpecError> {
@@ -379,6 +404,9 @@ mod tests {
         refuses(&serde_json::json!({"model": {"uri": "https://models/cats.pth"}}), "uri with sha256");
         let case = serde_json::json!({"name": "cat", "image": {"configMapKeyRef": {"name": "c", "key": "k"}}});
         refuses(&serde_json::json!({"model": file, "gate": {"smokeTest": {"cases": [case, case]}}}), "two cases");
+        refuses(&serde_json::json!({"model": file, "strategy": {"type": "Canary"}}), "parentRefs");
+        let nobody = serde_json::json!({"parentRefs": [{"name": "edge"}], "steps": [{"setWeight": 0}]});
+        refuses(&serde_json::json!({"model": file, "strategy": {"type": "Canary", "canary": nobody}}), "setWeight 0");
     }
 
     #[test]

@@ -4,13 +4,14 @@ use std::{
     collections::HashMap,
     fmt::Debug,
     hash::{DefaultHasher, Hash, Hasher},
+    time::Duration,
 };
 
 use anneal_api::{
     names::label,
     resources::{ModelDeployment, TrainingRun},
 };
-use futures::{Stream, StreamExt};
+use futures::{FutureExt, Stream, StreamExt, channel::mpsc};
 use k8s_openapi::api::{
     apps::v1::Deployment,
     autoscaling::v2::HorizontalPodAutoscaler,
@@ -20,6 +21,7 @@ use k8s_openapi::api::{
 };
 use kube::{
     Api, ResourceExt,
+    api::ListParams,
     runtime::{
         controller::{Config, Controller},
         reflector::{ObjectRef, Store},
@@ -27,12 +29,15 @@ use kube::{
     },
 };
 
-use super::preflight;
+use super::{preflight, route::HTTPRoute};
 use crate::{
     cluster::Object,
     context::Context,
     controller::{api, events, touched, watch},
 };
+
+/// How often it is asked whether a kind is there that the cluster lacks.
+const KIND_INTERVAL: Duration = Duration::from_secs(30);
 
 /// The controller with everything that wakes it.
 pub fn controller(context: &Context, namespace: Option<&str>, concurrency: u16) -> Controller<ModelDeployment> {
@@ -48,17 +53,63 @@ pub fn controller(context: &Context, namespace: Option<&str>, concurrency: u16) 
     let runs = changes(api::<TrainingRun>(context, namespace), watch(), |run| {
         digest(&run.status.as_ref().and_then(|status| status.phase))
     });
+    let (known, becomes_known) = mpsc::unbounded();
     controller
         .owns_stream(touched(api::<Deployment>(context, namespace), own()))
         .owns_stream(touched(api::<Service>(context, namespace), own()))
         .owns_stream(touched(api::<Job>(context, namespace), own()))
         .owns_stream(autoscalers)
         .owns_stream(budgets)
+        .owns_stream(routes(api::<HTTPRoute>(context, namespace), known))
+        .reconcile_all_on(becomes_known)
         .watches_stream(touched(api::<Pod>(context, namespace), own()), |pod: Pod| deployment_of_pod(&pod))
         .watches_stream(touched(api::<PersistentVolumeClaim>(context, namespace), watch()), move |claim| {
             deployments_of_claim(&of_claims, &claim)
         })
         .watches_stream(runs, move |run| deployments_of_run(&of_runs, &run))
+}
+
+/// The routes that changed. A cluster without the Gateway API may get it while the operator runs, and lose it again; that it
+/// has got it is told to `known`, for whoever waits.
+fn routes(
+    api: Api<HTTPRoute>,
+    known: mpsc::UnboundedSender<()>,
+) -> impl Stream<Item = Result<HTTPRoute, watcher::Error>> + Send {
+    let once = move || {
+        let (asked, known, own) = (api.clone(), known.clone(), watch().labels(label::DEPLOYMENT));
+        let wait = async move {
+            if until_served(&asked).await {
+                // The receiver is gone only when the controller ended, and with it the process.
+                let _ = known.unbounded_send(());
+            }
+        };
+        let wait = wait.into_stream().filter_map(|()| std::future::ready(None));
+        let changes =
+            changes(api.clone(), own, |route| digest(&(&route.spec, &route.status, route.metadata.generation)));
+        wait.chain(changes.take_while(|change| std::future::ready(!change.as_ref().is_err_and(is_not_served))))
+    };
+    futures::stream::repeat_with(once).flatten()
+}
+
+/// Waits until the cluster knows the kind. Returns whether it did not before.
+async fn until_served(api: &Api<HTTPRoute>) -> bool {
+    let question = ListParams::default().limit(1);
+    let mut waited = false;
+    while let Err(kube::Error::Api(status)) = api.list_metadata(&question).await
+        && status.is_not_found()
+    {
+        tokio::time::sleep(KIND_INTERVAL).await;
+        waited = true;
+    }
+    waited
+}
+
+fn is_not_served(problem: &watcher::Error) -> bool {
+    match problem {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => status.is_not_found(),
+        _ => false,
+    }
 }
 
 /// The objects that are new, gone, or have another digest than before.

@@ -72,6 +72,17 @@ async fn a_deployment_that_makes_no_sense_is_refused_with_what_to_write() -> Out
                 json!({"model": {"claimName": "models", "path": "cats.pth"}}),
                 "claimName, path and sha256 belong together",
             ),
+            (json!({"model": of_run, "strategy": {"type": "Canary"}}), "strategy.type Canary needs strategy.canary"),
+            (
+                json!({"model": of_run, "strategy": {"type": "Canary", "canary": {
+                    "parentRefs": [{"name": "edge"}], "steps": [{"setWeight": 0}]
+                }}}),
+                "a step of setWeight 0 gives the candidate no requests",
+            ),
+            (
+                json!({"model": of_run, "strategy": {"type": "Canary", "canary": {"parentRefs": [], "steps": []}}}),
+                "should have at least 1 items",
+            ),
             (json!({"model": file(&digest[1..])}), "spec.model.sha256"),
             (json!({"model": file(&digest.to_uppercase())}), "should match '^[0-9a-f]{64}$'"),
             (

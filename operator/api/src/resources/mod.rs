@@ -12,6 +12,7 @@ mod quantity;
 mod retry;
 mod run_template;
 mod schema;
+mod strategy;
 mod training_run;
 mod training_status;
 mod training_sweep;
@@ -30,6 +31,9 @@ pub use quantity::Quantity;
 pub use retry::{RetryAction, RetryRule};
 pub use run_template::{RunTemplate, TemplateMetadata};
 pub use schema::{definitions, element, kubernetes_type, schema_of};
+pub use strategy::{
+    Canary, CanaryStatus, CanaryStep, HeaderMatch, HeaderMatchType, ParentRef, RequestMatch, Strategy, StrategyType,
+};
 pub use training_run::*;
 pub use training_status::*;
 pub use training_sweep::*;

@@ -7,7 +7,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{LocalReference, PodTemplate, conditions_schema};
+use super::{CanaryStatus, LocalReference, PodTemplate, Strategy, conditions_schema};
 use crate::{Sha256, smoke::SmokeReport, termination::Metrics};
 
 /// A checkpoint behind a Service, rolled out revision by revision, each through its gate.
@@ -28,6 +28,7 @@ use crate::{Sha256, smoke::SmokeReport, termination::Metrics};
     printcolumn(name = "Candidate", type_ = "string", json_path = ".status.candidateRevision"),
     printcolumn(name = "Smoke", type_ = "string", json_path = ".status.smoke.verdict"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.ready"),
+    printcolumn(name = "Weight", type_ = "integer", json_path = ".status.canary.weight", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     validation = Rule::new("self.metadata.name.size() <= 40").message("metadata.name must be at most 40 characters: the names of Deployments, Services and Jobs are made from it"),
     validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')").message("metadata.name must start with a letter and hold only a-z, 0-9 and -: it becomes the Service's name")
@@ -42,6 +43,9 @@ pub struct ModelDeploymentSpec {
     /// What a revision must pass before it gets traffic.
     #[serde(default)]
     pub gate: Gate,
+    /// How a revision that has passed its gate gets the traffic.
+    #[serde(default)]
+    pub strategy: Strategy,
     /// How well the model has to do once it serves, as its pods count the feedback that comes back, and what happens
     /// where it does not. Nothing is read from the pods where it is absent.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -498,6 +502,8 @@ pub enum DeploymentPhase {
     AwaitingApproval,
     /// `paused` keeps the candidate where it is.
     Paused,
+    /// The candidate has a share of the requests that come through a Gateway.
+    Canary,
     /// The Service moves to the candidate.
     Promoting,
     /// The candidate has the traffic; the former revision is held.
@@ -522,6 +528,7 @@ impl DeploymentPhase {
             Self::ScalingUp => "ScalingUp",
             Self::AwaitingApproval => "AwaitingApproval",
             Self::Paused => "Paused",
+            Self::Canary => "Canary",
             Self::Promoting => "Promoting",
             Self::Soaking => "Soaking",
             Self::RollingBack => "RollingBack",
@@ -542,8 +549,8 @@ pub struct ModelDeploymentStatus {
     /// The generation of the spec that this status is about.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Conditions: Ready, Progressing, Stalled, Available, Degraded, `AutoscalingImpaired`, and `PerformanceDegraded`
-    /// with `spec.feedback`.
+    /// Conditions: Ready, Progressing, Stalled, Available, Degraded, `AutoscalingImpaired`; `RouteAccepted` where
+    /// `strategy.canary` is set, and `PerformanceDegraded` where `spec.feedback` is.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "conditions_schema")]
     pub conditions: Vec<Condition>,
@@ -565,6 +572,9 @@ pub struct ModelDeploymentStatus {
     /// The switch that is under way: written before the Service's selector is touched.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub promotion: Option<Promotion>,
+    /// The share of the requests through a Gateway that the candidate is to have.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub canary: Option<CanaryStatus>,
     /// How well the revision does that has the traffic, with `spec.feedback`. Written when it has changed by more than
     /// chance, every five minutes at most, and at once when a bound is passed.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -10,7 +10,7 @@ use anneal_api::{
 use jiff::SignedDuration;
 use kube::ResourceExt;
 use proptest::prelude::*;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::simulation::{World, checkpoint};
 use crate::model_deployment::revision::RevisionName;
@@ -41,6 +41,13 @@ enum Happening {
     Paused(bool),
     Approval(bool),
     PodCrashes(usize),
+    Strategy(bool),
+    RouteTaken(bool),
+    Weight(i32),
+    GatewayKnown(bool),
+    GatewayAnswers(bool),
+    RouteDeleted,
+    RouteEdited,
     /// The clock jumps, also back.
     TimePasses(i64),
 }
@@ -71,6 +78,13 @@ fn happenings() -> impl Strategy<Value = Vec<Happening>> {
         1 => any::<bool>().prop_map(Happening::Paused),
         1 => any::<bool>().prop_map(Happening::Approval),
         1 => (0_usize..4).prop_map(Happening::PodCrashes),
+        1 => any::<bool>().prop_map(Happening::Strategy),
+        1 => any::<bool>().prop_map(Happening::RouteTaken),
+        1 => (1_i32..100).prop_map(Happening::Weight),
+        1 => any::<bool>().prop_map(Happening::GatewayKnown),
+        1 => any::<bool>().prop_map(Happening::GatewayAnswers),
+        1 => Just(Happening::RouteDeleted),
+        1 => Just(Happening::RouteEdited),
         1 => (-60_i64..90).prop_map(Happening::TimePasses),
     ];
     proptest::collection::vec(one, 1..120)
@@ -157,6 +171,38 @@ fn happens(world: &mut World, what: &Happening) {
                 revision.pods.iter_mut().skip(*i).take(1).for_each(|pod| pod.crashed = Some(world.now));
             }
         }
+        Happening::Strategy(canary) => {
+            let kind = if *canary { "Canary" } else { "BlueGreen" };
+            world.edit(json!({"strategy": {"type": kind, "canary": super::canary::steps()}}));
+        }
+        Happening::RouteTaken(manual) => {
+            let mut canary = super::canary::steps();
+            canary["steps"][1]["approval"] = json!(if *manual { "Manual" } else { "Automatic" });
+            let asked = if *manual { canary } else { Value::Null };
+            world.edit(json!({"strategy": {"type": if *manual { "Canary" } else { "BlueGreen" }, "canary": asked}}));
+        }
+        Happening::Weight(weight) => {
+            let mut canary = super::canary::steps();
+            canary["steps"][0]["setWeight"] = json!(weight);
+            if weight % 2 == 0 {
+                canary["matches"] = json!([{"headers": [{"name": "x-tester", "value": "yes"}]}]);
+            }
+            world.edit(json!({"strategy": {"canary": canary}}));
+        }
+        Happening::GatewayKnown(known) => {
+            world.knows_gateways = *known;
+            // With the definition go all objects of the kind.
+            world.route = world.route.take().filter(|_| *known);
+        }
+        Happening::GatewayAnswers(answers) => world.gateway_answers = *answers,
+        Happening::RouteDeleted => world.route = None,
+        Happening::RouteEdited => {
+            if let Some(route) = world.route.as_mut() {
+                route.spec.rules.truncate(1);
+                route.spec.rules[0].backend_refs.truncate(1);
+                route.spec.rules[0].backend_refs[0].weight = 7;
+            }
+        }
         Happening::TimePasses(seconds) => world.now += SignedDuration::from_secs(*seconds),
     }
 }
@@ -204,12 +250,20 @@ proptest! {
                     || live.and_then(|live| world.rejection(live)).as_deref() == Some("PerformanceDegraded")
             ),
             DeploymentPhase::Paused => prop_assert!(world.owner.spec.paused),
-            AwaitingApproval => prop_assert!(world.owner.spec.gate.approval == Approval::Manual),
-            // Somebody deleted what was written down of the pinned revision.
-            Pending => prop_assert!(wanted.is_none()),
+            AwaitingApproval => prop_assert!(
+                world.owner.spec.gate.approval == Approval::Manual
+                    || world.status().canary.is_some_and(|canary| canary.passed_time.is_some())
+            ),
+            // Somebody deleted what was written down of the pinned revision, or the Gateway API.
+            Pending => prop_assert!(wanted.is_none() || !world.knows_gateways),
             other => prop_assert!(false, "rests in {:?}", other),
         }
         prop_assert!(!matches!(live, Some('c' | 'd' | 'e')), "{:?} serves", live);
+        if !matches!(phase, AwaitingApproval | DeploymentPhase::Paused) {
+            prop_assert!(world.share().is_none() && world.status().canary.is_none(), "{:?} in {:?}", world.share(), phase);
+        }
+        let asks_for_route = world.owner.spec.strategy.canary.is_some() && world.knows_gateways;
+        prop_assert_eq!(world.route.is_some(), asks_for_route);
         prop_assert_eq!(world.owner.annotations().get(APPROVE).or(world.owner.annotations().get(ABORT)), None);
     }
 }

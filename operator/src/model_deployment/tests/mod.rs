@@ -1,5 +1,6 @@
 //! What a rollout must do, in sentences about a small cluster in memory.
 
+mod canary;
 mod feedback;
 pub mod fixtures;
 mod histories;

@@ -27,11 +27,12 @@ use crate::{
         pods::{PodSeen, Trouble},
         record::{self, Records},
         revision::{ModelFile, RevisionName},
+        route::{HTTPRoute, RouteSeen},
         takeover::{self, Before, Former, Stage},
         validate::validate,
     },
     performance::Measured,
-    signals::Signals,
+    signals::{Signals, Window},
 };
 
 /// The cluster. Checkpoints are told apart by the first digit of their digest.
@@ -50,6 +51,12 @@ pub struct World {
     pub has_foreign_autoscaler: bool,
     pub autoscaler: Option<HorizontalPodAutoscaler>,
     pub budgets: Vec<PodDisruptionBudget>,
+    pub route: Option<HTTPRoute>,
+    pub backends: Vec<Service>,
+    /// Whether the cluster knows the Gateway API.
+    pub knows_gateways: bool,
+    /// Whether the Gateways' controllers answer.
+    pub gateway_answers: bool,
     pub missing_claim: Option<String>,
     pub claim_use: ClaimUse,
     pub missing_images: Vec<String>,
@@ -69,6 +76,7 @@ pub struct World {
     /// Whether the world's endpoints controller keeps up.
     pub endpoints_follow: bool,
     endpoints: BTreeSet<String>,
+    backend_pods: BTreeSet<String>,
     answered: BTreeSet<String>,
     served: BTreeSet<RevisionName>,
     counter: u32,
@@ -92,6 +100,10 @@ impl World {
             has_foreign_autoscaler: false,
             autoscaler: None,
             budgets: Vec::new(),
+            route: None,
+            backends: Vec::new(),
+            knows_gateways: true,
+            gateway_answers: true,
             missing_claim: None,
             claim_use: ClaimUse::default(),
             missing_images: Vec::new(),
@@ -104,6 +116,7 @@ impl World {
             events: Vec::new(),
             endpoints_follow: true,
             endpoints: BTreeSet::new(),
+            backend_pods: BTreeSet::new(),
             answered: BTreeSet::new(),
             served: BTreeSet::new(),
             counter: 0,
@@ -223,19 +236,48 @@ impl World {
             preview: self.preview.clone(),
             autoscaler: self.autoscaler.clone(),
             budgets: self.budgets.clone(),
+            route: if self.knows_gateways {
+                RouteSeen::Served(self.route.clone().map(Box::new))
+            } else {
+                RouteSeen::NotServed
+            },
+            backend_services: self.backends.clone(),
+            backends: self.backend_pods.clone(),
             signals: self.signals(),
             performance: self.performance(),
             endpoints: if looks { self.endpoints.clone() } else { BTreeSet::new() },
         }
     }
 
-    /// What the pods of the revision count that has the traffic.
-    fn signals(&self) -> Signals {
+    /// What the pods of the revision count that has the traffic, or a share of it.
+    fn signals(&self) -> Option<(Window, Signals)> {
         let selector = self.service.as_ref().and_then(|service| service.spec.as_ref()?.selector.as_ref());
         let live = selector.and_then(|it| RevisionName::parse(it.get(label::REVISION)?));
-        let live = live.and_then(|live| self.revisions.get(&live));
-        let errors = if live.is_some_and(|live| self.failing.contains(&checkpoint(live))) { 50.0 } else { 0.0 };
-        Signals { answers: 100.0, errors, ..Signals::default() }
+        let canary =
+            self.status().canary.and_then(|canary| Some((RevisionName::parse(&canary.revision)?, canary.step?)));
+        let (revision, step) = canary.or_else(|| Some((live?, 0)))?;
+        let counted = self.revisions.get(&revision);
+        let errors = if counted.is_some_and(|it| self.failing.contains(&checkpoint(it))) { 50.0 } else { 0.0 };
+        Some((Window { revision, step }, Signals { answers: 100.0, errors, ..Signals::default() }))
+    }
+
+    /// The checkpoint that has a share by the route, and how much.
+    pub fn share(&self) -> Option<(char, i32)> {
+        let shared = &self.route.as_ref()?.spec.rules.last()?.backend_refs;
+        let backend = shared.iter().find(|backend| backend.name != "cats")?;
+        let name = RevisionName::parse(backend.name.rsplit('-').next()?)?;
+        self.revisions.get(&name).map(|revision| (checkpoint(revision), backend.weight))
+    }
+
+    /// The Gateway's controller takes the route as it is now.
+    fn gateway_turns(&mut self) {
+        let Some(route) = self.route.as_mut().filter(|_| self.gateway_answers) else { return };
+        let condition = |kind: &str| {
+            json!({"type": kind, "status": "True", "reason": kind, "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z",
+                "observedGeneration": route.metadata.generation})
+        };
+        let parents = json!({"parents": [{"conditions": [condition("Accepted"), condition("ResolvedRefs")]}]});
+        route.status = Some(serde_json::from_value(parents).expect("a status"));
     }
 
     /// How well the revision does that has the traffic.
@@ -305,7 +347,12 @@ impl World {
                 self.finish(i);
             }
         }
+        self.gateway_turns();
         if self.endpoints_follow {
+            let behind = |service: &Service| RevisionName::parse(service.labels().get(label::REVISION)?);
+            let revisions = self.backends.iter().filter_map(behind).filter_map(|name| self.revisions.get(&name));
+            let ready = revisions.flat_map(|revision| &revision.pods).filter(|pod| pod.ready);
+            self.backend_pods = ready.map(|pod| pod.uid.clone()).collect();
             let live = self.observe().live();
             let pods = live.and_then(|live| self.revisions.get(&live)).map(|revision| &revision.pods);
             let former = self.former.iter().filter(|former| matches!(former.stage, Stage::Offered(_)));
@@ -404,6 +451,8 @@ impl World {
                         || self.owner.spec.replicas == Some(replicas),
                     "what serves never loses a pod that the spec does not take away"
                 );
+                let has_share = self.share().is_some_and(|(of, _)| of == checkpoint(&self.revisions[&revision]));
+                assert!(replicas > 0 || !has_share, "what gets requests through the Gateway never loses its pods");
                 let revision = self.revisions.get_mut(&revision).expect("a revision");
                 assert_ne!(revision.replicas, replicas, "nothing is written that is so already");
                 revision.replicas = replicas;
@@ -414,7 +463,20 @@ impl World {
                 self.service = Some(*change.wanted);
             }
             Write::TakeOver(write) => self.take_over(&write),
-            Write::Service(change) => self.preview = Some(*change.wanted),
+            Write::Service(change) if change.wanted.name_any() == "cats-preview" => {
+                self.preview = Some(*change.wanted);
+            }
+            Write::Service(change) => {
+                self.backends.retain(|other| other.name_any() != change.wanted.name_any());
+                self.backends.push(*change.wanted);
+            }
+            Write::DropBackend(service) => {
+                let named = self.route.iter().flat_map(|route| &route.spec.rules).flat_map(|rule| &rule.backend_refs);
+                assert!(!named.into_iter().any(|it| it.name == service.name_any()), "a route never names what is gone");
+                self.backends.retain(|other| other.name_any() != service.name_any());
+            }
+            Write::Route(change) => self.take_route(*change.wanted),
+            Write::DropRoute(_) => self.route = None,
             Write::Budget(change) => {
                 self.budgets.retain(|other| other.name_any() != change.wanted.name_any());
                 self.budgets.push(*change.wanted);
@@ -446,6 +508,42 @@ impl World {
                 assert_ne!(self.observe().live().as_ref(), Some(&revision), "what serves is never deleted");
                 self.revisions.remove(&revision);
             }
+        }
+    }
+
+    fn take_route(&mut self, mut route: HTTPRoute) {
+        assert!(self.knows_gateways);
+        self.shares_by(&route);
+        let former = self.route.take();
+        let generation = former.as_ref().and_then(|route| route.metadata.generation).unwrap_or_default() + 1;
+        (route.metadata.generation, route.status) = (Some(generation), former.and_then(|route| route.status));
+        self.route = Some(route);
+    }
+
+    /// The law of the canary: a share goes only to a revision that has answered rightly, stands behind a Service of its own
+    /// with pods that take requests, and was written down with just this share before.
+    fn shares_by(&self, route: &HTTPRoute) {
+        let backends: Vec<_> = route.spec.rules.iter().flat_map(|rule| &rule.backend_refs).collect();
+        assert!(backends.iter().any(|backend| backend.name == "cats"), "the stable Service is always there");
+        let of_rule = &route.spec.rules.last().expect("a rule").backend_refs;
+        assert!(of_rule.len() == 1 || of_rule.iter().map(|it| it.weight).sum::<i32>() == 100);
+        for backend in backends.into_iter().filter(|backend| backend.name != "cats") {
+            let name = RevisionName::parse(backend.name.rsplit('-').next().expect("a name")).expect("a revision");
+            let status = self.status();
+            let written = status.canary.filter(|it| it.revision == name.as_str() && it.step.is_some());
+            let weight = of_rule.iter().find(|it| it.name == backend.name).map(|it| it.weight);
+            assert_eq!(written.map(|it| it.weight), weight, "no share is given that is not written down");
+            let entry = status.revisions.iter().find(|entry| entry.revision == name.as_str());
+            assert!(entry.is_some_and(|entry| entry.rejection.is_none()), "what was rejected gets no share");
+            let revision = &self.revisions[&name];
+            let model = checkpoint(revision);
+            assert!(
+                ![&self.wrong, &self.broken, &self.unclear].iter().any(|bad| bad.contains(&model)),
+                "{model} gets a share"
+            );
+            let takes = |pod: &&PodSeen| pod.ready && self.backend_pods.contains(&pod.uid);
+            assert!(revision.pods.iter().any(|pod| takes(&pod)), "no share without a pod that takes it");
+            assert!(self.backends.iter().any(|service| service.name_any() == backend.name), "its Service is there");
         }
     }
 

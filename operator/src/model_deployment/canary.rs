@@ -1,0 +1,292 @@
+//! The share of the requests through Gateways that a candidate gets before the Service moves: how much, for how long, and
+//! when it has to give it back. Pure. What is decided here is written down before the route is touched.
+
+use anneal_api::resources::{Approval, CanaryStatus, CanaryStep, ModelDeploymentStatus};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::{
+    gate::{self, Evidence, Gated, rollout_key},
+    observe::Observed,
+    plan::{Refusal, Step, held, started},
+    requests::{ABORTED, Requests},
+    revision::{Revision, RevisionName, Waiting},
+    route::{self, RouteSeen, Verdict},
+    soak,
+    validate::ValidDeployment,
+};
+
+/// Longest time that pods whose share was taken back are kept for a Gateway that does not say that it knows.
+const DRAIN: SignedDuration = SignedDuration::from_secs(10);
+/// Time that a Gateway may take for a share before its silence is told.
+const SILENCE: SignedDuration = SignedDuration::from_secs(10);
+/// Condition type.
+pub const ROUTE_ACCEPTED: &str = "RouteAccepted";
+/// Why a canary cannot begin where the cluster does not know the kind.
+pub const NOT_INSTALLED: &str = "GatewayApiNotInstalled";
+
+/// A share that was written down.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// Who gets it.
+    pub to: Gated,
+    /// Percent.
+    pub weight: i32,
+}
+
+/// The share that the revision has by the status, while it is not taken back.
+pub fn current<'a>(status: &'a ModelDeploymentStatus, revision: &RevisionName) -> Option<&'a CanaryStatus> {
+    status.canary.as_ref().filter(|canary| canary.step.is_some() && canary.revision == revision.as_str())
+}
+
+/// The share that the route is to give: what was written down before, for as long as there is a pod to give it to.
+pub fn share(seen: &Observed) -> Option<Share> {
+    let canary = seen.status.canary.as_ref()?;
+    let to = Gated::sharing(canary)?;
+    let pods = &seen.revisions.get(to.name())?.pods;
+    let is_there = pods.iter().any(|pod| pod.ready && seen.backends.contains(&pod.uid));
+    is_there.then_some(Share { to, weight: canary.weight })
+}
+
+/// Why a canary cannot even begin, said before a pod is made for it.
+pub fn hindrance(seen: &Observed, spec: &ValidDeployment, revision: &Revision, now: Timestamp) -> Option<Waiting> {
+    let is_way_back = held(seen, spec, now).is_some_and(|(held, _)| held == revision.name);
+    let is_asked = is_wanted(seen, spec, &revision.name) && !is_way_back;
+    (is_asked && seen.route == RouteSeen::NotServed).then(|| Waiting::stalled(NOT_INSTALLED, not_installed()))
+}
+
+fn not_installed() -> String {
+    "this cluster does not know the kind HTTPRoute; install the Gateway API and a controller of it, or set strategy.type to BlueGreen".to_owned()
+}
+
+/// Whether the revision gets its traffic share by share. There is nothing to share with before the first one, and whoever
+/// asks for a revision that has served by its name wants it back at once.
+fn is_wanted(seen: &Observed, spec: &ValidDeployment, revision: &RevisionName) -> bool {
+    let has_served = gate::entry(&seen.status, revision).is_some_and(|entry| entry.promoted_time.is_some());
+    !spec.steps.is_empty() && seen.live().is_some() && !(spec.pinned.is_some() && has_served)
+}
+
+/// Why the candidate has to give its share back: by the bounds of the soak, or on request.
+pub fn failure(seen: &Observed, spec: &ValidDeployment, revision: &RevisionName) -> Option<Refusal> {
+    let canary = current(&seen.status, revision)?;
+    let aborted =
+        || Requests::of(&seen.owner).aborts(revision).then(|| (ABORTED, "it was aborted on request".to_owned()));
+    let failed = || {
+        let this = seen.revisions.get(revision);
+        let why = this.map_or_else(
+            || Some("its Deployment is gone".to_owned()),
+            |this| soak::failure(seen, spec, revision, this, canary.start_time.0),
+        );
+        why.map(|why| ("CanaryFailed", why))
+    };
+    let (reason, why) = aborted().or_else(failed)?;
+    let message = format!(
+        "revision {revision} gave its share of {} % back: {why}; correct the spec, or annotate it with anneal.dev/retry=true",
+        canary.weight
+    );
+    Some(Refusal { reason, message })
+}
+
+/// What comes next for a candidate that has passed its gate; `None` where it may have all of the traffic.
+pub fn advance(seen: &Observed, spec: &ValidDeployment, gated: &Gated, now: Timestamp) -> Option<Step> {
+    if !is_wanted(seen, spec, gated.name()) {
+        return None;
+    }
+    let Some(canary) = current(&seen.status, gated.name()) else {
+        return Some(raise(seen, gated, 1, spec.steps.first()?, now));
+    };
+    let number = canary.step.unwrap_or(1);
+    // Steps that somebody took away are over.
+    let step = step(spec, number)?;
+    if canary.weight != step.set_weight {
+        return Some(raise(seen, gated, number, step, now));
+    }
+    let Some(effective) = &canary.effective_time else {
+        return Some(settle(seen, spec, canary, now));
+    };
+    let stay = |canary: CanaryStatus| Step::Canary { canary: Some(canary), waiting: None };
+    if now < over(effective.0, step) {
+        return Some(stay(canary.clone()));
+    }
+    // A word that came before the pause was over is none.
+    let is_approved = || canary.passed_time.is_some() && Requests::of(&seen.owner).approves(gated.name());
+    if step.approval == Approval::Manual && !is_approved() {
+        let passed_time = canary.passed_time.clone().or(Some(Time(now)));
+        return Some(stay(CanaryStatus { passed_time, ..canary.clone() }));
+    }
+    let next = self::step(spec, number + 1)?;
+    Some(raise(seen, gated, number + 1, next, now))
+}
+
+fn step(spec: &ValidDeployment, number: i32) -> Option<&CanaryStep> {
+    spec.steps.get(usize::try_from(number).ok()?.checked_sub(1)?)
+}
+
+fn over(effective: Timestamp, step: &CanaryStep) -> Timestamp {
+    effective.checked_add(SignedDuration::from_secs(step.pause_seconds.into())).unwrap_or(effective)
+}
+
+/// Writes another share down, once every ready pod of the candidate stands behind the Service that the route names.
+fn raise(seen: &Observed, gated: &Gated, number: i32, step: &CanaryStep, now: Timestamp) -> Step {
+    let mut ready = seen.revisions.get(gated.name()).into_iter().flat_map(|it| &it.pods).filter(|pod| pod.ready);
+    if !ready.all(|pod| seen.backends.contains(&pod.uid)) {
+        let message = "the candidate's own Service does not lead to all of its pods yet";
+        let waiting = Some(Waiting::soon("EndpointsPending", message));
+        return Step::Canary { canary: current(&seen.status, gated.name()).cloned(), waiting };
+    }
+    let canary = CanaryStatus {
+        revision: gated.name().to_string(),
+        step: Some(number),
+        weight: step.set_weight,
+        start_time: Time(now),
+        effective_time: None,
+        passed_time: None,
+    };
+    Step::Canary { canary: Some(canary), waiting: None }
+}
+
+/// The step's time begins when the Gateways have taken its share.
+fn settle(seen: &Observed, spec: &ValidDeployment, canary: &CanaryStatus, now: Timestamp) -> Step {
+    let share = share(seen);
+    if share.is_some() && is_taken(seen, spec, share.as_ref()) {
+        let canary = CanaryStatus { effective_time: Some(Time(now)), ..canary.clone() };
+        return Step::Canary { canary: Some(canary), waiting: None };
+    }
+    let silent = || {
+        let message = format!("the Gateways do not say that they know of the share in HTTPRoute {}", spec.name);
+        Waiting::soon("WaitingForGateway", message)
+    };
+    let is_silent = now.duration_since(canary.start_time.0) >= SILENCE;
+    let refused = acceptance(seen, spec).filter(|(accepted, ..)| !accepted);
+    let waiting = refused.map(|(_, reason, message)| Waiting::soon(reason, message));
+    Step::Canary { canary: Some(canary.clone()), waiting: waiting.or_else(|| is_silent.then(silent)) }
+}
+
+/// Whether the Gateways go by a route with this share.
+fn is_taken(seen: &Observed, spec: &ValidDeployment, share: Option<&Share>) -> bool {
+    match (&seen.route, &spec.route) {
+        (RouteSeen::NotServed, _) => true,
+        (RouteSeen::Served(existing), None) => existing.is_none(),
+        (RouteSeen::Served(existing), Some(canary)) => existing
+            .as_ref()
+            .is_some_and(|existing| route::is_taken(&route::route(&seen.owner, spec, canary, share), existing)),
+    }
+}
+
+/// The share after the step, as it is written down.
+pub fn after(
+    seen: &Observed,
+    spec: &ValidDeployment,
+    wanted: Option<&Revision>,
+    step: &Step,
+    now: Timestamp,
+) -> Option<CanaryStatus> {
+    if let Step::Canary { canary: Some(canary), .. } = step {
+        return Some(canary.clone());
+    }
+    let old = seen.status.canary.clone()?;
+    if old.step.is_none() {
+        let is_known = is_taken(seen, spec, None);
+        let is_over = old.start_time.0.checked_add(DRAIN).is_ok_and(|end| now >= end);
+        return (!is_known && !is_over).then_some(old);
+    }
+    if is_kept(seen, spec, wanted, step, &old, now) {
+        return Some(old);
+    }
+    let (step, weight, start_time) = (None, 0, Time(now));
+    Some(CanaryStatus { step, weight, start_time, effective_time: None, passed_time: None, ..old })
+}
+
+/// Whether the candidate keeps its share in a step that is not about it.
+fn is_kept(
+    seen: &Observed,
+    spec: &ValidDeployment,
+    wanted: Option<&Revision>,
+    step: &Step,
+    canary: &CanaryStatus,
+    now: Timestamp,
+) -> bool {
+    let is_candidate = wanted.is_some_and(|wanted| wanted.name.as_str() == canary.revision);
+    match step {
+        Step::Restore(_) => true,
+        Step::Announce(to) | Step::Switch(to) => to.name().as_str() == canary.revision,
+        Step::Confirm => seen.status.promotion.as_ref().is_some_and(|promotion| promotion.to == canary.revision),
+        Step::Pause | Step::ScaleUp { .. } | Step::AwaitApproval | Step::Canary { .. } => is_candidate,
+        // While the pods that have joined are asked; not when the gate itself is another one, and everything begins anew.
+        Step::Smoke { .. } => is_candidate && wanted.is_some_and(|wanted| has_passed(seen, spec, wanted, now)),
+        _ => false,
+    }
+}
+
+fn has_passed(seen: &Observed, spec: &ValidDeployment, revision: &Revision, now: Timestamp) -> bool {
+    let key = rollout_key(spec, started(&seen.status, &revision.name, now));
+    let this = seen.revisions.get(&revision.name);
+    let evidence = Evidence::of(seen, &revision.name, &key);
+    this.is_some_and(|this| gate::Candidate::new(&revision.name, this, &evidence).has_answered())
+}
+
+/// When a candidate with a share must have come further. What a person takes does not count.
+pub fn deadline(canary: &CanaryStatus, spec: &ValidDeployment) -> Option<Timestamp> {
+    if canary.passed_time.is_some() {
+        return None;
+    }
+    let since = canary.effective_time.as_ref().unwrap_or(&canary.start_time).0;
+    let end = step(spec, canary.step?).map_or(since, |step| over(since, step));
+    end.checked_add(spec.deadline).ok()
+}
+
+/// When a share needs another look that no watch tells of.
+pub fn wake(next: &ModelDeploymentStatus, spec: &ValidDeployment, step: &Step, now: Timestamp) -> Option<Timestamp> {
+    let soon = now.checked_add(SignedDuration::from_secs(1)).ok();
+    let canary = next.canary.as_ref();
+    if canary.is_some_and(|canary| canary.step.is_none()) {
+        return soon;
+    }
+    match canary.filter(|_| matches!(step, Step::Canary { .. })) {
+        Some(canary) if canary.passed_time.is_some() => None,
+        Some(canary) => {
+            let effective = canary.effective_time.as_ref();
+            let end = effective.and_then(|effective| Some(over(effective.0, self::step(spec, canary.step?)?)));
+            end.filter(|end| *end > now).or(soon)
+        }
+        // Nothing tells of endpoints.
+        None => soon.filter(|_| matches!(step, Step::Canary { .. })),
+    }
+}
+
+/// Whether a person has let the canary go on with this step.
+pub fn was_approved(old: &ModelDeploymentStatus, next: &ModelDeploymentStatus) -> Option<bool> {
+    let waited = old.canary.as_ref().filter(|canary| canary.passed_time.is_some())?;
+    let went_on = next.canary.as_ref().is_some_and(|canary| canary.step.is_some() && canary.passed_time.is_none());
+    Some(went_on || next.promotion.as_ref().is_some_and(|promotion| promotion.to == waited.revision))
+}
+
+/// What the Gateways say about the route, for the condition `RouteAccepted`; `None` where no route is asked for.
+pub fn acceptance(seen: &Observed, spec: &ValidDeployment) -> Option<(bool, &'static str, String)> {
+    let canary = spec.route.as_ref()?;
+    let existing = match &seen.route {
+        RouteSeen::NotServed => return Some((false, NOT_INSTALLED, not_installed())),
+        RouteSeen::Served(existing) => existing.as_ref(),
+    };
+    let gateways: Vec<&str> = canary.parent_refs.iter().map(|parent| parent.name.as_str()).collect();
+    let gateways = gateways.join(", ");
+    Some(match existing.map(|existing| route::verdict(existing)) {
+        Some(Verdict::Accepted | Verdict::Stale) => {
+            (true, "Accepted", format!("HTTPRoute {} hangs on {gateways}", spec.name))
+        }
+        Some(Verdict::Refused(reason, message)) => {
+            let message = format!(
+                "HTTPRoute {} is not taken as it is: {reason}: {message}; correct strategy.canary.parentRefs and hostnames, or the Gateway",
+                spec.name
+            );
+            (false, "RouteRefused", message)
+        }
+        Some(Verdict::Pending) | None => {
+            let message = format!(
+                "no controller has answered for HTTPRoute {} on each of {gateways} yet; is there such a Gateway, and a controller of its class?",
+                spec.name
+            );
+            (false, "WaitingForGateway", message)
+        }
+    })
+}

@@ -1,0 +1,278 @@
+//! The `HTTPRoute` from Gateways to a deployment: its stable Service, and beside it the candidate's own one while a canary
+//! is under way. Only what is needed of the Gateway API's type is here: the published crate of all its types is made for
+//! another version of the client.
+
+use anneal_api::resources::{Canary, HeaderMatch, ModelDeployment, ParentRef, RequestMatch};
+use k8s_openapi::{api::core::v1::Service, apimachinery::pkg::apis::meta::v1::Condition};
+use kube::{CustomResource, ResourceExt};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    canary::Share,
+    objects::{BACKEND_PORT, plain_service, revision_labels, revision_name},
+    revision::RevisionName,
+    validate::ValidDeployment,
+};
+use crate::{children, cluster::says_the_same};
+
+/// What an `HTTPRoute` says, as far as the operator writes it.
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "gateway.networking.k8s.io",
+    version = "v1",
+    kind = "HTTPRoute",
+    plural = "httproutes",
+    namespaced,
+    status = "RouteStatus",
+    schema = "disabled",
+    derive = "PartialEq"
+)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RouteSpec {
+    /// Gateways that it hangs on.
+    pub parent_refs: Vec<ParentRef>,
+    /// Host names that it answers to.
+    pub hostnames: Vec<String>,
+    /// Which requests go where.
+    pub rules: Vec<Rule>,
+}
+
+/// Requests, and where they go.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Rule {
+    /// Which requests.
+    pub matches: Vec<Match>,
+    /// Where they go.
+    pub backend_refs: Vec<BackendRef>,
+}
+
+/// What makes a request one of a rule's.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Match {
+    /// Its path.
+    pub path: Path,
+    /// Its headers, all of them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub headers: Vec<HeaderMatch>,
+}
+
+/// A path; the default is every path.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Path {
+    /// How it is compared.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// With what.
+    pub value: String,
+}
+
+impl Default for Path {
+    fn default() -> Self {
+        Self { kind: "PathPrefix".to_owned(), value: "/".to_owned() }
+    }
+}
+
+/// A Service with its share of a rule's requests.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BackendRef {
+    /// Name of the Service.
+    pub name: String,
+    /// Its port.
+    pub port: i32,
+    /// Its share, in proportion to those of the others.
+    pub weight: i32,
+}
+
+/// What the Gateways' controllers say about a route.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RouteStatus {
+    /// What each one says for each Gateway.
+    pub parents: Vec<ParentStatus>,
+}
+
+/// What a controller says about a route for one Gateway.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ParentStatus {
+    /// `Accepted` and `ResolvedRefs`, among others.
+    pub conditions: Vec<Condition>,
+}
+
+/// What the cluster has of the route.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RouteSeen {
+    /// The cluster does not know the kind: the Gateway API is not installed.
+    NotServed,
+    /// The route, where there is one.
+    Served(Option<Box<HTTPRoute>>),
+}
+
+impl RouteSeen {
+    /// The route.
+    pub fn route(&self) -> Option<&HTTPRoute> {
+        match self {
+            Self::Served(route) => route.as_deref(),
+            Self::NotServed => None,
+        }
+    }
+}
+
+/// The route as it should be; with a share, the candidate's own Service is beside the stable one.
+pub fn route(owner: &ModelDeployment, spec: &ValidDeployment, canary: &Canary, share: Option<&Share>) -> HTTPRoute {
+    let stable = |weight| BackendRef { name: spec.name.clone(), port: spec.service.port, weight };
+    let candidate = |share: &Share, weight| BackendRef {
+        name: revision_name(&spec.name, share.to.name()),
+        port: BACKEND_PORT,
+        weight,
+    };
+    let every_request = || vec![Match::default()];
+    let chosen = |share: &Share| Rule {
+        matches: canary
+            .matches
+            .iter()
+            .map(|RequestMatch { headers }| Match { headers: headers.clone(), ..Match::default() })
+            .collect(),
+        backend_refs: vec![candidate(share, 1)],
+    };
+    let shared = match share {
+        Some(share) => vec![stable(100 - share.weight), candidate(share, share.weight)],
+        None => vec![stable(1)],
+    };
+    let rules = share.filter(|_| !canary.matches.is_empty()).map(chosen).into_iter();
+    let name = owner.name_any();
+    HTTPRoute {
+        metadata: children::metadata(owner, name.clone(), revision_labels("route", &name, None)),
+        spec: RouteSpec {
+            parent_refs: canary.parent_refs.clone(),
+            hostnames: canary.hostnames.clone(),
+            rules: rules.chain([Rule { matches: every_request(), backend_refs: shared }]).collect(),
+        },
+        status: None,
+    }
+}
+
+/// The Service of one revision, to which a route gives its share. A preview would move with the candidate.
+pub fn backend(owner: &ModelDeployment, revision: &RevisionName) -> Service {
+    let name = owner.name_any();
+    let chosen = super::objects::selector(&name, revision.as_str());
+    let mut service = plain_service(owner, revision_name(&name, revision), "backend", chosen);
+    service.metadata.labels = Some(revision_labels("backend", &name, Some(revision)));
+    service
+}
+
+/// Whether the route says just this, and the Gateways have taken it as it is now.
+pub fn is_taken(wanted: &HTTPRoute, existing: &HTTPRoute) -> bool {
+    says_the_same(&wanted.spec, &existing.spec) && verdict(existing) == Verdict::Accepted
+}
+
+/// What the Gateways make of a route.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Requests go by it.
+    Accepted,
+    /// Requests go by what it said before; what it says now is on its way.
+    Stale,
+    /// Not every Gateway's controller has looked at it.
+    Pending,
+    /// One of them does not take it: its reason, and its words.
+    Refused(String, String),
+}
+
+/// What the Gateways make of a route as it is now.
+pub fn verdict(route: &HTTPRoute) -> Verdict {
+    let parents = route.status.as_ref().map(|status| status.parents.as_slice()).unwrap_or_default();
+    let of = |parent: &ParentStatus, kind: &str| parent.conditions.iter().find(|it| it.type_ == kind).cloned();
+    let found: Vec<_> =
+        parents.iter().flat_map(|parent| ["Accepted", "ResolvedRefs"].map(|kind| of(parent, kind))).collect();
+    if let Some(refused) = found.iter().flatten().find(|it| it.status == "False") {
+        return Verdict::Refused(refused.reason.clone(), refused.message.clone());
+    }
+    let is_taken = |it: &Option<Condition>| it.as_ref().is_some_and(|it| it.status == "True");
+    if parents.len() < route.spec.parent_refs.len() || parents.is_empty() || !found.iter().all(is_taken) {
+        return Verdict::Pending;
+    }
+    let is_current = |it: &Condition| it.observed_generation >= route.metadata.generation;
+    if found.iter().flatten().all(is_current) { Verdict::Accepted } else { Verdict::Stale }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::model_deployment::{tests::fixtures::deployment, validate::validate};
+
+    fn spec(canary: &Value) -> (ModelDeployment, ValidDeployment) {
+        let owner = deployment(&json!({
+            "model": {"trainingRunRef": {"name": "run"}}, "strategy": {"type": "Canary", "canary": canary}
+        }));
+        let valid = validate(&owner).expect("valid");
+        (owner, valid)
+    }
+
+    fn rules(canary: &Value, share: Option<&Share>) -> Value {
+        let (owner, spec) = spec(canary);
+        let route = route(&owner, &spec, spec.route.as_ref().expect("a route"), share);
+        serde_json::to_value(route.spec.rules).expect("json")
+    }
+
+    fn share(weight: i32) -> Share {
+        Share { to: crate::model_deployment::gate::Gated::of_tests("0123abcd"), weight }
+    }
+
+    #[test]
+    fn at_rest_every_request_goes_to_the_service() {
+        let canary = json!({"parentRefs": [{"name": "edge"}], "steps": [{"setWeight": 10}]});
+        let every = json!({"path": {"type": "PathPrefix", "value": "/"}});
+        let stable = json!({"name": "cats", "port": 80, "weight": 1});
+        assert_eq!(rules(&canary, None), json!([{"matches": [every], "backendRefs": [stable]}]));
+    }
+
+    #[test]
+    fn testers_get_the_candidate_and_all_others_their_share() {
+        let tester = json!({"name": "x-tester", "value": "yes"});
+        let canary = json!({
+            "parentRefs": [{"name": "edge"}], "matches": [{"headers": [tester]}], "steps": [{"setWeight": 0}]
+        });
+        let found = rules(&canary, Some(&share(10)));
+        assert_eq!(found[0]["matches"][0]["headers"], json!([{"type": "Exact", "name": "x-tester", "value": "yes"}]));
+        assert_eq!(found[0]["backendRefs"], json!([{"name": "cats-0123abcd", "port": 80, "weight": 1}]));
+        let weights = json!([
+            {"name": "cats", "port": 80, "weight": 90}, {"name": "cats-0123abcd", "port": 80, "weight": 10}
+        ]);
+        assert_eq!(found[1]["backendRefs"], weights);
+        assert_eq!(rules(&canary, None).as_array().map(Vec::len), Some(1), "nobody is a tester of nothing");
+    }
+
+    #[test]
+    fn a_route_is_taken_when_every_gateway_has_looked_at_what_it_says_now() {
+        let condition = |kind: &str, status: &str, generation: i64| {
+            json!({"type": kind, "status": status, "reason": "NoMatchingParent", "message": "why", "observedGeneration": generation,
+                "lastTransitionTime": "2026-01-01T00:00:00Z"})
+        };
+        let judged = |parents: &[Value]| {
+            let parents: Vec<_> = parents.iter().map(|conditions| json!({"conditions": conditions})).collect();
+            let route = serde_json::from_value(json!({
+                "metadata": {"name": "cats", "generation": 2}, "spec": {"parentRefs": [{"name": "edge"}]},
+                "status": {"parents": parents},
+            }));
+            verdict(&route.expect("a route"))
+        };
+        let both = |status: &str, generation| {
+            json!([condition("Accepted", status, generation), condition("ResolvedRefs", "True", generation)])
+        };
+        assert_eq!(judged(&[]), Verdict::Pending);
+        assert_eq!(judged(&[both("True", 1)]), Verdict::Stale, "that was about another share");
+        assert_eq!(judged(&[both("True", 2)]), Verdict::Accepted);
+        assert_eq!(judged(&[both("False", 2)]), Verdict::Refused("NoMatchingParent".into(), "why".into()));
+        assert_eq!(
+            judged(&[json!([condition("Accepted", "True", 2)])]),
+            Verdict::Pending,
+            "its backends may be unknown"
+        );
+    }
+}
