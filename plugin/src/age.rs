@@ -34,8 +34,15 @@ mod tests {
     fn spans_are_told_as_kubectl_tells_them() {
         let span = |seconds| between(Timestamp::UNIX_EPOCH, Timestamp::from_second(seconds).expect("in range"));
         for (seconds, told) in [
-            (0, "0s"), (119, "119s"), (120, "2m"), (192, "3m12s"), (720, "12m"), (11_100, "3h5m"), (40_000, "11h"),
-            (187_200, "2d4h"), (800_000, "9d"),
+            (0, "0s"),
+            (119, "119s"),
+            (120, "2m"),
+            (192, "3m12s"),
+            (720, "12m"),
+            (11_100, "3h5m"),
+            (40_000, "11h"),
+            (187_200, "2d4h"),
+            (800_000, "9d"),
         ] {
             assert_eq!(span(seconds), told);
         }

@@ -1,9 +1,7 @@
 //! What the operator made for a resource, as the cluster has it now.
 
 use anneal_api::{names::label, resources::TrainingRun};
-use k8s_openapi::api::{
-    apps::v1::Deployment, autoscaling::v2::HorizontalPodAutoscaler, batch::v1::Job, core::v1::Pod,
-};
+use k8s_openapi::api::{apps::v1::Deployment, autoscaling::v2::HorizontalPodAutoscaler, batch::v1::Job, core::v1::Pod};
 
 use crate::{
     cluster::{Cluster, Object},

@@ -186,8 +186,11 @@ impl Cluster {
 
 async fn config(access: &Access) -> Result<Config, Problem> {
     let unusable = |error: &dyn std::error::Error| Problem::Kubeconfig(error.to_string());
-    let options =
-        KubeConfigOptions { context: access.context.clone(), cluster: access.cluster.clone(), user: access.user.clone() };
+    let options = KubeConfigOptions {
+        context: access.context.clone(),
+        cluster: access.cluster.clone(),
+        user: access.user.clone(),
+    };
     let from_file = match &access.kubeconfig {
         Some(file) => {
             let read = Kubeconfig::read_from(file).map_err(|error| unusable(&error))?;

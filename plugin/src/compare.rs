@@ -4,7 +4,6 @@ use std::{collections::BTreeMap, process::ExitCode};
 
 use anneal_api::resources::{TrainingRun, TrainingRunStatus};
 use jiff::Timestamp;
-use kube::ResourceExt as _;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -79,7 +78,7 @@ fn compare(runs: &[TrainingRun]) -> Comparison {
     let reported = |status: &TrainingRunStatus| status.progress.as_ref().map(|progress| progress.reported.clone());
     let digest = |digest: &str| anneal_api::termination::cut(digest, 19 + '…'.len_utf8());
     Comparison {
-        runs: runs.iter().map(ResourceExt::name_any).collect(),
+        runs: runs.iter().map(kube::ResourceExt::name_any).collect(),
         settings: differences(runs),
         results: vec![
             row("phase", &|it| Some(state::of_run(it.phase).word)),
@@ -221,26 +220,28 @@ mod tests {
     fn a_comparison_shows_what_differs_and_marks_what_is_better() {
         let lines = compare(&[run("first", 0.001, 0.9), run("second", 0.01, 0.95)]).lines(Paint::PLAIN);
         assert_eq!(
-            lines.join("\n"),
-            "
-SET DIFFERENTLY
-hyperparameters.learningRate  0.001                 0.01
-
-WHAT CAME OF IT
-phase                         Succeeded             Succeeded
-accuracy                      0.9000                0.9500 ✔
-precision                     0.9000                0.9000
-recall                        0.9000                0.9000
-f1                            0.9000                0.9000
-time                          3m                    3m
-attempts                      1                     1
-
-MADE OF
-dataset                       sha256:111111111111…  sha256:111111111111…
-images                        400                   400
-seed                          7                     7
-model                         111111111111          111111111111"
-                .replacen('\n', "                              first                 second\n\n", 1)
+            lines,
+            [
+                "                              first                 second",
+                "",
+                "SET DIFFERENTLY",
+                "hyperparameters.learningRate  0.001                 0.01",
+                "",
+                "WHAT CAME OF IT",
+                "phase                         Succeeded             Succeeded",
+                "accuracy                      0.9000                0.9500 ✔",
+                "precision                     0.9000                0.9000",
+                "recall                        0.9000                0.9000",
+                "f1                            0.9000                0.9000",
+                "time                          3m                    3m",
+                "attempts                      1                     1",
+                "",
+                "MADE OF",
+                "dataset                       sha256:111111111111…  sha256:111111111111…",
+                "images                        400                   400",
+                "seed                          7                     7",
+                "model                         111111111111          111111111111"
+            ]
         );
     }
 

@@ -48,7 +48,7 @@ fn answer(command: &mut clap::Command, words: Vec<OsString>) -> String {
         let help = candidate.get_help().map(ToString::to_string).unwrap_or_default();
         let help = help.lines().next().unwrap_or_default();
         text.push_str(&candidate.get_value().to_string_lossy());
-        text.push_str(&if help.is_empty() { "\n".to_owned() } else { format!("\t{help}\n") });
+        text.extend(if help.is_empty() { ["", "", "\n"] } else { ["\t", help, "\n"] });
     }
     text.push_str(if wants_files { FILES } else { NO_FILES });
     text.push('\n');
@@ -193,7 +193,8 @@ mod tests {
     fn a_name_that_two_kinds_have_is_offered_with_its_kind() {
         let run = Found::Run(Box::new(fixtures::run(&serde_json::json!({}))));
         let deployment = Found::Deployment(Box::new(fixtures::deployment(&serde_json::json!({}))));
-        let names = |found: &[Found], by_path| spelled(found, by_path).into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+        let names =
+            |found: &[Found], by_path| spelled(found, by_path).into_iter().map(|(name, _)| name).collect::<Vec<_>>();
         assert_eq!(names(&[run.clone(), deployment], false), ["trun/cats", "mdep/cats"]);
         assert_eq!(names(std::slice::from_ref(&run), false), ["cats"]);
         assert_eq!(names(&[run], true), ["trun/cats"]);

@@ -53,6 +53,8 @@ pub fn sweep(status: &Value) -> TrainingSweep {
 pub fn pod(name: &str, labels: &Value, status: &Value) -> Pod {
     let mut metadata = metadata(name);
     metadata["labels"] = labels.clone();
-    serde_json::from_value(json!({"metadata": metadata, "spec": {"containers": [], "nodeName": "node-1"}, "status": status}))
-        .expect("a pod")
+    serde_json::from_value(
+        json!({"metadata": metadata, "spec": {"containers": [], "nodeName": "node-1"}, "status": status}),
+    )
+    .expect("a pod")
 }

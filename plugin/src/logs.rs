@@ -55,7 +55,9 @@ impl Source {
             }
             Self::SmokeTest(revision) => {
                 let own = |job: &&Job| label_of(*job, label::REVISION) == Some(revision);
-                let Some(job) = children.jobs.iter().rfind(own).map(kube::ResourceExt::name_any) else { return Vec::new() };
+                let Some(job) = children.jobs.iter().rfind(own).map(kube::ResourceExt::name_any) else {
+                    return Vec::new();
+                };
                 let made = |pod: &&Pod| label_of(*pod, "batch.kubernetes.io/job-name") == Some(&job);
                 children.pods.iter().filter(made).collect()
             }
@@ -87,20 +89,26 @@ fn source(found: &Found, options: &LogsOptions) -> Result<Source, Problem> {
     match found {
         Found::Run(run) => of_run(run, options),
         Found::Deployment(deployment) => of_deployment(deployment, options),
-        Found::Sweep(_) | Found::Schedule(_) => {
-            Err(Problem::Pointless(format!("{} has not started a run yet; `kubectl anneal status {0}` shows why", found.path())))
-        }
+        Found::Sweep(_) | Found::Schedule(_) => Err(Problem::Pointless(format!(
+            "{} has not started a run yet; `kubectl anneal status {0}` shows why",
+            found.path()
+        ))),
     }
 }
 
 fn of_run(run: &TrainingRun, options: &LogsOptions) -> Result<Source, Problem> {
     if options.smoke || options.revision.is_some() {
-        return Err(Problem::Pointless("a TrainingRun has attempts; --smoke and --revision are for a ModelDeployment".to_owned()));
+        return Err(Problem::Pointless(
+            "a TrainingRun has attempts; --smoke and --revision are for a ModelDeployment".to_owned(),
+        ));
     }
     let newest = run.status.as_ref().and_then(|status| status.attempt);
     let asked = options.attempt.or(newest).map(Source::Attempt);
     asked.ok_or_else(|| {
-        Problem::Pointless(format!("no attempt of {0} has begun; `kubectl anneal diagnose trun/{0}` says why", run.name_any()))
+        Problem::Pointless(format!(
+            "no attempt of {0} has begun; `kubectl anneal diagnose trun/{0}` says why",
+            run.name_any()
+        ))
     })
 }
 
@@ -111,7 +119,10 @@ fn of_deployment(deployment: &ModelDeployment, options: &LogsOptions) -> Result<
     let status = deployment.status.clone().unwrap_or_default();
     let subject = options.revision.clone().or_else(|| subject(&status));
     let subject = subject.ok_or_else(|| {
-        Problem::Pointless(format!("{0} has no revision yet; `kubectl anneal diagnose mdep/{0}` says why", deployment.name_any()))
+        Problem::Pointless(format!(
+            "{0} has no revision yet; `kubectl anneal diagnose mdep/{0}` says why",
+            deployment.name_any()
+        ))
     })?;
     let by_itself = options.revision.is_none() && tells_by_its_test(&status);
     Ok(if options.smoke || by_itself { Source::SmokeTest(subject) } else { Source::Servers(subject) })
@@ -186,9 +197,9 @@ async fn started(
 
 fn has_started(pod: &Pod) -> bool {
     let statuses = pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
-    statuses.filter_map(|container| Some((container.state.as_ref()?, container.restart_count))).any(|(state, restarts)| {
-        state.running.is_some() || state.terminated.is_some() || restarts > 0
-    })
+    statuses
+        .filter_map(|container| Some((container.state.as_ref()?, container.restart_count)))
+        .any(|(state, restarts)| state.running.is_some() || state.terminated.is_some() || restarts > 0)
 }
 
 fn waits_for(pod: &Pod) -> String {

@@ -118,10 +118,7 @@ mod tests {
     #[test]
     fn columns_are_aligned_whatever_their_colours() {
         let coloured = Paint { colours: true };
-        let rows = [
-            [coloured.tone(Tone::Good, "ok"), "a".to_owned()],
-            ["naïve".to_owned(), String::new()],
-        ];
+        let rows = [[coloured.tone(Tone::Good, "ok"), "a".to_owned()], ["naïve".to_owned(), String::new()]];
         let lines = table(Paint::PLAIN, ["NAME", "X"], &rows);
         assert_eq!(lines, ["NAME   X", "\u{1b}[32mok\u{1b}[0m     a", "naïve"]);
     }

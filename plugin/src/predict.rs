@@ -78,8 +78,13 @@ pub async fn run(cluster: &Cluster, options: &PredictOptions) -> Result<ExitCode
     let revision = revision(&deployment, options)?;
     let name = deployment.name_any();
     let labels = format!("{}={name},{}={revision}", label::DEPLOYMENT, label::REVISION);
-    let pods: Vec<String> =
-        cluster.list::<Pod>(&labels).await?.iter().filter(|pod| is_ready(pod)).map(kube::ResourceExt::name_any).collect();
+    let pods: Vec<String> = cluster
+        .list::<Pod>(&labels)
+        .await?
+        .iter()
+        .filter(|pod| is_ready(pod))
+        .map(kube::ResourceExt::name_any)
+        .collect();
     if pods.is_empty() {
         return Err(Problem::Pointless(format!(
             "no pod of revision {revision} is ready; `kubectl anneal diagnose mdep/{name}` says why"
@@ -94,7 +99,10 @@ pub async fn run(cluster: &Cluster, options: &PredictOptions) -> Result<ExitCode
         Output::Json => output::json(&lines)?,
         Output::Text => {
             output::lines(&shown(&lines, Paint::of_stdout()));
-            lines.iter().filter_map(|line| Some(format!("{}: {}", line.file, line.error.as_ref()?))).for_each(|it| output::note(&it));
+            lines
+                .iter()
+                .filter_map(|line| Some(format!("{}: {}", line.file, line.error.as_ref()?)))
+                .for_each(|it| output::note(&it));
         }
     }
     Ok(ExitCode::from(u8::from(lines.iter().any(|line| line.error.is_some()))))
@@ -109,7 +117,9 @@ fn revision(deployment: &ModelDeployment, options: &PredictOptions) -> Result<St
     }
     if options.candidate {
         return status.candidate_revision.ok_or_else(|| {
-            Problem::Pointless(format!("mdep/{name} has no candidate; without --candidate the revision that serves is asked"))
+            Problem::Pointless(format!(
+                "mdep/{name} has no candidate; without --candidate the revision that serves is asked"
+            ))
         });
     }
     status.stable_revision.ok_or_else(|| {
@@ -174,7 +184,8 @@ where
         .map_err(|error| error.to_string())?;
     let response = sender.send_request(request).await.map_err(broken)?;
     let (head, body) = response.into_parts();
-    let body = Limited::new(body, MAX_ANSWER).collect().await.map_err(|error| format!("the answer broke off: {error}"))?;
+    let body =
+        Limited::new(body, MAX_ANSWER).collect().await.map_err(|error| format!("the answer broke off: {error}"))?;
     let revision = head.headers.get(REVISION_HEADER).and_then(|value| value.to_str().ok()).map(str::to_owned);
     predicted(head.status, &body.to_bytes()).map(|predicted| (predicted, revision))
 }
@@ -255,9 +266,11 @@ mod tests {
 
     #[test]
     fn an_answer_is_a_prediction_or_a_sentence() {
-        let answer = br#"{"prediction": "cat", "confidence": 0.9, "probabilities": {"cat": 0.9, "dog": 0.1}, "more": 1}"#;
+        let answer =
+            br#"{"prediction": "cat", "confidence": 0.9, "probabilities": {"cat": 0.9, "dog": 0.1}, "more": 1}"#;
         assert_eq!(predicted(StatusCode::OK, answer).expect("a prediction").prediction, "cat");
-        let refused = predicted(StatusCode::UNPROCESSABLE_ENTITY, br#"{"detail": "no image"}"#).expect_err("a sentence");
+        let refused =
+            predicted(StatusCode::UNPROCESSABLE_ENTITY, br#"{"detail": "no image"}"#).expect_err("a sentence");
         assert_eq!(refused, "the answer is 422 Unprocessable Entity (no image)");
     }
 
@@ -272,8 +285,10 @@ mod tests {
                 length += theirs.read(&mut request[length..]).await.expect("a request");
             }
             let body = r#"{"prediction": "cat", "confidence": 1.0, "probabilities": {}}"#;
-            let answer =
-                format!("HTTP/1.1 200 OK\r\nx-anneal-revision: 4be36a0c\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+            let answer = format!(
+                "HTTP/1.1 200 OK\r\nx-anneal-revision: 4be36a0c\r\ncontent-length: {}\r\n\r\n{body}",
+                body.len()
+            );
             theirs.write_all(answer.as_bytes()).await.expect("an answer");
             String::from_utf8_lossy(&request[..length]).into_owned()
         });

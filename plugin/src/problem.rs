@@ -11,7 +11,9 @@ pub enum Problem {
     #[error("no kubeconfig can be used: {0}; set KUBECONFIG, or say --kubeconfig FILE and --context NAME")]
     Kubeconfig(String),
     /// Nobody answers.
-    #[error("the cluster at {server} gives no answer: {why}; `kubectl cluster-info` and `kubectl config current-context` tell more")]
+    #[error(
+        "the cluster at {server} gives no answer: {why}; `kubectl cluster-info` and `kubectl config current-context` tell more"
+    )]
     Unreachable {
         /// Address of the API server.
         server: String,
@@ -19,7 +21,9 @@ pub enum Problem {
         why: String,
     },
     /// The API server does not know who is asking.
-    #[error("the cluster at {server} does not know you: {why}; renew the credentials of the kubeconfig, or choose another --user or --context")]
+    #[error(
+        "the cluster at {server} does not know you: {why}; renew the credentials of the kubeconfig, or choose another --user or --context"
+    )]
     Unauthorized {
         /// Address of the API server.
         server: String,
@@ -33,13 +37,17 @@ pub enum Problem {
         why: String,
     },
     /// The custom resources are not defined.
-    #[error("the cluster at {server} does not know Anneal's resources; install the operator (`helm upgrade --install anneal charts/anneal --namespace anneal-system`), or choose another --context")]
+    #[error(
+        "the cluster at {server} does not know Anneal's resources; install the operator (`helm upgrade --install anneal charts/anneal --namespace anneal-system`), or choose another --context"
+    )]
     NotInstalled {
         /// Address of the API server.
         server: String,
     },
     /// There is no such resource.
-    #[error("there is no {what} named {name} in namespace {namespace}; `kubectl anneal status --namespace {namespace}` lists what there is")]
+    #[error(
+        "there is no {what} named {name} in namespace {namespace}; `kubectl anneal status --namespace {namespace}` lists what there is"
+    )]
     NotFound {
         /// The kind, or `resource`.
         what: &'static str,
@@ -49,7 +57,10 @@ pub enum Problem {
         namespace: String,
     },
     /// Another kind than the command is for.
-    #[error("{name} is a {kind}, and this command is for a {}; `kubectl anneal status` lists what there is", words(wanted))]
+    #[error(
+        "{name} is a {kind}, and this command is for a {}; `kubectl anneal status` lists what there is",
+        words(wanted)
+    )]
     WrongKind {
         /// The name.
         name: String,
@@ -70,7 +81,9 @@ pub enum Problem {
     #[error("the API server refused it: {0}")]
     Refused(String),
     /// The answer has words that this version does not know.
-    #[error("the answer cannot be understood: {0}; the operator may be newer than this plugin (`kubectl anneal --version`)")]
+    #[error(
+        "the answer cannot be understood: {0}; the operator may be newer than this plugin (`kubectl anneal --version`)"
+    )]
     Unknown(String),
     /// What was asked for makes no sense as things stand; the sentence says why and what does.
     #[error("{0}")]
@@ -137,7 +150,9 @@ mod tests {
 
     #[test]
     fn what_the_api_server_says_becomes_a_sentence_that_says_what_to_do() {
-        let forbidden = told(json!({"code": 403, "message": "modeldeployments.anneal.dev \"cats\" is forbidden: User \"eve\" cannot patch"}));
+        let forbidden = told(
+            json!({"code": 403, "message": "modeldeployments.anneal.dev \"cats\" is forbidden: User \"eve\" cannot patch"}),
+        );
         assert_eq!(
             forbidden,
             "you may not do that: modeldeployments.anneal.dev \"cats\" is forbidden: User \"eve\" cannot patch; \

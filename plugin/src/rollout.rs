@@ -35,7 +35,9 @@ pub async fn run(cluster: &Cluster, options: &RolloutOptions) -> Result<ExitCode
 
 fn newest_first(deployment: &ModelDeployment) -> Vec<RevisionStatus> {
     let mut revisions = deployment.status.clone().unwrap_or_default().revisions;
-    revisions.sort_by_key(|revision| std::cmp::Reverse(revision.promoted_time.clone().unwrap_or(revision.start_time.clone())));
+    revisions.sort_by_key(|revision| {
+        std::cmp::Reverse(revision.promoted_time.clone().unwrap_or(revision.start_time.clone()))
+    });
     revisions
 }
 
@@ -75,10 +77,12 @@ mod tests {
         let sha = "1111111111111111111111111111111111111111111111111111111111111111";
         let rejection = json!({"reason": "SmokeTestFailed", "message": "a dog was taken for a cat", "time": "2026-01-02T03:13:35Z"});
         let metrics = json!({"accuracy": 0.9, "precision": 0.9, "recall": 0.9, "f1": 0.9});
-        let deployment = fixtures::deployment(&json!({"phase": "Degraded", "stableRevision": "4be36a0c", "revisions": [
-            {"revision": "4be36a0c", "sha256": sha, "trainingRun": "first", "metrics": metrics, "startTime": "2026-01-02T03:04:05Z", "promotedTime": "2026-01-02T03:05:05Z"},
-            {"revision": "e300d319", "sha256": sha, "startTime": "2026-01-02T03:13:05Z", "rejection": rejection}
-        ]}));
+        let deployment = fixtures::deployment(
+            &json!({"phase": "Degraded", "stableRevision": "4be36a0c", "revisions": [
+                {"revision": "4be36a0c", "sha256": sha, "trainingRun": "first", "metrics": metrics, "startTime": "2026-01-02T03:04:05Z", "promotedTime": "2026-01-02T03:05:05Z"},
+                {"revision": "e300d319", "sha256": sha, "startTime": "2026-01-02T03:13:05Z", "rejection": rejection}
+            ]}),
+        );
         assert_eq!(
             lines(&deployment, &newest_first(&deployment), fixtures::now(), Paint::PLAIN).join("\n"),
             "\

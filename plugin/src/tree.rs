@@ -68,7 +68,14 @@ mod tests {
 
     fn node(name: &str, info: &str, children: Vec<Node>) -> Node {
         let since = Some(Timestamp::from_second(60).expect("in range"));
-        Node { name: name.to_owned(), kind: "Pod", state: State::new(Tone::Good, "Ready"), since, info: info.to_owned(), children }
+        Node {
+            name: name.to_owned(),
+            kind: "Pod",
+            state: State::new(Tone::Good, "Ready"),
+            since,
+            info: info.to_owned(),
+            children,
+        }
     }
 
     #[test]
@@ -91,7 +98,10 @@ mod tests {
 
     #[test]
     fn facts_are_aligned_and_empty_ones_left_out() {
-        let lines = facts(&[("Name", "cats".to_owned()), ("Empty", String::new()), ("Namespace", "demo".to_owned())], Paint::PLAIN);
+        let lines = facts(
+            &[("Name", "cats".to_owned()), ("Empty", String::new()), ("Namespace", "demo".to_owned())],
+            Paint::PLAIN,
+        );
         assert_eq!(lines, ["Name:       cats", "Namespace:  demo"]);
     }
 }

@@ -11,6 +11,7 @@ mod images;
 mod lifecycle;
 mod nodes;
 mod others;
+mod plugin;
 mod progress;
 mod quiet;
 mod remote_model;

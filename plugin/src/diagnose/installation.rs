@@ -104,7 +104,8 @@ impl Installation {
     }
 
     fn definitions(&self) -> Option<Finding> {
-        let missing: Vec<&str> = PLURALS.into_iter().filter(|plural| !self.kinds.iter().any(|it| it == plural)).collect();
+        let missing: Vec<&str> =
+            PLURALS.into_iter().filter(|plural| !self.kinds.iter().any(|it| it == plural)).collect();
         let install = "helm upgrade --install anneal charts/anneal --namespace anneal-system --create-namespace";
         match missing.len() {
             0 => None,
@@ -129,8 +130,11 @@ impl Installation {
         let Some(first) = operators.first() else {
             return Some(Finding::problem(
                 Topic::Operator,
-                "no operator is installed: nothing that is applied has any effect",
-                vec!["helm upgrade --install anneal charts/anneal --namespace anneal-system --create-namespace".to_owned()],
+                "no operator is installed: nothing that is applied has any effect (one outside the cluster is not seen here)",
+                vec![
+                    "helm upgrade --install anneal charts/anneal --namespace anneal-system --create-namespace"
+                        .to_owned(),
+                ],
             ));
         };
         let serves = |it: &&Operator| it.watches.as_deref().is_none_or(|watched| watched == namespace);
@@ -138,8 +142,13 @@ impl Installation {
             let watched = first.watches.clone().unwrap_or_default();
             return Some(Finding::problem(
                 Topic::Operator,
-                format!("the operator in namespace {} watches namespace {watched} only, not {namespace}", first.namespace),
-                vec![format!("work in namespace {watched}, or install another operator with --set watchNamespace={namespace}")],
+                format!(
+                    "the operator in namespace {} watches namespace {watched} only, not {namespace}",
+                    first.namespace
+                ),
+                vec![format!(
+                    "work in namespace {watched}, or install another operator with --set watchNamespace={namespace}"
+                )],
             ));
         };
         if operator.ready > 0 {
@@ -201,11 +210,14 @@ mod tests {
             told(&nothing),
             [
                 "the cluster does not know Anneal's resources: the definitions are not installed",
-                "no operator is installed: nothing that is applied has any effect"
+                "no operator is installed: nothing that is applied has any effect (one outside the cluster is not seen here)"
             ]
         );
         let mut old = installation(1, "");
         old.kinds.pop();
-        assert_eq!(told(&old), ["the cluster does not know crontrainingruns: the definitions are older than this plugin"]);
+        assert_eq!(
+            told(&old),
+            ["the cluster does not know crontrainingruns: the definitions are older than this plugin"]
+        );
     }
 }

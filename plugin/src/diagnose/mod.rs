@@ -53,8 +53,15 @@ impl Topic {
         match reason {
             "ImagePull" | "ErrImagePull" | "ImagePullBackOff" | "InvalidImageName" | "ErrImageNeverPull" => Self::Image,
             "Unschedulable" | "FailedScheduling" => Self::Scheduling,
-            "ClaimNotFound" | "ClaimLost" | "ClaimDeleting" | "ClaimForOnePod" | "VolumeMissing" | "VolumeOnAnotherNode"
-            | "FailedMount" | "FailedAttachVolume" | "ProvisioningFailed" => Self::Volume,
+            "ClaimNotFound"
+            | "ClaimLost"
+            | "ClaimDeleting"
+            | "ClaimForOnePod"
+            | "VolumeMissing"
+            | "VolumeOnAnotherNode"
+            | "FailedMount"
+            | "FailedAttachVolume"
+            | "ProvisioningFailed" => Self::Volume,
             "QuotaExceeded" | "PodsRefused" | "FailedCreate" => Self::Quota,
             "OOMKilled" | "OutOfMemory" => Self::Memory,
             "MetricsNotServed" | "FailedGetResourceMetric" | "FailedComputeMetricsReplicas" => Self::Metrics,
@@ -127,7 +134,8 @@ impl Diagnosis {
     }
 
     fn lines(&self, paint: Paint) -> Vec<String> {
-        let state = self.state.as_ref().map(|state| paint.tone(state.tone, &format!("{} {}", state.tone.sign(), state.word)));
+        let state =
+            self.state.as_ref().map(|state| paint.tone(state.tone, &format!("{} {}", state.tone.sign(), state.word)));
         let verdict = match self.problems() {
             0 => "nothing is wrong".to_owned(),
             1 => "1 problem".to_owned(),
@@ -161,7 +169,7 @@ pub async fn run(cluster: &Cluster, options: &DiagnoseOptions) -> Result<ExitCod
         };
         let surroundings = surroundings::look(cluster).await?;
         for found in found {
-            all.push(of_resource(cluster, &found, &installation, &surroundings).await?);
+            all.push(of_resource(cluster, &found, installation.has_metrics, &surroundings).await?);
         }
     }
     match options.output {
@@ -174,14 +182,14 @@ pub async fn run(cluster: &Cluster, options: &DiagnoseOptions) -> Result<ExitCod
 async fn of_resource(
     cluster: &Cluster,
     found: &Found,
-    installation: &installation::Installation,
+    has_metrics: bool,
     surroundings: &surroundings::Surroundings,
 ) -> Result<Diagnosis, Problem> {
     let children = Children::of(cluster, found).await?;
     let now = Timestamp::now();
     let report = Report::of(found, &children, now, Paint::PLAIN);
     let mut findings = resource::findings(found, &report, now);
-    findings.extend(surroundings.findings(found, &children, installation, now));
+    findings.extend(surroundings.findings(found, &children, has_metrics, now));
     findings.extend(events::findings(found, &children, &report, &surroundings.events, now));
     Ok(Diagnosis::new(found.path(), Some(report.state), findings))
 }
@@ -209,7 +217,11 @@ mod tests {
     fn diagnosis() -> Diagnosis {
         let findings = vec![
             Finding::note(Topic::Other("AwaitingApproval".to_owned()), "it waits", vec![]),
-            Finding::problem(Topic::Image, "the image\ncannot be pulled", vec!["check it".to_owned(), "then try".to_owned()]),
+            Finding::problem(
+                Topic::Image,
+                "the image\ncannot be pulled",
+                vec!["check it".to_owned(), "then try".to_owned()],
+            ),
             Finding::problem(Topic::Image, "the same again", vec![]),
         ];
         Diagnosis::new("mdep/cats".to_owned(), Some(State::new(Tone::Busy, "Loading")), findings)
@@ -232,7 +244,10 @@ mdep/cats  ◌ Loading  1 problem
     fn what_is_well_is_counted_and_told_only_to_whoever_asked_for_it() {
         let well = Diagnosis::new("trun/cats".to_owned(), Some(State::new(Tone::Good, "Succeeded")), vec![]);
         let installation = Diagnosis::new("installation".to_owned(), None, vec![]);
-        assert_eq!(shown(&[installation.clone(), well.clone()], false, Paint::PLAIN), ["1 resource has nothing to tell"]);
+        assert_eq!(
+            shown(&[installation.clone(), well.clone()], false, Paint::PLAIN),
+            ["1 resource has nothing to tell"]
+        );
         assert_eq!(shown(&[installation, well], true, Paint::PLAIN), ["trun/cats  ✔ Succeeded  nothing is wrong"]);
     }
 }

@@ -74,7 +74,10 @@ fn unseen(found: &Found, now: Timestamp) -> Option<Finding> {
     if is_seen || now.as_second() - since.as_second() < UNSEEN_AFTER {
         return None;
     }
-    let what = format!("the operator has not looked at it since it was changed {} ago: it does not run, or not for this namespace", age::between(since, now));
+    let what = format!(
+        "the operator has not looked at it since it was changed {} ago: it does not run, or not for this namespace",
+        age::between(since, now)
+    );
     let todo = vec![
         "kubectl get deployments -A -l app.kubernetes.io/name=anneal,app.kubernetes.io/component=operator".to_owned(),
         "kubectl -n anneal-system logs -l app.kubernetes.io/component=operator --tail=20".to_owned(),
@@ -107,7 +110,8 @@ fn waiting(found: &Found, conditions: &[Condition]) -> Option<Finding> {
         return Some(told(found, progressing));
     }
     // A run that does not move by itself waits for something outside, and its conditions say for what.
-    let waits = progressing.status == "False" && matches!(found, Found::Run(_)) && holding(conditions, "Suspended").is_none();
+    let waits =
+        progressing.status == "False" && matches!(found, Found::Run(_)) && holding(conditions, "Suspended").is_none();
     waits.then(|| {
         let what = format!("it waits: {}: {}", progressing.reason, progressing.message);
         Finding::note(Topic::of(&progressing.reason), what, advice::about(found, &progressing.reason))
@@ -117,16 +121,24 @@ fn waiting(found: &Found, conditions: &[Condition]) -> Option<Finding> {
 /// It waits for somebody's word.
 fn word_of_a_person(found: &Found) -> Option<Finding> {
     let (name, path) = (found.name(), found.path());
-    let note = |reason: &str, what: &str, todo: String| Some(Finding::note(Topic::Other(reason.to_owned()), what, vec![todo]));
-    let suspended = |is: bool| is.then(|| note("Suspended", "it is suspended", format!("kubectl anneal resume {path}"))).flatten();
+    let note =
+        |reason: &str, what: &str, todo: String| Some(Finding::note(Topic::Other(reason.to_owned()), what, vec![todo]));
+    let suspended =
+        |is: bool| is.then(|| note("Suspended", "it is suspended", format!("kubectl anneal resume {path}"))).flatten();
     match found {
         Found::Deployment(it) => match it.status.as_ref().and_then(|status| status.phase) {
-            Some(DeploymentPhase::AwaitingApproval) => {
-                note("AwaitingApproval", "the candidate has passed and waits for your word", format!("kubectl anneal approve {name}   # or abort"))
-            }
+            Some(DeploymentPhase::AwaitingApproval) => note(
+                "AwaitingApproval",
+                "the candidate has passed and waits for your word",
+                format!("kubectl anneal approve {name}   # or abort"),
+            ),
             _ if it.spec.paused => note("Paused", "its rollouts are paused", format!("kubectl anneal resume {path}")),
             _ => it.spec.pinned_revision.as_ref().and_then(|revision| {
-                note("Pinned", &format!("revision {revision} is pinned: the model is not followed"), format!("kubectl anneal unpin {name}"))
+                note(
+                    "Pinned",
+                    &format!("revision {revision} is pinned: the model is not followed"),
+                    format!("kubectl anneal unpin {name}"),
+                )
             }),
         },
         Found::Run(it) => suspended(it.spec.suspend),
@@ -188,7 +200,10 @@ mod tests {
     fn a_candidate_that_waits_for_a_word_is_a_note_and_no_problem() {
         let findings = of_deployment(&json!({"phase": "AwaitingApproval", "observedGeneration": 1}));
         assert_eq!(findings.len(), 1);
-        assert_eq!((findings[0].severity, findings[0].todo[0].as_str()), (super::super::Severity::Note, "kubectl anneal approve cats   # or abort"));
+        assert_eq!(
+            (findings[0].severity, findings[0].todo[0].as_str()),
+            (super::super::Severity::Note, "kubectl anneal approve cats   # or abort")
+        );
     }
 
     #[test]

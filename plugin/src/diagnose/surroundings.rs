@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Event, PersistentVolumeClaim, Pod};
 use kube::ResourceExt as _;
 
-use super::{Finding, Topic, advice, installation::Installation};
+use super::{Finding, Topic, advice};
 use crate::{
     age,
     children::Children,
@@ -48,17 +48,11 @@ pub async fn look(cluster: &Cluster) -> Result<Surroundings, Problem> {
 
 impl Surroundings {
     /// What is wrong around a resource.
-    pub fn findings(
-        &self,
-        found: &Found,
-        children: &Children,
-        installation: &Installation,
-        now: Timestamp,
-    ) -> Vec<Finding> {
+    pub fn findings(&self, found: &Found, children: &Children, has_metrics: bool, now: Timestamp) -> Vec<Finding> {
         let mut findings: Vec<Finding> = self.of_claims(found, children, now).into_iter().collect();
         findings.extend(children.pods.iter().filter_map(|pod| of_pod(found, pod)));
         if let Found::Deployment(deployment) = found {
-            findings.extend(of_metrics(found, deployment, installation));
+            findings.extend(of_metrics(found, deployment, has_metrics));
         }
         if !children.hidden.is_empty() {
             let what = format!("you may not list {}, so what they would tell is missing", children.hidden.join(", "));
@@ -90,7 +84,10 @@ impl Surroundings {
         let is_stuck = phase == Some("Lost") || phase == Some("Pending") && age > BINDING && !waits_for_pod;
         let why = event.and_then(|event| event.message.clone()).map(|why| format!(": {why}")).unwrap_or_default();
         let class = claim.spec.as_ref().and_then(|spec| spec.storage_class_name.clone());
-        let class = class.map_or_else(|| "no storage class (is there a default one?)".to_owned(), |it| format!("storage class {it}"));
+        let class = class.map_or_else(
+            || "no storage class (is there a default one?)".to_owned(),
+            |it| format!("storage class {it}"),
+        );
         is_stuck.then(|| {
             let (phase, age) = (phase.unwrap_or_default(), age::of(claim.metadata.creation_timestamp.as_ref(), now));
             let what = format!("PersistentVolumeClaim {name} is {phase} for {age}, with {class}{why}");
@@ -124,7 +121,8 @@ fn claims_of(found: &Found, children: &Children) -> BTreeSet<String> {
 /// What is in the way of a pod.
 fn of_pod(found: &Found, pod: &Pod) -> Option<Finding> {
     let seen = pods::seen(pod);
-    let is_over = pod.status.as_ref().is_some_and(|status| matches!(status.phase.as_deref(), Some("Failed" | "Succeeded")));
+    let is_over =
+        pod.status.as_ref().is_some_and(|status| matches!(status.phase.as_deref(), Some("Failed" | "Succeeded")));
     // How an attempt or a test ended is told by the resource itself.
     if is_over || !matches!(seen.state.tone, Tone::Bad | Tone::Waiting) {
         return None;
@@ -140,9 +138,9 @@ fn of_pod(found: &Found, pod: &Pod) -> Option<Finding> {
 }
 
 /// The autoscaler asks an API that is not served.
-fn of_metrics(found: &Found, deployment: &ModelDeployment, installation: &Installation) -> Option<Finding> {
+fn of_metrics(found: &Found, deployment: &ModelDeployment, has_metrics: bool) -> Option<Finding> {
     let scales = deployment.spec.replicas.is_none();
-    (scales && !installation.has_metrics).then(|| {
+    (scales && !has_metrics).then(|| {
         let what = "the cluster serves no metrics of pods, so the number of pods does not follow the load";
         Finding::problem(Topic::Metrics, what, advice::about(found, "MetricsNotServed"))
     })
@@ -154,10 +152,6 @@ mod tests {
 
     use super::*;
     use crate::fixtures;
-
-    fn with_metrics() -> Installation {
-        Installation { has_metrics: true, ..Installation::default() }
-    }
 
     fn run() -> Found {
         Found::Run(Box::new(fixtures::run(&json!({"phase": "Preparing"}))))
@@ -178,13 +172,14 @@ mod tests {
     }
 
     fn told(surroundings: &Surroundings, children: &Children) -> Vec<String> {
-        let all = surroundings.findings(&run(), children, &with_metrics(), fixtures::now());
+        let all = surroundings.findings(&run(), children, true, fixtures::now());
         all.into_iter().map(|finding| finding.what).collect()
     }
 
     #[test]
     fn a_claim_that_does_not_come_is_told_and_one_that_waits_for_its_first_pod_is_not() {
-        let around = |claims: Vec<PersistentVolumeClaim>, events: Vec<Event>| Surroundings { events, claims: Some(claims) };
+        let around =
+            |claims: Vec<PersistentVolumeClaim>, events: Vec<Event>| Surroundings { events, claims: Some(claims) };
         let none = Children::default();
         assert_eq!(told(&around(vec![], vec![]), &none), ["PersistentVolumeClaim models does not exist"]);
         assert_eq!(told(&around(vec![claim("Bound")], vec![]), &none), Vec::<String>::new());
@@ -193,13 +188,18 @@ mod tests {
         let fails = event("ProvisioningFailed", "storageclass \"fast\" not found");
         assert_eq!(
             told(&around(vec![claim("Pending")], vec![fails]), &none),
-            ["PersistentVolumeClaim models is Pending for 10m, with storage class fast: storageclass \"fast\" not found"]
+            [
+                "PersistentVolumeClaim models is Pending for 10m, with storage class fast: storageclass \"fast\" not found"
+            ]
         );
     }
 
     #[test]
     fn a_pod_that_cannot_start_is_told_and_one_that_has_ended_is_not() {
-        let pod = |status: &Value| Children { pods: vec![fixtures::pod("cats-1", &json!({}), status)], ..Children::default() };
+        let pod = |status: &Value| Children {
+            pods: vec![fixtures::pod("cats-1", &json!({}), status)],
+            ..Children::default()
+        };
         let waiting = json!({"name": "trainer", "image": "i", "imageID": "", "ready": false, "restartCount": 0,
             "state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}});
         let known = Surroundings { claims: Some(vec![claim("Bound")]), events: vec![] };

@@ -2,9 +2,7 @@
 
 use anneal_api::{
     names::label,
-    resources::{
-        Approval, DeploymentPhase, ModelDeployment, ModelDeploymentStatus, RevisionStatus,
-    },
+    resources::{Approval, DeploymentPhase, ModelDeployment, ModelDeploymentStatus, RevisionStatus},
 };
 use jiff::Timestamp;
 use k8s_openapi::api::{
@@ -86,7 +84,8 @@ fn steps(deployment: &ModelDeployment, status: &ModelDeploymentStatus, paint: Pa
 /// How much of the soak is over.
 fn soak(deployment: &ModelDeployment, status: &ModelDeploymentStatus, now: Timestamp, paint: Paint) -> String {
     let stable = status.revisions.iter().find(|it| Some(&it.revision) == status.stable_revision.as_ref());
-    let since = stable.and_then(|it| it.promoted_time.as_ref()).filter(|_| status.phase == Some(DeploymentPhase::Soaking));
+    let since =
+        stable.and_then(|it| it.promoted_time.as_ref()).filter(|_| status.phase == Some(DeploymentPhase::Soaking));
     let Some(since) = since else { return String::new() };
     let all = i64::from(deployment.spec.gate.soak_seconds.max(1));
     let over = (now.as_second() - since.0.as_second()).clamp(0, all);
@@ -179,8 +178,8 @@ fn of_revision(status: &ModelDeploymentStatus, revision: &RevisionStatus, childr
     let origin = Some(origin(revision)).filter(|origin| !origin.is_empty());
     let rejection = revision.rejection.as_ref().map(|rejection| rejection.message.clone());
     // Of several smoke tests, the newest tells how it stands.
-    let tests = children.jobs.iter().filter(|job| label_of(*job, label::REVISION) == hash);
-    let smoke = tests.last().map(|job| of_smoke_test(job, &children.pods));
+    let mut tests = children.jobs.iter().filter(|job| label_of(*job, label::REVISION) == hash);
+    let smoke = tests.next_back().map(|job| of_smoke_test(job, &children.pods));
     Node {
         name: revision.revision.clone(),
         kind: "Revision",
@@ -210,7 +209,8 @@ fn of_autoscaler(autoscaler: &HorizontalPodAutoscaler) -> Node {
     let spec = autoscaler.spec.clone().unwrap_or_default();
     let status = autoscaler.status.clone().unwrap_or_default();
     let inactive = status.conditions.iter().flatten().find(|it| it.type_ == "ScalingActive" && it.status == "False");
-    let uses = spec.metrics.iter().flatten().filter_map(|metric| utilisation(metric, status.current_metrics.as_deref()));
+    let uses =
+        spec.metrics.iter().flatten().filter_map(|metric| utilisation(metric, status.current_metrics.as_deref()));
     let bounds = format!("{} to {} pods", spec.min_replicas.unwrap_or(1), spec.max_replicas);
     let why = inactive.and_then(|it| it.message.clone());
     Node {
@@ -259,7 +259,10 @@ mod tests {
             fixtures::pod(name, &json!({"anneal.dev/revision": revision}), &status)
         };
         let ready = json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]});
-        let pods = vec![server("cats-4be36a0c-1", "4be36a0c", ready), server("cats-e300d319-1", "e300d319", json!({"phase": "Pending"}))];
+        let pods = vec![
+            server("cats-4be36a0c-1", "4be36a0c", ready),
+            server("cats-e300d319-1", "e300d319", json!({"phase": "Pending"})),
+        ];
         let report = report(&deployment, &Children { pods, ..Children::default() }, fixtures::now(), Paint::PLAIN);
         assert_eq!(
             report.lines(fixtures::now(), Paint::PLAIN).join("\n"),

@@ -37,7 +37,11 @@ pub async fn run(cluster: &Cluster, options: &StatusOptions, paint: Paint) -> Re
     match options.output {
         Output::Json => output::json(&lines)?,
         Output::Text if lines.is_empty() => {
-            let place = if options.all_namespaces { "the cluster".to_owned() } else { format!("namespace {}", cluster.namespace) };
+            let place = if options.all_namespaces {
+                "the cluster".to_owned()
+            } else {
+                format!("namespace {}", cluster.namespace)
+            };
             output::note(&format!("nothing of Anneal's is in {place}"));
         }
         Output::Text => output::lines(&shown(&lines, options.all_namespaces, paint)),
@@ -79,7 +83,8 @@ fn shown(lines: &[Line], everywhere: bool, paint: Paint) -> Vec<String> {
         let rows: Vec<_> = lines.iter().map(row).collect();
         return table(paint, ["NAMESPACE", "NAME", "STATUS", "AGE", "INFO"], &rows);
     }
-    let rows: Vec<_> = lines.iter().map(|it| [it.name.clone(), state(it), it.age.clone(), it.summary.clone()]).collect();
+    let rows: Vec<_> =
+        lines.iter().map(|it| [it.name.clone(), state(it), it.age.clone(), it.summary.clone()]).collect();
     table(paint, ["NAME", "STATUS", "AGE", "INFO"], &rows)
 }
 
@@ -93,7 +98,8 @@ mod tests {
     #[test]
     fn a_list_tells_how_each_resource_is() {
         let run = fixtures::run(&json!({"phase": "Failed"}));
-        let deployment = fixtures::deployment(&json!({"phase": "Stable", "stableRevision": "4be36a0c", "ready": "2/2"}));
+        let deployment =
+            fixtures::deployment(&json!({"phase": "Stable", "stableRevision": "4be36a0c", "ready": "2/2"}));
         let all = [Found::Run(Box::new(run)), Found::Deployment(Box::new(deployment))];
         let lines: Vec<Line> = all.iter().map(|found| line(found, fixtures::now())).collect();
         assert_eq!(
@@ -103,9 +109,6 @@ NAME       STATUS    AGE  INFO
 trun/cats  ✖ Failed  10m
 mdep/cats  ✔ Stable  10m  4be36a0c 2/2 ready"
         );
-        assert_eq!(
-            shown(&lines, true, Paint::PLAIN)[2],
-            "demo       mdep/cats  ✔ Stable  10m  4be36a0c 2/2 ready"
-        );
+        assert_eq!(shown(&lines, true, Paint::PLAIN)[2], "demo       mdep/cats  ✔ Stable  10m  4be36a0c 2/2 ready");
     }
 }

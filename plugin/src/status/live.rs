@@ -1,11 +1,6 @@
 //! `status --watch`: on a terminal the picture is redrawn as things change; elsewhere each change is a line of its own.
 
-use std::{
-    io::IsTerminal as _,
-    pin::Pin,
-    process::ExitCode,
-    time::Duration,
-};
+use std::{io::IsTerminal as _, pin::Pin, process::ExitCode, time::Duration};
 
 use console::Term;
 use futures::{Stream, StreamExt as _, stream};
@@ -49,8 +44,8 @@ pub async fn run(cluster: &Cluster, target: &Target, paint: Paint) -> Result<Exi
         if last.iter().all(|report| report.ending != Ending::Open) {
             return Ok(exit_code(&last));
         }
-        let changed = tokio::time::timeout(TICK, changes.next()).await.is_ok();
-        if !changed && looked.elapsed() < REFRESH {
+        let is_told = tokio::time::timeout(TICK, changes.next()).await.is_ok();
+        if !is_told && looked.elapsed() < REFRESH {
             continue;
         }
         tokio::time::sleep(PAUSE.saturating_sub(looked.elapsed())).await;
@@ -118,7 +113,7 @@ impl Screen {
 
     fn tell(&mut self, reports: &[Report]) {
         let lines: Vec<String> = reports.iter().map(Report::line).collect();
-        let now = Timestamp::now().strftime("%H:%M:%S").to_string();
+        let now = Timestamp::now().strftime("%H:%M:%SZ").to_string();
         let news = lines.iter().filter(|line| !self.told.contains(line)).map(|line| format!("{now}  {line}"));
         output::lines(&news.collect::<Vec<_>>());
         self.told = lines;

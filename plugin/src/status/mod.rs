@@ -83,8 +83,11 @@ impl Report {
     /// The lines that are shown: facts first, then the tree.
     pub fn lines(&self, now: Timestamp, paint: Paint) -> Vec<String> {
         let phase = format!("{} {}", self.state.tone.sign(), self.state.word);
-        let mut facts =
-            vec![("Name", self.name.clone()), ("Namespace", self.namespace.clone()), ("Phase", paint.tone(self.state.tone, &phase))];
+        let mut facts = vec![
+            ("Name", self.name.clone()),
+            ("Namespace", self.namespace.clone()),
+            ("Phase", paint.tone(self.state.tone, &phase)),
+        ];
         facts.extend(self.facts.iter().cloned());
         facts.push(("Message", self.message.clone()));
         let mut lines = tree::facts(&facts, paint);
@@ -95,7 +98,12 @@ impl Report {
 
     /// The line that tells a log of the same.
     fn line(&self) -> String {
-        let parts = [format!("{} {}", self.kind, self.name), self.state.word.clone(), self.summary.clone(), self.message.clone()];
+        let parts = [
+            format!("{} {}", self.kind, self.name),
+            self.state.word.clone(),
+            self.summary.clone(),
+            self.message.clone(),
+        ];
         parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("  ")
     }
 }
