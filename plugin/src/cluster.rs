@@ -135,6 +135,17 @@ impl Cluster {
         only(target, self.named(target).await?, wanted, &self.namespace)
     }
 
+    /// The deployment of that name.
+    ///
+    /// # Errors
+    /// [`Problem`] when there is none, or nobody says.
+    pub async fn deployment(&self, target: &Target) -> Result<ModelDeployment, Problem> {
+        match self.find_one(target, &[Kind::Deployment]).await? {
+            Found::Deployment(deployment) => Ok(*deployment),
+            _ => Err(Problem::not_found(target, &self.namespace)),
+        }
+    }
+
     async fn named(&self, target: &Target) -> Result<Vec<Found>, Problem> {
         let name = &target.name;
         let (mut found, mut hidden) = (Vec::new(), None);

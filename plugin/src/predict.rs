@@ -29,7 +29,6 @@ use crate::{
     paint::{Paint, table},
     pods::is_ready,
     problem::Problem,
-    target::{Found, Kind},
 };
 
 /// Time that an answer may take.
@@ -72,9 +71,7 @@ struct Line {
 /// # Errors
 /// [`Problem`] when there is nobody to ask.
 pub async fn run(cluster: &Cluster, options: &PredictOptions) -> Result<ExitCode, Problem> {
-    let Found::Deployment(deployment) = cluster.find_one(&options.deployment.target, &[Kind::Deployment]).await? else {
-        return Err(Problem::not_found(&options.deployment.target, &cluster.namespace));
-    };
+    let deployment = cluster.deployment(&options.deployment.target).await?;
     let revision = revision(&deployment, options)?;
     let name = deployment.name_any();
     let labels = format!("{}={name},{}={revision}", label::DEPLOYMENT, label::REVISION);

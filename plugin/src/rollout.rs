@@ -13,7 +13,6 @@ use crate::{
     paint::{Paint, table},
     problem::Problem,
     status::standing,
-    target::{Found, Kind},
 };
 
 /// Prints the revisions.
@@ -21,9 +20,7 @@ use crate::{
 /// # Errors
 /// [`Problem`] when there is no such deployment.
 pub async fn run(cluster: &Cluster, options: &RolloutOptions) -> Result<ExitCode, Problem> {
-    let Found::Deployment(deployment) = cluster.find_one(&options.deployment.target, &[Kind::Deployment]).await? else {
-        return Err(Problem::not_found(&options.deployment.target, &cluster.namespace));
-    };
+    let deployment = cluster.deployment(&options.deployment.target).await?;
     let revisions = newest_first(&deployment);
     match options.output {
         Output::Json => output::json(&revisions)?,
