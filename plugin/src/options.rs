@@ -56,7 +56,7 @@ pub enum Command {
     Status(StatusOptions),
     /// Print the log that matters: of the newest attempt, of the smoke test that failed, of the revision that serves.
     Logs(LogsOptions),
-    /// List the revisions of a `ModelDeployment`, newest first.
+    /// List the revisions of a ModelDeployment, newest first.
     Rollout(RolloutOptions),
     /// Move a rollout on: end its pause, approve of the candidate that waits.
     Promote(DeploymentOptions),
@@ -73,11 +73,11 @@ pub enum Command {
     /// Follow the model again, after a rollback.
     Unpin(DeploymentOptions),
     /// Stop a training at its next checkpoint, a sweep or a schedule; pause a rollout.
-    #[command(visible_alias = "pause")]
+    #[command(alias = "pause")]
     Suspend(ResourceOptions),
     /// Go on with what was suspended or paused.
     Resume(ResourceOptions),
-    /// Ask a `ModelDeployment` what is in photos, through its own pods.
+    /// Ask a ModelDeployment what is in photos, through its own pods.
     Predict(PredictOptions),
     /// Compare training runs: what was set differently, and what came of it.
     Compare(CompareOptions),
@@ -157,10 +157,10 @@ pub struct RollbackOptions {
     pub to: Option<String>,
 }
 
-/// A `ModelDeployment`.
+/// A ModelDeployment.
 #[derive(Debug, Args)]
 pub struct DeploymentOptions {
-    /// Name of the `ModelDeployment`.
+    /// Name of the ModelDeployment.
     #[arg(value_name = "NAME", value_parser = Target::from_str, add = ArgValueCompleter::new(completion::deployments))]
     pub target: Target,
 }

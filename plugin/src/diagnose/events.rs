@@ -22,14 +22,23 @@ const PRESENT: i64 = 300;
 const MOST: usize = 5;
 
 /// The warnings, newest first.
-pub fn findings(found: &Found, children: &Children, report: &Report, events: &[Event], now: Timestamp) -> Vec<Finding> {
-    let names = names(found, children);
+pub fn findings(
+    found: &Found,
+    children: &Children,
+    report: &Report,
+    events: &[Event],
+    known: &[Finding],
+    now: Timestamp,
+) -> Vec<Finding> {
+    let names = names(children);
     let ready: BTreeSet<String> =
         children.pods.iter().filter(|pod| is_ready(pod)).map(kube::ResourceExt::name_any).collect();
     let mut about: Vec<(i64, &Event)> = events
         .iter()
         .filter(|event| event.type_.as_deref() == Some("Warning"))
-        .filter(|event| is_about(event, &names))
+        .filter(|event| is_itself(event, found) || is_about(event, &names))
+        // The operator's Events repeat its conditions.
+        .filter(|event| !known.iter().any(|known| event.message.as_ref().is_some_and(|it| it.contains(&known.what))))
         // What a pod that answers stumbled over on its way is over.
         .filter(|event| event.involved_object.name.as_ref().is_none_or(|name| !ready.contains(name)))
         .filter_map(|event| Some((now.as_second() - time(event)?.as_second(), event)))
@@ -65,21 +74,29 @@ fn time(event: &Event) -> Option<Timestamp> {
     series.or(last).or(event.event_time.as_ref().map(|time| time.0))
 }
 
-/// Names of the resource and of what was made for it.
-fn names(found: &Found, children: &Children) -> BTreeSet<String> {
-    let own = [found.name()].into_iter();
+/// Whether an Event is about the resource itself.
+fn is_itself(event: &Event, found: &Found) -> bool {
+    let object = &event.involved_object;
+    object.kind.as_deref() == Some(found.kind().as_str()) && object.name.as_ref() == Some(&found.name())
+}
+
+/// Names of what was made for a resource.
+fn names(children: &Children) -> BTreeSet<String> {
     let jobs = children.jobs.iter().map(kube::ResourceExt::name_any);
     let pods = children.pods.iter().map(kube::ResourceExt::name_any);
     let deployments = children.deployments.iter().map(kube::ResourceExt::name_any);
-    own.chain(jobs).chain(pods).chain(deployments).collect()
+    jobs.chain(pods).chain(deployments).collect()
 }
 
 /// Whether an Event is about one of them, or about the `ReplicaSet` of a Deployment among them.
 fn is_about(event: &Event, names: &BTreeSet<String>) -> bool {
     let Some(name) = event.involved_object.name.as_deref() else { return false };
     let owner = || name.rsplit_once('-').map(|(owner, _)| owner);
-    let is_set = event.involved_object.kind.as_deref() == Some("ReplicaSet");
-    names.contains(name) || is_set && owner().is_some_and(|owner| names.contains(owner))
+    match event.involved_object.kind.as_deref() {
+        Some("Job" | "Pod" | "Deployment") => names.contains(name),
+        Some("ReplicaSet") => owner().is_some_and(|owner| names.contains(owner)),
+        _ => false,
+    }
 }
 
 #[cfg(test)]
@@ -109,7 +126,7 @@ mod tests {
             event("ReplicaSet", "dogs-4be36a0c-7f9d", "FailedCreate", "2026-01-02T03:13:35Z"),
             event("ModelDeployment", "cats", "NothingToRetry", "2026-01-02T01:13:35Z"),
         ];
-        let findings = findings(&found, &children, &report, &events, fixtures::now());
+        let findings = findings(&found, &children, &report, &events, &[], fixtures::now());
         assert_eq!(findings.len(), 1, "{findings:?}");
         assert_eq!(findings[0].what, "FailedCreate, of ReplicaSet cats-4be36a0c-7f9d, 30s ago: m");
         assert_eq!(findings[0].todo, ["kubectl -n demo describe resourcequotas"]);

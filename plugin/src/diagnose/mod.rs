@@ -190,7 +190,8 @@ async fn of_resource(
     let report = Report::of(found, &children, now, Paint::PLAIN);
     let mut findings = resource::findings(found, &report, now);
     findings.extend(surroundings.findings(found, &children, has_metrics, now));
-    findings.extend(events::findings(found, &children, &report, &surroundings.events, now));
+    let events = events::findings(found, &children, &report, &surroundings.events, &findings, now);
+    findings.extend(events);
     Ok(Diagnosis::new(found.path(), Some(report.state), findings))
 }
 

@@ -109,9 +109,12 @@ fn waiting(found: &Found, conditions: &[Condition]) -> Option<Finding> {
     if is_known {
         return Some(told(found, progressing));
     }
-    // A run that does not move by itself waits for something outside, and its conditions say for what.
-    let waits =
-        progressing.status == "False" && matches!(found, Found::Run(_)) && holding(conditions, "Suspended").is_none();
+    // What waits for something outside says for what; what works has the name of its step for a reason.
+    let waits = match found {
+        Found::Run(_) => progressing.status == "False" && holding(conditions, "Suspended").is_none(),
+        Found::Deployment(it) => it.status.as_ref()?.phase.is_some_and(|phase| phase.as_str() != progressing.reason),
+        Found::Sweep(_) | Found::Schedule(_) => false,
+    };
     waits.then(|| {
         let what = format!("it waits: {}: {}", progressing.reason, progressing.message);
         Finding::note(Topic::of(&progressing.reason), what, advice::about(found, &progressing.reason))

@@ -267,13 +267,13 @@ mod tests {
         assert_eq!(
             report.lines(fixtures::now(), Paint::PLAIN).join("\n"),
             "\
-Name:       cats
-Namespace:  demo
-Phase:      ◌ SmokeTesting
-Rollout:    ✔ Loading ─ ◌ SmokeTesting ─ ○ ScalingUp ─ ○ Promoting ─ ○ Soaking
-Stable:     4be36a0c, 1/1 pods ready, http://cats.demo.svc:80
-Candidate:  e300d319, run second
-Message:    the pods of revision e300d319 are asked
+ModelDeployment:  cats
+Namespace:        demo
+Phase:            ◌ SmokeTesting
+Rollout:          ✔ Loading ─ ◌ SmokeTesting ─ ○ ScalingUp ─ ○ Promoting ─ ○ Soaking
+Stable:           4be36a0c, 1/1 pods ready, http://cats.demo.svc:80
+Candidate:        e300d319, run second
+Message:          the pods of revision e300d319 are asked
 
 NAME                   KIND             STATUS          AGE  INFO
 cats                   ModelDeployment  ◌ SmokeTesting  10m  4be36a0c 1/1 ready, candidate e300d319

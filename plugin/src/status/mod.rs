@@ -84,7 +84,7 @@ impl Report {
     pub fn lines(&self, now: Timestamp, paint: Paint) -> Vec<String> {
         let phase = format!("{} {}", self.state.tone.sign(), self.state.word);
         let mut facts = vec![
-            ("Name", self.name.clone()),
+            (self.kind, self.name.clone()),
             ("Namespace", self.namespace.clone()),
             ("Phase", paint.tone(self.state.tone, &phase)),
         ];

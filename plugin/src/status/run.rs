@@ -108,9 +108,10 @@ fn tree(run: &TrainingRun, status: &TrainingRunStatus, state: &State, children: 
             children: pods,
         }
     });
+    // An attempt begins when its Job is made; until then only the time is known from which it is due.
     let current = status.current_attempt.as_ref().filter(|current| {
         let is_over = status.attempts.iter().any(|attempt| attempt.number == current.number);
-        !is_over && status.completion_time.is_none()
+        status.attempt >= Some(current.number) && !is_over && status.completion_time.is_none()
     });
     let current = current.map(|current| {
         let from = current.resumed_from_step.map(|step| format!("goes on from step {step}"));
@@ -183,13 +184,13 @@ mod tests {
         assert_eq!(
             report.lines(fixtures::now(), Paint::PLAIN).join("\n"),
             "\
-Name:       cats
-Namespace:  demo
-Phase:      ◌ Running
-Progress:   ██████████████░░░░░░░░░░  62%  epoch 7/12, step 310 of 500
-Quality:    best accuracy 0.9450, loss 0.1234
-Speed:      312.4 images/s, 2m10s left
-Message:    attempt 2 trains
+TrainingRun:  cats
+Namespace:    demo
+Phase:        ◌ Running
+Progress:     ██████████████░░░░░░░░░░  62%  epoch 7/12, step 310 of 500
+Quality:      best accuracy 0.9450, loss 0.1234
+Speed:        312.4 images/s, 2m10s left
+Message:      attempt 2 trains
 
 NAME                KIND         STATUS     AGE    INFO
 cats                TrainingRun  ◌ Running  10m    62% epoch 7/12, best 0.9450

@@ -59,7 +59,11 @@ pub fn summary(status: &TrainingSweepStatus) -> String {
     ];
     let parts: Vec<String> =
         parts.into_iter().filter(|(count, _)| *count > 0).map(|(count, word)| format!("{count} {word}")).collect();
-    if counts.total == 0 { String::new() } else { format!("{} trials: {}", counts.total, parts.join(", ")) }
+    match (counts.total, parts.is_empty()) {
+        (0, _) => String::new(),
+        (total, true) => format!("{total} trials"),
+        (total, false) => format!("{total} trials: {}", parts.join(", ")),
+    }
 }
 
 fn best(status: &TrainingSweepStatus) -> String {
@@ -113,11 +117,11 @@ mod tests {
         assert_eq!(
             report.lines(fixtures::now(), Paint::PLAIN).join("\n"),
             "\
-Name:       rates
-Namespace:  demo
-Phase:      ◌ Running
-Trials:     ████████████░░░░░░░░░░░░  50%  1 of 2 trials over, 1 running
-Best:       rates-1 with 0.9000: learningRate=0.001
+TrainingSweep:  rates
+Namespace:      demo
+Phase:          ◌ Running
+Trials:         ████████████░░░░░░░░░░░░  50%  1 of 2 trials over, 1 running
+Best:           rates-1 with 0.9000: learningRate=0.001
 
 NAME        KIND           STATUS       AGE  INFO
 rates       TrainingSweep  ◌ Running    10m  2 trials: 1 running, 1 succeeded
