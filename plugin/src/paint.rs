@@ -59,7 +59,11 @@ impl Paint {
     }
 
     fn style(self, style: Style, text: &str) -> String {
-        if self.colours { style.force_styling(true).apply_to(text).to_string() } else { text.to_owned() }
+        if self.colours && !text.is_empty() {
+            style.force_styling(true).apply_to(text).to_string()
+        } else {
+            text.to_owned()
+        }
     }
 
     /// A bar that is filled by so many hundredths.

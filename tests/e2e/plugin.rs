@@ -28,7 +28,8 @@ impl<'a> Plugin<'a> {
 
     /// Runs `kubectl anneal` in the namespace.
     async fn run(&self, line: &str) -> Result<Said> {
-        let args: Vec<&str> = ["anneal"].into_iter().chain(line.split(' ')).chain(["--namespace", &self.ns.name]).collect();
+        let args: Vec<&str> =
+            ["anneal"].into_iter().chain(line.split(' ')).chain(["--namespace", &self.ns.name]).collect();
         let said = self.ns.cluster.kubectl(&args).await?;
         let code = said.code.map_or_else(|| "none".to_owned(), |code| code.to_string());
         self.keep(&format!("$ kubectl anneal {line}\n{}{}[exit code {code}]\n\n", said.out, said.err))?;
@@ -97,7 +98,9 @@ async fn a_training_is_followed_to_its_end_and_what_holds_it_up_is_named() -> Ou
         let waits = |run: &TrainingRun| phase(run) == Some(RunPhase::Pending);
         ns.watch::<TrainingRun>("cats").until("it waits for its claim", 60, waits).await?;
         plugin.says("diagnose trun/cats", 1, &["ClaimNotFound", "→ kubectl -n"]).await?;
-        plugin.says("logs cats", 2, &["no attempt of cats has begun; `kubectl anneal diagnose trun/cats` says why"]).await?;
+        plugin
+            .says("logs cats", 2, &["no attempt of cats has begun; `kubectl anneal diagnose trun/cats` says why"])
+            .await?;
 
         // It is followed live on a terminal: drawn again in its place, in colours, with a bar.
         ns.apply(&manifest::claim("models")).await?;
@@ -241,13 +244,17 @@ async fn what_cannot_be_done_is_told_in_a_sentence_and_words_are_completed() -> 
         ns.apply(&manifest::training_run("cats", json!({}))).await?;
         ns.apply(&deployment("cats", json!({}))).await?;
         ns.apply(&manifest::training_run("dogs", json!({}))).await?;
-        plugin.says("status no-such", 2, &["there is no resource named no-such in namespace", "lists what there is"]).await?;
+        plugin
+            .says("status no-such", 2, &["there is no resource named no-such in namespace", "lists what there is"])
+            .await?;
         plugin.says("logs cats", 2, &["more than one resource is named cats; write trun/cats or mdep/cats"]).await?;
         plugin.says("promote dogs", 2, &["dogs is a TrainingRun, and this command is for a ModelDeployment"]).await?;
         plugin.says("status pod/cats", 2, &["\"pod\" is none of Anneal's kinds"]).await?;
         plugin.says("status cats", 0, &["TrainingRun", "ModelDeployment"]).await?;
         let eve = "--as system:serviceaccount:default:default";
-        plugin.says(&format!("status dogs {eve}"), 2, &["you may not do that:", "cannot get resource", "`edit`"]).await?;
+        plugin
+            .says(&format!("status dogs {eve}"), 2, &["you may not do that:", "cannot get resource", "`edit`"])
+            .await?;
 
         // Clusters that are not there.
         let config = std::env::temp_dir().join(format!("{}.kubeconfig", ns.name));
@@ -258,8 +265,20 @@ async fn what_cannot_be_done_is_told_in_a_sentence_and_words_are_completed() -> 
         });
         std::fs::write(&config, dead.to_string())?;
         let file = config.display();
-        plugin.says(&format!("status --kubeconfig {file}"), 2, &["the cluster at http://127.0.0.1:1 gives no answer: Connection refused"]).await?;
-        plugin.says("status --context no-such", 2, &["no kubeconfig can be used: failed to load current context: no-such"]).await?;
+        plugin
+            .says(
+                &format!("status --kubeconfig {file}"),
+                2,
+                &["the cluster at http://127.0.0.1:1 gives no answer: Connection refused"],
+            )
+            .await?;
+        plugin
+            .says(
+                "status --context no-such",
+                2,
+                &["no kubeconfig can be used: failed to load current context: no-such"],
+            )
+            .await?;
         plugin.says("status --kubeconfig /no/such/file", 2, &["set KUBECONFIG, or say --kubeconfig FILE"]).await?;
         std::fs::remove_file(&config)?;
 

@@ -40,7 +40,7 @@ pub fn report(run: &TrainingRun, children: &Children, now: Timestamp, paint: Pai
             ("Progress", progress(&status, state.tone, paint)),
             ("Quality", quality(&status)),
             ("Speed", if is_training { speed(&status, now) } else { String::new() }),
-            ("Model", model(&status)),
+            ("Metrics", metrics(&status)),
             ("Begins with", begins_with(run)),
             ("Hidden", hidden(children)),
         ],
@@ -60,7 +60,9 @@ fn progress(status: &TrainingRunStatus, tone: Tone, paint: Paint) -> String {
     let Some(progress) = &status.progress else { return String::new() };
     let bar = paint.bar(tone, progress.reported.percent());
     let (step, steps) = (progress.reported.step, progress.reported.steps);
-    format!("{bar}  epoch {}, step {step} of {steps}", progress.epoch_of_epochs)
+    // A trainer that reads its data does not know yet how many there will be.
+    let steps = if steps > 0 { format!(", step {step} of {steps}") } else { String::new() };
+    format!("{bar}  epoch {}{steps}", progress.epoch_of_epochs)
 }
 
 fn quality(status: &TrainingRunStatus) -> String {
@@ -80,9 +82,11 @@ fn speed(status: &TrainingRunStatus, now: Timestamp) -> String {
     rate.into_iter().chain(left).chain(silent).collect::<Vec<_>>().join(", ")
 }
 
-fn model(status: &TrainingRunStatus) -> String {
+/// What the published model was measured with, on the test set where there is one.
+fn metrics(status: &TrainingRunStatus) -> String {
     status.result.as_ref().map_or_else(String::new, |result| {
-        format!("{}, accuracy {:.4}, f1 {:.4}", result.checkpoint, result.metrics.accuracy, result.metrics.f1)
+        let it = &result.metrics;
+        format!("accuracy {:.4}, precision {:.4}, recall {:.4}, f1 {:.4}", it.accuracy, it.precision, it.recall, it.f1)
     })
 }
 
