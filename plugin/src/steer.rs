@@ -4,7 +4,7 @@ use std::{process::ExitCode, time::Duration};
 
 use anneal_api::{
     names::request,
-    resources::{DeploymentPhase, ModelDeployment, ModelDeploymentStatus, RunPhase},
+    resources::{Approval, DeploymentPhase, ModelDeployment, ModelDeploymentStatus, RunPhase},
 };
 use jiff::Timestamp;
 use kube::ResourceExt as _;
@@ -203,9 +203,12 @@ fn of_deployment(deployment: &ModelDeployment, wish: &Wish, now: Timestamp) -> R
         }
         Wish::Rollback(to) => {
             let to = former(&name, &status, to.as_deref())?;
-            let done = format!(
-                "goes back to revision {to} and stays there; `kubectl anneal unpin {name}` follows the model again"
-            );
+            // Once its pods are gone, it passes the gate as any other does.
+            let word = match deployment.spec.gate.approval {
+                Approval::Manual => format!("; once it has passed it waits for `kubectl anneal approve {name}`"),
+                Approval::Automatic => String::new(),
+            };
+            let done = format!("goes back to revision {to} and stays there until `kubectl anneal unpin {name}`{word}");
             Ok(Change::field("pinnedRevision", &to.into(), done))
         }
         Wish::Unpin => match &deployment.spec.pinned_revision {

@@ -190,6 +190,9 @@ async fn a_rollout_is_steered_asked_and_taken_back() -> Outcome {
         ensure!(live.contains("✔ Stable"), "the live picture does not end with Stable");
         plugin.says("rollout cats", 0, &["REVISION", "✔ stable", "○ former", "first", "second"]).await?;
         plugin.says("rollback cats", 0, &[&format!("goes back to revision {first}")]).await?;
+        // Its pods are gone, so it passes the gate again, and this one asks a person.
+        ensure!(until_waits(ns).await? == first, "another revision is on its way");
+        plugin.says("approve cats", 0, &[&first]).await?;
         let back = |it: &ModelDeployment| stable_revision(it) == Some(&first);
         ns.watch::<ModelDeployment>("cats").until("the first serves again", PATIENCE, back).await?;
         until_stable(&mut ns.watch("cats")).await?;

@@ -216,9 +216,10 @@ fn of_autoscaler(autoscaler: &HorizontalPodAutoscaler) -> Node {
     Node {
         name: autoscaler.name_any(),
         kind: "Autoscaler",
-        state: match (inactive, status.current_replicas) {
+        state: match (inactive, &status.conditions) {
             (Some(_), _) => State::new(Tone::Waiting, "NoMetrics"),
-            (None, current) => State::new(Tone::Good, format!("{} pods", current.unwrap_or_default())),
+            (None, Some(_)) => State::new(Tone::Good, format!("{} pods", status.current_replicas.unwrap_or_default())),
+            (None, None) => State::new(Tone::Busy, "Starting"),
         },
         since: autoscaler.metadata.creation_timestamp.as_ref().map(|time| time.0),
         info: [bounds].into_iter().chain(uses).chain(why).collect::<Vec<_>>().join(", "),
