@@ -56,7 +56,7 @@ fn finding(found: &Found, report: &Report, event: &Event, age: i64, now: Timesta
     let (kind, name) = (object.kind.clone().unwrap_or_default(), object.name.clone().unwrap_or_default());
     let ago = time(event).map(|time| age::between(time, now)).unwrap_or_default();
     let what = format!("{reason}, of {kind} {name}, {ago} ago: {}", event.message.as_deref().unwrap_or_default());
-    let topic = Topic::of(&reason);
+    let topic = topic(found, event, &reason);
     let stands_in_the_way = !matches!(topic, Topic::Other(_)) && age < PRESENT && report.ending == Ending::Open;
     let todo = match &topic {
         Topic::Quota => advice::about(found, "QuotaExceeded"),
@@ -66,6 +66,14 @@ fn finding(found: &Found, report: &Report, event: &Event, age: i64, now: Timesta
     };
     let severity = if stands_in_the_way { Severity::Problem } else { Severity::Note };
     Finding { topic, severity, what, todo }
+}
+
+/// What an Event is about. The operator's own begin with the reason that its conditions have.
+fn topic(found: &Found, event: &Event, reason: &str) -> Topic {
+    let message = event.message.as_deref().unwrap_or_default();
+    let word = message.split_once(": ").map(|(word, _)| word).filter(|_| is_itself(event, found));
+    let word = word.filter(|word| word.chars().all(char::is_alphanumeric));
+    Topic::told(word.unwrap_or(reason), message)
 }
 
 fn time(event: &Event) -> Option<Timestamp> {

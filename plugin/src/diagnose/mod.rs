@@ -48,6 +48,16 @@ pub enum Topic {
 }
 
 impl Topic {
+    /// What a reason with these words is about: a claim that has no volume is what keeps a pod from its node, and a kubelet
+    /// calls many things `Failed`.
+    pub fn told(reason: &str, message: &str) -> Self {
+        match Self::of(reason) {
+            Self::Scheduling if message.contains("PersistentVolumeClaim") => Self::Volume,
+            Self::Other(_) if message.contains("ImagePull") || message.contains("pull image") => Self::Image,
+            topic => topic,
+        }
+    }
+
     /// What a reason of a condition, a pod or an Event is about.
     pub fn of(reason: &str) -> Self {
         match reason {

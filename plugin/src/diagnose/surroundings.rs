@@ -93,7 +93,8 @@ impl Surroundings {
             let what = format!("PersistentVolumeClaim {name} is {phase} for {age}, with {class}{why}");
             let mut todo = vec!["kubectl get storageclasses".to_owned()];
             todo.extend(advice::about(found, "VolumeMissing"));
-            Finding::problem(Topic::Volume, what, todo)
+            // The claim itself knows more than whoever waits for it, so it is told in any case.
+            Finding::problem(Topic::Other("Claim".to_owned()), what, todo)
         })
     }
 }
@@ -134,7 +135,8 @@ fn of_pod(found: &Found, pod: &Pod) -> Option<Finding> {
         _ if seen.state.word == "CrashLoopBackOff" => "Crashing",
         _ => seen.state.word.as_str(),
     };
-    Some(Finding::problem(Topic::of(reason), what, advice::about(found, reason)))
+    let topic = Topic::told(reason, &seen.message);
+    Some(Finding::problem(topic, what, advice::about(found, reason)))
 }
 
 /// The autoscaler asks an API that is not served.
