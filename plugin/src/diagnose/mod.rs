@@ -44,6 +44,7 @@ pub enum Topic {
     /// Metrics for the autoscaler.
     Metrics,
     /// Anything else, by its reason.
+    #[serde(untagged)]
     Other(String),
 }
 
