@@ -1,7 +1,7 @@
 # Thin: each target is a script that can be read and run by itself.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: accuracy bench-train bench-rollout chaos help demo demo-clean test unit fuzz e2e test-cluster test-chart test-dashboards test-registry test-plain test-clients test-alerts book soak lint bench-serve crds images install cluster cluster-down test-gateway
+.PHONY: accuracy bench-train bench-rollout chaos help demo demo-clean test unit fuzz e2e test-cluster test-chart test-dashboards test-registry test-plain test-clients test-alerts book soak lint bench-serve crds images install cluster cluster-down test-gateway plugin test-plugin
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ test-plain: ## The manifests for those without the operator, on a real cluster (
 test-clients: ## The server asked by Triton's client and by Chromium (half a minute)
 	@scripts/test clients
 
+test-plugin: ## kubectl's plugin as a release has it, installed by krew (a minute after it is built)
+	@scripts/test plugin
+
 test-registry: ## Images and chart pushed to a real registry and pulled again (1 minute)
 	@scripts/test registry
 
@@ -71,6 +74,9 @@ crds: ## Generate crds/, the chart's copies and docs/api-reference.md from the t
 
 images: ## Build the three images and bring them to the cluster (IMAGE_REGISTRY=host/path pushes them)
 	@scripts/images
+
+plugin: ## Build kubectl's plugin, one static binary, in .anneal/bin
+	@scripts/plugin
 
 install: ## Install the operator with these images into the cluster
 	@. scripts/environment && cluster && scripts/install

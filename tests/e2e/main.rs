@@ -17,6 +17,7 @@ mod lifecycle;
 mod nodes;
 mod observer;
 mod others;
+mod plugin;
 mod progress;
 mod quiet;
 mod remote_model;

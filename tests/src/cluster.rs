@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use kube::Client;
 
-use crate::{kubectl, operator::Operator};
+use crate::{Said, kubectl, operator::Operator};
 
 /// The cluster under test.
 #[derive(Clone)]
@@ -33,5 +33,13 @@ impl Cluster {
             .await
             .context("the operator is not in the cluster; run `make e2e`, which installs it")?;
         Ok(Self { client, operator })
+    }
+
+    /// Runs kubectl in no namespace of its own.
+    ///
+    /// # Errors
+    /// When kubectl cannot be started.
+    pub async fn kubectl(&self, args: &[&str]) -> Result<Said> {
+        kubectl::run(args, None).await
     }
 }

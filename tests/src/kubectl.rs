@@ -12,6 +12,8 @@ pub struct Said {
     pub command: String,
     /// Whether it exited with 0.
     pub success: bool,
+    /// The exit code; none where a signal ended it.
+    pub code: Option<i32>,
     /// Standard output.
     pub out: String,
     /// Standard error.
@@ -61,7 +63,8 @@ pub async fn run(args: &[&str], input: Option<&str>) -> Result<Said> {
         let _ = stdin.write_all(input.as_bytes()).await;
     }
     let output = child.wait_with_output().await.with_context(|| format!("`{command}` was lost"))?;
-    Ok(Said { command, success: output.status.success(), out: text(output.stdout), err: text(output.stderr) })
+    let (success, code) = (output.status.success(), output.status.code());
+    Ok(Said { command, success, code, out: text(output.stdout), err: text(output.stderr) })
 }
 
 fn text(bytes: Vec<u8>) -> String {
