@@ -3,6 +3,7 @@
 //! Each reconcile is five steps: observe (reads only), validate, plan (pure), apply, record. The crate never links
 //! libtorch: it knows the trainer and the server only by the contract in `anneal-api`.
 
+pub mod check;
 pub mod children;
 pub mod cluster;
 pub mod context;
