@@ -1,7 +1,7 @@
 # Thin: each target is a script that can be read and run by itself.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: accuracy bench-train bench-rollout chaos help demo demo-clean test unit fuzz e2e test-cluster test-chart test-dashboards test-registry test-plain test-clients test-alerts book soak lint bench-serve crds images install cluster cluster-down test-gateway plugin test-plugin
+.PHONY: accuracy bench-train bench-rollout chaos help demo demo-clean test unit fuzz e2e test-cluster test-chart test-dashboards test-registry test-plain test-clients test-alerts book soak lint bench-serve crds images install cluster cluster-down test-gateway plugin test-plugin bench-platform test-compose test-docs
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ test-dashboards: ## Every query of the dashboards, asked of a real Prometheus th
 test-plain: ## The manifests for those without the operator, on a real cluster (1 minute)
 	@scripts/test plain
 
+test-docs: ## The commands of the documentation on a real cluster, the walk-through from data to deployment among them (15 minutes)
+	@scripts/test docs
+
 test-clients: ## The server asked by Triton's client and by Chromium (half a minute)
 	@scripts/test clients
 
@@ -47,6 +50,9 @@ test-plugin: ## kubectl's plugin as a release has it, installed by krew (a minut
 
 test-registry: ## Images and chart pushed to a real registry and pulled again (1 minute)
 	@scripts/test registry
+
+test-compose: ## The services of compose.yaml as processes, each with its own health check (2 minutes)
+	@scripts/test compose
 
 test-alerts: ## Unit tests of the alerts, with promtool
 	@tests/monitoring/alerts
@@ -83,6 +89,9 @@ install: ## Install the operator with these images into the cluster
 
 bench-train: ## Compare training with PyTorch and a torchvision DataLoader (DATA=folder with train/ and val/; 12 minutes)
 	@DATA='$(DATA)' tests/bench/train/run
+
+bench-platform: ## What Anneal takes of a platform: components, idle memory, seconds to training and to traffic (5 minutes)
+	@. scripts/environment && cluster && scripts/images && scripts/install && tests/bench/platform/run
 
 bench-serve: ## Compare the server with FastAPI and LitServe on PyTorch and with the bare forward pass (DATA=folder or tar of photos)
 	@DATA='$(DATA)' tests/bench/serve/run

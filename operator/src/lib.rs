@@ -4,6 +4,7 @@
 //! libtorch: it knows the trainer and the server only by the contract in `anneal-api`.
 
 pub mod api_server;
+pub mod check;
 pub mod children;
 pub mod cluster;
 pub mod context;

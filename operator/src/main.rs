@@ -4,6 +4,7 @@ use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use anneal_operator::{
     api_server,
+    check::{CheckError, check},
     context::{Context, Reach, Settings},
     cron_training_run, health,
     lease::{Lease, LeaseError},
@@ -58,6 +59,8 @@ enum Ended {
     #[error("the health port is no longer served")]
     HealthGone,
     #[error(transparent)]
+    Check(#[from] CheckError),
+    #[error(transparent)]
     Lease(#[from] LeaseError),
     #[error("a controller ended, which it never should")]
     ControllerGone,
@@ -69,6 +72,12 @@ async fn operate(options: Options) -> Result<(), Ended> {
     let config = Config::infer().await.map_err(Ended::Config)?;
     let inside = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
     let client = api_server::client(config.clone()).map_err(|problem| Ended::Client(Box::new(problem)))?;
+    if options.check {
+        let namespace = options.watch_namespace.as_ref().unwrap_or(&options.lease_namespace);
+        check(&client, namespace).await?;
+        info!(namespace, "the operator looks after runs");
+        return Ok(());
+    }
     let metrics = Metrics::new()?;
     let settings = Settings {
         trainer_image: options.trainer_image.clone(),

@@ -37,6 +37,10 @@ pub struct Options {
     /// Reconciles of one kind that run side by side.
     #[arg(long, env = "ANNEAL_CONCURRENCY", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub concurrency: u16,
+    /// Ask the installation of these options to look after a run, instead of running one, and end: 0 when it does. The run is
+    /// made in the watched namespace, or in the Lease's.
+    #[arg(long)]
+    pub check: bool,
 }
 
 fn unique_name() -> String {

@@ -1,4 +1,4 @@
-//! The HTTP client of `smoke`, `predict` and `load`: bounded in time and in what it reads.
+//! The HTTP client of `smoke`, `predict`, `track` and `load`: bounded in time and in what it reads.
 
 use std::{
     collections::BTreeMap,
@@ -21,6 +21,8 @@ use crate::{options::Access, tls};
 
 /// Longest answer that is read.
 const MAX_ANSWER: usize = 1024 * 1024;
+/// Pause before a refused connection is tried again.
+const PAUSE: Duration = Duration::from_millis(200);
 /// Separates the parts of the form. Long and odd enough not to occur in an image.
 const BOUNDARY: &str = "anneal-7c1f0e5b9a3d4c62-boundary";
 
@@ -166,6 +168,23 @@ impl Client {
         let request =
             Request::post(uri(url)?).header(header::CONTENT_TYPE, "application/json").body(Full::new(json.clone()));
         self.ask(url, request).await
+    }
+
+    /// Sends an image file until somebody listens, as long as an answer may take: a node learns of a Service's first
+    /// endpoints a moment after the API server does, and refuses connections until then.
+    ///
+    /// # Errors
+    /// [`AskError`] when there is no answer.
+    pub async fn post_image_when_up(&self, url: &str, image: &Bytes) -> Result<Answer, AskError> {
+        let begun = Instant::now();
+        loop {
+            match self.post_image(url, image).await {
+                Err(AskError::Refused { .. }) if begun.elapsed() + PAUSE < self.timeout => {
+                    tokio::time::sleep(PAUSE).await;
+                }
+                result => return result,
+            }
+        }
     }
 
     async fn ask(

@@ -32,5 +32,6 @@ pub mod table;
 pub mod tls;
 pub mod token;
 pub mod traces;
+pub mod track;
 pub mod tune;
 pub mod watched;

@@ -5,7 +5,7 @@ use anneal_model::openmp;
 use anneal_server::{
     last_words, lifecycle, load, logging,
     options::{Cli, Command},
-    predict, smoke, tune,
+    predict, smoke, track, tune,
 };
 use clap::Parser as _;
 
@@ -46,6 +46,7 @@ async fn run(cli: Cli) -> i32 {
         Command::Smoke(options) => smoke::run(&options).await,
         Command::Tune(options) => tune::run(&options).await,
         Command::Predict(options) => predict::run(&options).await,
+        Command::Track(options) => track::run(&options).await,
         Command::Load(options) => load::run(&options).await,
     }
 }

@@ -29,6 +29,9 @@ pub enum Command {
     Tune(TuneOptions),
     /// Sends image files to a server and prints what it predicts.
     Predict(PredictOptions),
+    /// Sends labelled photos to a server, and writes down how often it is right. Exits 0 when all is well, 1 when answers are
+    /// missing or the accuracy is below --min-accuracy, 2 when nothing could be measured.
+    Track(TrackOptions),
     /// Sends images again and again, to see how a deployment scales.
     Load(LoadOptions),
 }
@@ -174,6 +177,33 @@ pub struct PredictOptions {
     pub files: Vec<PathBuf>,
 }
 
+/// Options of `track`.
+#[derive(Clone, Debug, Args)]
+pub struct TrackOptions {
+    /// Address of the server, such as <http://cats-vs-dogs.demo.svc/predict>; without a path, /predict is meant.
+    #[arg(long, value_parser = predict_url)]
+    pub url: String,
+    /// Time that an answer may take; a refused connection is tried again that long.
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
+    pub timeout: Duration,
+    /// Requests under way at a time.
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub concurrency: u16,
+    /// Least accuracy; below it the exit code is 1.
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    pub min_accuracy: Option<f64>,
+    /// Folder for the reports. Each measurement is added to its history.
+    #[arg(long, value_name = "DIR", default_value = "performance")]
+    pub reports: PathBuf,
+    /// How to get in.
+    #[command(flatten)]
+    pub access: Access,
+    /// Labelled photos: a folder with a folder for each class, or a CSV with the columns `file` (from the CSV's folder) and
+    /// `class`.
+    #[arg(value_name = "PHOTOS")]
+    pub photos: PathBuf,
+}
+
 /// Options of `load`.
 #[derive(Clone, Debug, Args)]
 pub struct LoadOptions {
@@ -260,6 +290,11 @@ fn duration(text: &str) -> Result<Duration, String> {
         .ok()
         .and_then(|duration| Duration::try_from(duration).ok())
         .ok_or_else(|| format!("{text:?} is not a duration; write 500ms, 30s or 2m"))
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let share = text.parse().ok().filter(|share| (0.0..=1.0).contains(share));
+    share.ok_or_else(|| format!("{text:?} is no share; write a number from 0 to 1"))
 }
 
 fn at_most_an_hour(text: &str) -> Result<Duration, String> {

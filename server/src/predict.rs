@@ -1,21 +1,10 @@
 //! `anneal-server predict`: sends image files to a server and prints what it says.
 
-use std::{
-    io::Read as _,
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::{io::Read as _, path::Path};
 
 use bytes::Bytes;
 
-use crate::{
-    client::{Answer, AskError, Client},
-    options::PredictOptions,
-    table,
-};
-
-/// Pause before a refused connection is tried again.
-const PAUSE: Duration = Duration::from_millis(200);
+use crate::{client::Client, options::PredictOptions, table};
 
 /// Sends every file, prints a table, and gives 1 when one has no prediction.
 pub async fn run(options: &PredictOptions) -> i32 {
@@ -29,7 +18,7 @@ pub async fn run(options: &PredictOptions) -> i32 {
     let mut rows = Vec::new();
     let mut failed = Vec::new();
     for file in &options.files {
-        match classify(&client, options, file).await {
+        match classify(&client, &options.url, file).await {
             Ok(row) => rows.push(row),
             Err(why) => {
                 failed.push(format!("{}: {why}\n", file.display()));
@@ -45,9 +34,9 @@ pub async fn run(options: &PredictOptions) -> i32 {
     i32::from(!failed.is_empty())
 }
 
-async fn classify(client: &Client, options: &PredictOptions, file: &Path) -> Result<[String; 4], String> {
+async fn classify(client: &Client, url: &str, file: &Path) -> Result<[String; 4], String> {
     let image = read(file).map_err(|error| format!("the file cannot be read: {error}"))?;
-    let answer = patient(client, options, &image).await.map_err(|error| error.to_string())?;
+    let answer = client.post_image_when_up(url, &image).await.map_err(|error| error.to_string())?;
     let predicted = answer.predicted()?;
     Ok([
         file.display().to_string(),
@@ -55,20 +44,6 @@ async fn classify(client: &Client, options: &PredictOptions, file: &Path) -> Res
         format!("{:.4}", predicted.confidence),
         format!("{:.1}", answer.took.as_secs_f64() * 1e3),
     ])
-}
-
-/// Asks until somebody listens, as long as an answer may take: a node learns of a Service's first endpoints a moment
-/// after the API server does, and refuses connections until then.
-async fn patient(client: &Client, options: &PredictOptions, image: &Bytes) -> Result<Answer, AskError> {
-    let begun = Instant::now();
-    loop {
-        match client.post_image(&options.url, image).await {
-            Err(AskError::Refused { .. }) if begun.elapsed() + PAUSE < options.timeout => {
-                tokio::time::sleep(PAUSE).await;
-            }
-            result => return result,
-        }
-    }
 }
 
 fn read(file: &Path) -> std::io::Result<Bytes> {

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anneal_api::checkpoint::Preprocessing;
+use anneal_figures::Confusion;
 use anneal_model::{Mode, Network};
 use tch::{Kind, Reduction, Tensor, no_grad};
 
@@ -10,7 +11,6 @@ use crate::{
     answers::Answers,
     batches::{self, Batch, Pass},
     data::load::Photos,
-    metrics::Confusion,
     outcome::Error,
 };
 

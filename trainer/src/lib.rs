@@ -24,7 +24,6 @@ pub mod init;
 pub mod inspect;
 pub mod ledger;
 pub mod machine;
-pub mod metrics;
 pub mod mixing;
 pub mod optim;
 pub mod outcome;

@@ -55,6 +55,24 @@ readOnlyRootFilesystem: true
 capabilities: {drop: [ALL]}
 {{- end }}
 
+{{/* What a pod of the operator's image needs to know of the installation. */}}
+{{- define "anneal.env" -}}
+- {name: ANNEAL_TRAINER_IMAGE, value: {{ include "anneal.image" (list . .Values.trainerImage) | quote }}}
+- {name: ANNEAL_SERVER_IMAGE, value: {{ include "anneal.image" (list . .Values.serverImage) | quote }}}
+- {name: ANNEAL_IMAGE_PULL_POLICY, value: {{ .Values.imagePullPolicy | quote }}}
+{{- with .Values.watchNamespace }}
+- {name: ANNEAL_WATCH_NAMESPACE, value: {{ . | quote }}}
+{{- end }}
+- {name: LOG_LEVEL, value: {{ .Values.logLevel | quote }}}
+- name: ANNEAL_LEASE_NAMESPACE
+  valueFrom: {fieldRef: {fieldPath: metadata.namespace}}
+- name: ANNEAL_IDENTITY
+  valueFrom: {fieldRef: {fieldPath: metadata.name}}
+{{- with .Values.extraEnv }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
 {{/* anneal.image takes (list root image): a digest wins over the tag. */}}
 {{- define "anneal.image" -}}
 {{- $root := index . 0 }}{{- $image := index . 1 }}

@@ -1,11 +1,11 @@
-//! The clients that a cluster without a shell needs: predict and load.
+//! The clients that a cluster without a shell needs: predict, track and load.
 
-use std::{fs, fs::File};
+use std::{fs, fs::File, path::Path, process::Output};
 
 use tempfile::NamedTempFile;
 
 use crate::{
-    process::{Server, binary, dogs, finish, picture_file},
+    process::{Server, binary, dogs, finish, picture, picture_file},
     wire::get,
 };
 
@@ -31,6 +31,69 @@ fn predict_prints_a_table_and_tells_which_file_failed() {
     assert_eq!(output.status.code(), Some(1));
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(errors.contains("notes.txt: the answer is 400"), "{errors}");
+}
+
+fn track(server: &Server, reports: &Path, photos: &Path, more: &[&str]) -> Output {
+    let mut command = binary();
+    command.args(["track", "--url", &server.url(), "--reports"]).arg(reports).args(more).arg(photos);
+    finish(command).0
+}
+
+#[test]
+fn track_measures_labelled_photos_and_keeps_the_history() {
+    let server = Server::ready(dogs(), |command| {
+        command.args(["--revision", "e300d319"]);
+    });
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| dir.path().join(name);
+    for class in ["cat", "dog"] {
+        fs::create_dir_all(path("photos").join(class)).expect("a folder");
+        for name in ["a.png", "b.png"] {
+            fs::write(path("photos").join(class).join(name), picture()).expect("a file");
+        }
+    }
+    let done = track(&server, &path("reports"), &path("photos"), &[]);
+    assert_eq!(done.status.code(), Some(0), "{done:?}");
+    let table = String::from_utf8_lossy(&done.stdout).into_owned();
+    assert!(
+        table.contains("cat    2       0        0.0000") && table.contains("all    4       2        0.5000"),
+        "{table}"
+    );
+    let report: serde_json::Value =
+        serde_json::from_slice(&fs::read(path("reports/performance.json")).expect("a report")).expect("JSON");
+    assert_eq!((&report["total"], &report["correct"], &report["accuracy"]), (&4.into(), &2.into(), &0.5.into()));
+    assert_eq!(report["by_class"]["dog"]["accuracy"], 1.0, "{report}");
+    assert_eq!(report["revisions"], serde_json::json!(["e300d319"]));
+    assert!(report["mean_confidence"].as_f64().is_some_and(|confidence| confidence > 0.5), "{report}");
+    for picture in ["performance.png", "confusion_matrix.png"] {
+        image::load_from_memory(&fs::read(path("reports").join(picture)).expect("a picture")).expect("a PNG");
+    }
+
+    // The same photos as a list, one of them lost, and a bound that this model misses.
+    fs::write(path("list.csv"), "file,class\nphotos/cat/a.png,cat\nphotos/dog/a.png,dog\nphotos/lost.png,dog\n")
+        .expect("a file");
+    let done = track(&server, &path("reports"), &path("list.csv"), &["--min-accuracy", "0.9"]);
+    assert_eq!(done.status.code(), Some(1), "{done:?}");
+    let (said, table) = (String::from_utf8_lossy(&done.stderr), String::from_utf8_lossy(&done.stdout));
+    assert!(said.contains("below --min-accuracy 0.9") && table.contains("lost.png cannot be read"), "{said}{table}");
+    let history = fs::read_to_string(path("reports/history.jsonl")).expect("a history");
+    assert_eq!(history.lines().count(), 2, "{history}");
+
+    // Classes that the server does not have, and a server that is not there.
+    fs::rename(path("photos/cat"), path("photos/lynx")).expect("a folder");
+    let done = track(&server, &path("reports"), &path("photos"), &[]);
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert!(
+        done.status.code() == Some(2) && said.contains("does not know the class") && said.contains("cat, dog"),
+        "{said}"
+    );
+    drop(server);
+    let mut command = binary();
+    command.args(["track", "--url", "http://127.0.0.1:1", "--timeout", "100ms"]).arg(path("photos"));
+    command.current_dir(dir.path());
+    let (done, _) = finish(command);
+    assert_eq!(done.status.code(), Some(2), "{done:?}");
+    assert_eq!(fs::read_to_string(path("reports/history.jsonl")).expect("a history"), history, "it was added to");
 }
 
 #[test]

@@ -2,13 +2,9 @@
 
 use std::io::Cursor;
 
+use anneal_figures::{DrawError, draw, svg};
 use anneal_model::preprocess::{self, RgbImage};
 use image::{ImageFormat, Rgb, imageops};
-
-use super::{
-    raster::{DrawError, draw},
-    svg,
-};
 
 /// Side of a photo in the grid.
 const SIDE: u32 = 192;

@@ -2,11 +2,11 @@
 
 use std::fmt::Write as _;
 
+use anneal_figures::svg::escaped;
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
 
 use super::{Picture, Report, Trained};
-use crate::charts::escaped;
 
 const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max-width:1100px;padding:0 1em;color:#222}\
 h1{font-size:1.6em;margin-bottom:0}h2{font-size:1.2em;margin-top:2em}table{border-collapse:collapse}\

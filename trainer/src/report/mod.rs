@@ -4,12 +4,13 @@ mod html;
 
 use std::{fs, path::Path};
 
+use anneal_figures::{DrawError, confusion_matrix, to_png};
 use serde_json::{Map, Value, json};
 use tracing::warn;
 
 use crate::{
     calibration,
-    charts::{self, DrawError, Mistake},
+    charts::{self, Mistake},
     config::RunConfig,
     data::{
         Split,
@@ -95,7 +96,7 @@ pub fn write(dir: &Path, report: &Report<'_>) -> Result<(), Error> {
 fn pictures(report: &Report<'_>) -> Vec<Picture> {
     let Report { classes, evaluation, temperature, .. } = report;
     let answers = &evaluation.answers;
-    let svg = |name, about, svg: String| (name, about, charts::to_png(&svg));
+    let svg = |name, about, svg: String| (name, about, to_png(&svg));
     let mut drawn = Vec::new();
     if let Some(trained) = report.training {
         let svg_text = charts::training_curves(trained.history);
@@ -105,7 +106,7 @@ fn pictures(report: &Report<'_>) -> Vec<Picture> {
         svg(
             "confusion_matrix.png",
             "Which class was taken for which",
-            charts::confusion_matrix(&evaluation.confusion, classes),
+            confusion_matrix(&evaluation.confusion, classes),
         ),
         svg("roc_curve.png", "What is found for how many false alarms", charts::roc_curve(answers, classes)),
         svg(

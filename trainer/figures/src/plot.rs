@@ -2,13 +2,13 @@
 
 use std::fmt::Write as _;
 
-use super::svg;
+use crate::svg;
 
 /// Colours that people with any colour vision tell apart (Okabe and Ito), and grey for what is only compared with.
 const COLOURS: [&str; 9] =
     ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d1f", "#444444", "#999999"];
 /// The colour of what is only compared with.
-pub(super) const GREY: usize = 8;
+pub const GREY: usize = 8;
 
 const LEFT: f64 = 76.0;
 const RIGHT: f64 = 24.0;
@@ -16,45 +16,64 @@ const TOP: f64 = 44.0;
 const BELOW: f64 = 60.0;
 const LEGEND_LINE: f64 = 20.0;
 
-pub(super) struct Plot<'a> {
-    pub(super) title: &'a str,
-    pub(super) x: Axis,
-    pub(super) y: Axis,
-    pub(super) lines: Vec<Line>,
-    pub(super) bars: Vec<Bar>,
+/// A plot.
+pub struct Plot<'a> {
+    /// What it shows.
+    pub title: &'a str,
+    /// From left to right.
+    pub x: Axis,
+    /// From bottom to top.
+    pub y: Axis,
+    /// Lines, each with its name in the legend.
+    pub lines: Vec<Line>,
+    /// Bars behind the lines.
+    pub bars: Vec<Bar>,
 }
 
-pub(super) struct Axis {
+/// An axis with its label and marks.
+pub struct Axis {
     label: &'static str,
     from: f64,
     to: f64,
     marks: Vec<f64>,
 }
 
-pub(super) struct Line {
-    pub(super) name: String,
-    pub(super) colour: usize,
-    pub(super) style: Style,
-    pub(super) points: Vec<(f64, f64)>,
+/// A line.
+pub struct Line {
+    /// Its name in the legend.
+    pub name: String,
+    /// Number of its colour.
+    pub colour: usize,
+    /// How it is drawn.
+    pub style: Style,
+    /// Its points.
+    pub points: Vec<(f64, f64)>,
 }
 
+/// How a line is drawn.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Style {
+pub enum Style {
+    /// Without interruption.
     Solid,
+    /// For what is only compared with.
     Dashed,
     /// Solid, with a dot at each point.
     Marked,
 }
 
-pub(super) struct Bar {
-    pub(super) from: f64,
-    pub(super) to: f64,
-    pub(super) height: f64,
+/// A bar, from zero up.
+pub struct Bar {
+    /// Its left edge.
+    pub from: f64,
+    /// Its right edge.
+    pub to: f64,
+    /// Its height.
+    pub height: f64,
 }
 
 impl Axis {
     /// An axis with round marks that reaches from below `low` to above `high`.
-    pub(super) fn round(label: &'static str, low: f64, high: f64) -> Self {
+    pub fn round(label: &'static str, low: f64, high: f64) -> Self {
         let high = if high.is_finite() { high.max(low + 1e-6) } else { low + 1.0 };
         let rough = (high - low) / 5.0;
         let magnitude = 10_f64.powf(rough.log10().floor());
@@ -70,7 +89,7 @@ impl Axis {
 
     /// An axis that counts from 1 to `count`.
     #[expect(clippy::cast_precision_loss, reason = "a count of epochs")]
-    pub(super) fn counts(label: &'static str, count: usize) -> Self {
+    pub fn counts(label: &'static str, count: usize) -> Self {
         let every = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000].into_iter().find(|every| count <= every * 10);
         let every = every.unwrap_or(1000);
         let marks = (1..=count.max(1)).filter(|n| *n == 1 || n % every == 0).map(|n| n as f64).collect();
@@ -95,13 +114,13 @@ impl Axis {
 
 impl Plot<'_> {
     /// The plot as a picture of its own.
-    pub(super) fn document(&self, width: f64, height: f64) -> String {
+    pub fn document(&self, width: f64, height: f64) -> String {
         svg::document(width, height, &self.draw(0.0, 0.0, width, height))
     }
 
     /// The plot with its upper left corner at a point.
     #[expect(clippy::cast_precision_loss, reason = "a handful of lines")]
-    pub(super) fn draw(&self, left: f64, top: f64, width: f64, height: f64) -> String {
+    pub fn draw(&self, left: f64, top: f64, width: f64, height: f64) -> String {
         let rows = self.legend(width);
         let bottom = top + height - BELOW - rows.len() as f64 * LEGEND_LINE;
         let x = |value: f64| left + LEFT + (width - LEFT - RIGHT) * self.x.share(value);
@@ -133,11 +152,14 @@ impl Plot<'_> {
             let points: Vec<(f64, f64)> = line.points.iter().map(|point| (x(point.0), y(point.1))).collect();
             let path: Vec<String> = points.iter().map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
             let (colour, dash) = (COLOURS[line.colour % COLOURS.len()], dash(line.style));
-            let _ = write!(
-                body,
-                r#"<polyline points="{}" fill="none" stroke="{colour}" stroke-width="2"{dash}/>"#,
-                path.join(" ")
-            );
+            // One point is no line.
+            if points.len() > 1 {
+                let _ = write!(
+                    body,
+                    r#"<polyline points="{}" fill="none" stroke="{colour}" stroke-width="2"{dash}/>"#,
+                    path.join(" ")
+                );
+            }
             if line.style == Style::Marked && points.len() <= 60 {
                 for (x, y) in points {
                     let _ = write!(body, r#"<circle cx="{x:.1}" cy="{y:.1}" r="3.2" fill="{colour}"/>"#);

@@ -16,7 +16,8 @@ const SCALE: u16 = 2;
 pub struct DrawError(String);
 
 impl DrawError {
-    pub(super) fn from_display(error: impl std::fmt::Display) -> Self {
+    /// An error of a library.
+    pub fn from_display(error: impl std::fmt::Display) -> Self {
         Self(error.to_string())
     }
 }
@@ -37,7 +38,11 @@ pub fn to_png(svg: &str) -> Result<Vec<u8>, DrawError> {
     pixels.encode_png().map_err(DrawError::from_display)
 }
 
-pub(super) fn draw(svg: &str, scale: u16) -> Result<Pixmap, DrawError> {
+/// Draws an SVG of this program, so many pixels for each of its own.
+///
+/// # Errors
+/// When the SVG is none, or its size is.
+pub fn draw(svg: &str, scale: u16) -> Result<Pixmap, DrawError> {
     let options = Options { fontdb: Arc::clone(&FONTS), ..Options::default() };
     let tree = Tree::from_str(svg, &options).map_err(DrawError::from_display)?;
     let size = tree.size().to_int_size();
