@@ -13,13 +13,13 @@ use kube::{
     },
 };
 use serde::de::DeserializeOwned;
-use tokio::sync::Semaphore;
 use tracing::{Instrument, debug, error, info_span, warn};
 
 use crate::{
     cluster::Object,
     context::{Context, failure_key},
     metrics::Metrics,
+    turns::Turns,
 };
 
 /// Longest sleep of an object that nothing wakes: a watch event that got lost is made up for by then.
@@ -101,13 +101,14 @@ where
 /// Does a piece of work when its turn comes. What waits is the queue whose depth the metrics tell: kube-runtime's own
 /// cannot be seen, so its controllers run without a bound, and this is the bound.
 pub async fn in_turn<F: Future>(
-    turns: &Semaphore,
+    turns: &Arc<Turns>,
+    namespace: &str,
     kind: &str,
     metrics: &Metrics,
     work: impl FnOnce() -> F,
 ) -> F::Output {
     metrics.queued(kind, 1);
-    let turn = turns.acquire().await;
+    let turn = turns.take(namespace).await;
     metrics.queued(kind, -1);
     // Thousands may wait: what a reconcile needs is taken when it begins.
     let done = Box::pin(work()).await;

@@ -33,13 +33,12 @@ use kube::{
     },
 };
 
-use tokio::sync::Semaphore;
-
 use crate::{
     cluster::ClusterError,
     context::Context,
     controller::{api, back_off, drive, in_turn, observed, watch},
     progress::read_all,
+    turns::Turns,
 };
 
 /// The kind in metrics and logs.
@@ -62,15 +61,16 @@ pub async fn run(context: Arc<Context>, namespace: Option<&str>, concurrency: u1
     let runs = controller.store();
     // There is one controller of runs in a process.
     let _ = context.runs.set(runs.clone());
-    let turns = Arc::new(Semaphore::new(usize::from(concurrency)));
+    let turns = Turns::new(usize::from(concurrency));
     tokio::join!(
         drive(
             controller,
             move |run, context: Arc<Context>| {
                 let (turns, metrics) = (turns.clone(), context.metrics.clone());
                 async move {
-                    in_turn(&turns, KIND, &metrics, || {
-                        observed(KIND, run.clone(), context.clone(), reconcile(run, context))
+                    let namespace = run.metadata.namespace.as_deref().unwrap_or_default();
+                    in_turn(&turns, namespace, KIND, &metrics, || {
+                        observed(KIND, run.clone(), context.clone(), reconcile(run.clone(), context))
                     })
                     .await
                 }
