@@ -26,7 +26,7 @@ use crate::{
     metrics::Metrics,
     progress::Board,
     signals,
-    training_run::last_words::LastWords,
+    training_run::{known::Known, last_words::LastWords, written::Written},
 };
 
 /// What the person who installs the operator decides.
@@ -81,6 +81,10 @@ pub struct Context {
     pub signals: signals::Board,
     /// What training pods said when they left.
     pub last_words: Arc<LastWords>,
+    /// What the watches know of the runs' Jobs and pods.
+    pub known: Arc<Known>,
+    /// What was last written of runs.
+    pub written: Written,
     /// The runs as the watch knows them, once it has begun.
     pub runs: OnceLock<Store<TrainingRun>>,
     reporter: Reporter,
@@ -126,6 +130,8 @@ impl Context {
             signals: signals::Board::default(),
             metrics,
             last_words: Arc::default(),
+            known: Arc::default(),
+            written: Written::default(),
             runs: OnceLock::new(),
             reporter,
             failures: Mutex::default(),
@@ -189,6 +195,8 @@ impl Context {
             let run = ObjectRef::new(name).within(namespace);
             self.progress.forget(&run);
             self.last_words.forget(&run);
+            self.known.forget(&run);
+            self.written.forget(&run);
         }
         if kind == ModelDeployment::kind(&()) {
             self.signals.forget(&ObjectRef::new(name).within(namespace));

@@ -2,13 +2,15 @@
 
 use std::{fmt::Debug, future::Future, sync::Arc, time::Duration};
 
-use futures::StreamExt;
+use futures::{Stream, StreamExt};
 use jiff::Timestamp;
 use kube::{
     Api, Resource, ResourceExt,
+    core::PartialObjectMeta,
     runtime::{
+        WatchStreamExt,
         controller::{self, Action, Controller},
-        reflector::ObjectRef,
+        reflector::{self, ObjectRef},
         watcher,
     },
 };
@@ -60,9 +62,32 @@ impl Wake {
     }
 }
 
-/// Watches that give up before a load balancer drops them in silence.
+/// Watches that give up before a load balancer drops them in silence, and begin with a list in pages that do not cost much
+/// memory at once.
 pub fn watch() -> watcher::Config {
-    watcher::Config::default().timeout(200)
+    watcher::Config::default().timeout(200).page_size(100)
+}
+
+/// A controller whose store has no more of an object than what somebody reads: who changed which field when, and what
+/// kubectl keeps of what it applied, take more room than all the rest.
+pub fn controller<K: Object + Send + Sync + 'static>(api: Api<K>) -> Controller<K> {
+    let (store, writer) = reflector::store();
+    let events = watcher::watcher(api, watch()).default_backoff().modify(|object: &mut K| {
+        object.meta_mut().managed_fields = None;
+        if let Some(annotations) = &mut object.meta_mut().annotations {
+            annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
+        }
+    });
+    Controller::for_stream(events.reflect(writer).applied_objects(), store)
+}
+
+/// What is told of objects whose names, labels and owners are all that matters: the rest does not even come over the wire.
+pub fn metadata_of<K: Object + Send + 'static>(
+    context: &Context,
+    namespace: Option<&str>,
+    config: watcher::Config,
+) -> impl Stream<Item = watcher::Result<PartialObjectMeta<K>>> + Send + 'static + use<K> {
+    watcher::watcher(api::<PartialObjectMeta<K>>(context, namespace), config).default_backoff().touched_objects()
 }
 
 /// An API over one namespace, or over all of them.

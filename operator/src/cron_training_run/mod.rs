@@ -14,12 +14,12 @@ use anneal_api::{
     resources::{CronTrainingRun, TrainingRun},
 };
 use jiff::Timestamp;
-use kube::runtime::controller::{Action, Config, Controller};
+use kube::runtime::controller::{Action, Config};
 
 use crate::{
     cluster::ClusterError,
     context::Context,
-    controller::{api, back_off, drive, observed, watch},
+    controller::{api, back_off, controller, drive, observed, watch},
 };
 
 /// The kind in metrics and logs.
@@ -35,7 +35,7 @@ pub enum Error {
 
 /// Runs the controller until the process ends.
 pub async fn run(context: Arc<Context>, namespace: Option<&str>, concurrency: u16) {
-    let controller = Controller::new(api::<CronTrainingRun>(&context, namespace), watch())
+    let controller = controller(api::<CronTrainingRun>(&context, namespace))
         .with_config(Config::default().concurrency(concurrency))
         .owns(api::<TrainingRun>(&context, namespace), watch().labels(label::CRON));
     drive(

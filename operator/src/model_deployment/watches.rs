@@ -32,12 +32,12 @@ use super::preflight;
 use crate::{
     cluster::Object,
     context::Context,
-    controller::{api, watch},
+    controller::{self, api, metadata_of, watch},
 };
 
 /// The controller with everything that wakes it.
 pub fn controller(context: &Context, namespace: Option<&str>, concurrency: u16) -> Controller<ModelDeployment> {
-    let controller = Controller::new(api::<ModelDeployment>(context, namespace), watch())
+    let controller = controller::controller(api::<ModelDeployment>(context, namespace))
         .with_config(Config::default().concurrency(concurrency));
     let (of_runs, of_claims) = (controller.store(), controller.store());
     let own = || watch().labels(label::DEPLOYMENT);
@@ -49,16 +49,15 @@ pub fn controller(context: &Context, namespace: Option<&str>, concurrency: u16) 
     let runs = changes(api::<TrainingRun>(context, namespace), watch(), |run| {
         digest(&run.status.as_ref().and_then(|status| status.phase))
     });
+    let claims = metadata_of::<PersistentVolumeClaim>(context, namespace, watch());
     controller
-        .owns(api::<Deployment>(context, namespace), own())
-        .owns(api::<Service>(context, namespace), own())
-        .owns(api::<Job>(context, namespace), own())
+        .owns_stream(metadata_of::<Deployment>(context, namespace, own()))
+        .owns_stream(metadata_of::<Service>(context, namespace, own()))
+        .owns_stream(metadata_of::<Job>(context, namespace, own()))
         .owns_stream(autoscalers)
         .owns_stream(budgets)
-        .watches(api::<Pod>(context, namespace), own(), |pod: Pod| deployment_of_pod(&pod))
-        .watches(api::<PersistentVolumeClaim>(context, namespace), watch(), move |claim| {
-            deployments_of_claim(&of_claims, &claim)
-        })
+        .watches_stream(metadata_of::<Pod>(context, namespace, own()), |pod| deployment_of_pod(&pod))
+        .watches_stream(claims, move |claim| deployments_of_claim(&of_claims, &claim))
         .watches_stream(runs, move |run| deployments_of_run(&of_runs, &run))
 }
 
@@ -99,7 +98,7 @@ fn digest(value: &impl Debug) -> u64 {
     hasher.finish()
 }
 
-fn deployment_of_pod(pod: &Pod) -> Option<ObjectRef<ModelDeployment>> {
+fn deployment_of_pod(pod: &impl ResourceExt) -> Option<ObjectRef<ModelDeployment>> {
     let deployment = pod.labels().get(label::DEPLOYMENT)?;
     Some(ObjectRef::new(deployment).within(&pod.namespace()?))
 }
@@ -115,17 +114,14 @@ fn deployments_of_run(all: &Store<ModelDeployment>, run: &TrainingRun) -> Vec<Ob
 }
 
 /// The deployments that a claim may set going.
-fn deployments_of_claim(
-    all: &Store<ModelDeployment>,
-    claim: &PersistentVolumeClaim,
-) -> Vec<ObjectRef<ModelDeployment>> {
+fn deployments_of_claim(all: &Store<ModelDeployment>, claim: &impl ResourceExt) -> Vec<ObjectRef<ModelDeployment>> {
     let name = claim.name_any();
     let waits = |deployment: &ModelDeployment| {
         let conditions = deployment.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
         deployment.spec.model.claim_name.as_ref() == Some(&name)
             || conditions.iter().any(|condition| condition.reason == "ClaimNotFound")
     };
-    select(all, claim.metadata.namespace.as_deref(), waits)
+    select(all, claim.meta().namespace.as_deref(), waits)
 }
 
 fn select(

@@ -2,11 +2,11 @@
 
 use anneal_api::resources::RunPhase;
 use jiff::Timestamp;
-use kube::{Resource, ResourceExt, runtime::reflector::ObjectRef};
+use kube::{Resource, ResourceExt, core::Status, runtime::reflector::ObjectRef};
 
 use super::{
     observe::Observed,
-    plan::{Plan, Start},
+    plan::{Plan, Start, is_over},
     status::{State, transitions},
 };
 use crate::{
@@ -44,12 +44,23 @@ pub async fn apply(context: &Context, seen: &Observed, mut plan: Plan, now: Time
     }
     let former = seen.run.status.clone().unwrap_or_default();
     if plan.status != former {
-        cluster::write_status(&context.client, seen.run.as_ref(), &plan.status).await?;
+        match cluster::write_status(&context.client, seen.run.as_ref(), &plan.status).await {
+            Ok(written) => context.written.note(&written),
+            Err(problem) if problem.says(Status::is_conflict) => {
+                // Somebody else wrote, and the watch has not told of it yet.
+                context.written.doubt(&reference);
+                return Ok(Wake::At(now));
+            }
+            Err(problem) => return Err(problem),
+        }
         count(context, &former, &plan.status);
         context.publish(&seen.run.object_ref(&()), &plan.events).await;
     }
     if plan.status.current_attempt.is_none() {
         context.last_words.forget(&reference);
+    }
+    if is_over(&plan.status) {
+        context.known.forget(&reference);
     }
     Ok(plan.wake)
 }
