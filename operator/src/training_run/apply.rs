@@ -2,6 +2,7 @@
 
 use anneal_api::resources::RunPhase;
 use jiff::Timestamp;
+use k8s_openapi::api::batch::v1::Job;
 use kube::{Resource, ResourceExt, core::Status, runtime::reflector::ObjectRef};
 
 use super::{
@@ -33,7 +34,8 @@ pub async fn apply(context: &Context, seen: &Observed, mut plan: Plan, now: Time
     }
     if let Some(start) = plan.create.take() {
         match create(context, &namespace, &start).await {
-            Ok(()) => {}
+            // Else the first look at the Job would bring one more write.
+            Ok(job) => plan.status.start_time = plan.status.start_time.take().or(job.metadata.creation_timestamp),
             Err(problem) if problem.is_users() => refused(seen, &mut plan, &problem, now),
             Err(problem) => return Err(problem),
         }
@@ -65,7 +67,7 @@ pub async fn apply(context: &Context, seen: &Observed, mut plan: Plan, now: Time
     Ok(plan.wake)
 }
 
-async fn create(context: &Context, namespace: &str, start: &Start) -> Result<(), ClusterError> {
+async fn create(context: &Context, namespace: &str, start: &Start) -> Result<Job, ClusterError> {
     if let Some(claim) = &start.claim {
         cluster::create(&context.client, namespace, claim).await?;
     }
@@ -73,8 +75,7 @@ async fn create(context: &Context, namespace: &str, start: &Start) -> Result<(),
         cluster::create(&context.client, namespace, nodes).await?;
     }
     cluster::create(&context.client, namespace, &start.config).await?;
-    cluster::create(&context.client, namespace, &start.job).await?;
-    Ok(())
+    cluster::create(&context.client, namespace, &start.job).await
 }
 
 /// A child could not be created, and somebody must do something about it: the run says so and tries again.
