@@ -238,7 +238,7 @@ pub async fn delete<K: Object>(client: &Client, namespace: &str, object: &K) -> 
 }
 
 /// Replaces the status of a resource. The `resourceVersion` of what was observed is a precondition, so that a status
-/// that was derived from an old spec is never written over a newer one.
+/// that was derived from an old spec is never written over a newer one. Returns the resource as it is now.
 ///
 /// # Errors
 /// When the API server does not answer or refuses.
@@ -246,7 +246,7 @@ pub async fn write_status<K: Object, S: Serialize + Debug>(
     client: &Client,
     observed: &K,
     status: &S,
-) -> Result<(), ClusterError> {
+) -> Result<K, ClusterError> {
     let name = observed.name_any();
     let namespace = observed.namespace().unwrap_or_default();
     let api = api::<K>(client, &namespace);
@@ -259,7 +259,6 @@ pub async fn write_status<K: Object, S: Serialize + Debug>(
         api.replace_status(&name, &params, &object).await
     })
     .await
-    .map(|_| ())
 }
 
 /// Whether two objects name the same controller.

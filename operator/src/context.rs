@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashMap,
-    hash::{DefaultHasher, Hash, Hasher},
     sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
@@ -28,7 +27,7 @@ use crate::{
     performance,
     progress::Board,
     signals,
-    training_run::last_words::LastWords,
+    training_run::{known::Known, last_words::LastWords, written::Written},
 };
 
 /// What the person who installs the operator decides.
@@ -85,9 +84,13 @@ pub struct Context {
     pub performance: performance::board::Board,
     /// What training pods said when they left.
     pub last_words: Arc<LastWords>,
+    /// What the watches know of the runs' Jobs and pods.
+    pub known: Arc<Known>,
+    /// What was last written of runs.
+    pub written: Written,
     /// The runs as the watch knows them, once it has begun.
     pub runs: OnceLock<Store<TrainingRun>>,
-    recorder: Recorder,
+    reporter: Reporter,
     failures: Mutex<HashMap<String, u32>>,
 }
 
@@ -119,18 +122,10 @@ pub fn failure_key(kind: &str, namespace: &str, name: &str) -> String {
     format!("{kind}/{namespace}/{name}")
 }
 
-fn short_hash(text: &str) -> u32 {
-    let mut hasher = DefaultHasher::new();
-    text.hash(&mut hasher);
-    // The lower half is as good as any.
-    u32::try_from(hasher.finish() & u64::from(u32::MAX)).unwrap_or_default()
-}
-
 impl Context {
     /// A context over a client.
     pub fn new(client: Client, settings: Settings, metrics: Metrics, instance: String) -> Self {
         let reporter = Reporter { controller: OPERATOR.to_owned(), instance: Some(instance) };
-        let recorder = Recorder::new(client.clone(), reporter);
         Self {
             client,
             settings,
@@ -139,8 +134,10 @@ impl Context {
             performance: performance::board::Board::default(),
             metrics,
             last_words: Arc::default(),
+            known: Arc::default(),
+            written: Written::default(),
             runs: OnceLock::new(),
-            recorder,
+            reporter,
             failures: Mutex::default(),
         }
     }
@@ -160,18 +157,19 @@ impl Context {
 
     /// Publishes Events. One that cannot be published is logged and never stops a reconcile.
     pub async fn publish(&self, about: &ObjectReference, transitions: &[Transition]) {
+        // A recorder keeps every Event for six minutes, to count those that come again, and goes through all of them for
+        // each new one: with thousands of runs that is most of the memory. A transition is told once.
+        let recorder = Recorder::new(self.client.clone(), self.reporter.clone());
         for transition in transitions {
             let event = Event {
                 type_: if transition.warning { EventType::Warning } else { EventType::Normal },
                 reason: transition.reason.to_owned(),
                 // The API server refuses a note of more than 1 kB.
                 note: Some(anneal_api::termination::cut(&transition.note, 1000)),
-                // The recorder counts Events of one reason and action as one, and shows the first note for all: the
-                // second attempt would speak with the first one's words.
-                action: format!("Reconcile-{:08x}", short_hash(&transition.note)),
+                action: "Reconcile".to_owned(),
                 secondary: None,
             };
-            let published = tokio::time::timeout(Duration::from_secs(10), self.recorder.publish(&event, about)).await;
+            let published = tokio::time::timeout(Duration::from_secs(10), recorder.publish(&event, about)).await;
             match published {
                 Ok(Ok(())) => {}
                 Ok(Err(problem)) => warn!(%problem, reason = transition.reason, "an Event could not be published"),
@@ -201,6 +199,8 @@ impl Context {
             let run = ObjectRef::new(name).within(namespace);
             self.progress.forget(&run);
             self.last_words.forget(&run);
+            self.known.forget(&run);
+            self.written.forget(&run);
         }
         if kind == ModelDeployment::kind(&()) {
             let deployment = ObjectRef::new(name).within(namespace);

@@ -6,23 +6,23 @@ use futures::{Stream, StreamExt};
 use jiff::Timestamp;
 use kube::{
     Api, Resource, ResourceExt,
+    core::PartialObjectMeta,
     runtime::{
         WatchStreamExt,
         controller::{self, Action, Controller},
-        reflector,
-        reflector::ObjectRef,
+        reflector::{self, ObjectRef},
         utils::Backoff,
         watcher,
     },
 };
 use serde::de::DeserializeOwned;
-use tokio::sync::Semaphore;
 use tracing::{Instrument, debug, error, info_span, warn};
 
 use crate::{
     cluster::Object,
     context::{Context, failure_key},
     metrics::Metrics,
+    turns::Turns,
 };
 
 /// Longest sleep of an object that nothing wakes: a watch event that got lost is made up for by then.
@@ -67,9 +67,10 @@ impl Wake {
 /// longer; a new one costs one request, for it goes on from where the last one ended.
 pub const WATCH: Duration = Duration::from_secs(30);
 
-/// Watches that end after [`WATCH`].
+/// Watches that end after [`WATCH`], and begin with a list in pages that do not cost much memory at once.
 pub fn watch() -> watcher::Config {
-    watcher::Config { timeout: u32::try_from(WATCH.as_secs()).ok(), ..watcher::Config::default() }
+    let timeout = u32::try_from(WATCH.as_secs()).ok();
+    watcher::Config { timeout, ..watcher::Config::default() }.page_size(100)
 }
 
 /// Pause after a failure of a watch, before it is tried again. It does not grow: after an outage of the API server, whoever
@@ -97,7 +98,7 @@ pub fn events<K: Object + Send + 'static>(
     api: Api<K>,
     config: watcher::Config,
 ) -> impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send + 'static {
-    watcher(api, config).backoff(Pause(PAUSE))
+    watcher::watcher(api, config).backoff(Pause(PAUSE))
 }
 
 /// The objects that a watch tells of, those that are gone included.
@@ -108,10 +109,26 @@ pub fn touched<K: Object + Send + 'static>(
     events(api, config).touched_objects()
 }
 
-/// A controller of every `K` in the namespace, or in all of them.
-pub fn controller<K: Object + Send + Sync + 'static>(context: &Context, namespace: Option<&str>) -> Controller<K> {
-    let (all, writer) = reflector::store();
-    Controller::for_stream(reflector(writer, events(api(context, namespace), watch())).applied_objects(), all)
+/// A controller whose store has no more of an object than what somebody reads: who changed which field when, and what
+/// kubectl keeps of what it applied, take more room than all the rest.
+pub fn controller<K: Object + Send + Sync + 'static>(api: Api<K>) -> Controller<K> {
+    let (store, writer) = reflector::store();
+    let events = events(api, watch()).modify(|object: &mut K| {
+        object.meta_mut().managed_fields = None;
+        if let Some(annotations) = &mut object.meta_mut().annotations {
+            annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
+        }
+    });
+    Controller::for_stream(events.reflect(writer).applied_objects(), store)
+}
+
+/// What is told of objects whose names, labels and owners are all that matters: the rest does not even come over the wire.
+pub fn metadata_of<K: Object + Send + 'static>(
+    context: &Context,
+    namespace: Option<&str>,
+    config: watcher::Config,
+) -> impl Stream<Item = watcher::Result<PartialObjectMeta<K>>> + Send + 'static + use<K> {
+    touched(api::<PartialObjectMeta<K>>(context, namespace), config)
 }
 
 /// An API over one namespace, or over all of them.
@@ -150,13 +167,14 @@ where
 /// Does a piece of work when its turn comes. What waits is the queue whose depth the metrics tell: kube-runtime's own
 /// cannot be seen, so its controllers run without a bound, and this is the bound.
 pub async fn in_turn<F: Future>(
-    turns: &Semaphore,
+    turns: &Arc<Turns>,
+    namespace: &str,
     kind: &str,
     metrics: &Metrics,
     work: impl FnOnce() -> F,
 ) -> F::Output {
     metrics.queued(kind, 1);
-    let turn = turns.acquire().await;
+    let turn = turns.take(namespace).await;
     metrics.queued(kind, -1);
     // Thousands may wait: what a reconcile needs is taken when it begins.
     let done = Box::pin(work()).await;

@@ -22,4 +22,5 @@ pub mod runs;
 pub mod signals;
 pub mod training_run;
 pub mod training_sweep;
+pub mod turns;
 pub mod uses;

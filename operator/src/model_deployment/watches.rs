@@ -33,7 +33,7 @@ use super::{preflight, route::HTTPRoute};
 use crate::{
     cluster::Object,
     context::Context,
-    controller::{api, events, touched, watch},
+    controller::{self, api, events, metadata_of, watch},
 };
 
 /// How often it is asked whether a kind is there that the cluster lacks.
@@ -41,7 +41,7 @@ const KIND_INTERVAL: Duration = Duration::from_secs(30);
 
 /// The controller with everything that wakes it.
 pub fn controller(context: &Context, namespace: Option<&str>, concurrency: u16) -> Controller<ModelDeployment> {
-    let controller = crate::controller::controller::<ModelDeployment>(context, namespace)
+    let controller = controller::controller(api::<ModelDeployment>(context, namespace))
         .with_config(Config::default().concurrency(concurrency));
     let (of_runs, of_claims) = (controller.store(), controller.store());
     let own = || watch().labels(label::DEPLOYMENT);
@@ -54,18 +54,17 @@ pub fn controller(context: &Context, namespace: Option<&str>, concurrency: u16) 
         digest(&run.status.as_ref().and_then(|status| status.phase))
     });
     let (known, becomes_known) = mpsc::unbounded();
+    let claims = metadata_of::<PersistentVolumeClaim>(context, namespace, watch());
     controller
-        .owns_stream(touched(api::<Deployment>(context, namespace), own()))
-        .owns_stream(touched(api::<Service>(context, namespace), own()))
-        .owns_stream(touched(api::<Job>(context, namespace), own()))
+        .owns_stream(metadata_of::<Deployment>(context, namespace, own()))
+        .owns_stream(metadata_of::<Service>(context, namespace, own()))
+        .owns_stream(metadata_of::<Job>(context, namespace, own()))
         .owns_stream(autoscalers)
         .owns_stream(budgets)
         .owns_stream(routes(api::<HTTPRoute>(context, namespace), known))
         .reconcile_all_on(becomes_known)
-        .watches_stream(touched(api::<Pod>(context, namespace), own()), |pod: Pod| deployment_of_pod(&pod))
-        .watches_stream(touched(api::<PersistentVolumeClaim>(context, namespace), watch()), move |claim| {
-            deployments_of_claim(&of_claims, &claim)
-        })
+        .watches_stream(metadata_of::<Pod>(context, namespace, own()), |pod| deployment_of_pod(&pod))
+        .watches_stream(claims, move |claim| deployments_of_claim(&of_claims, &claim))
         .watches_stream(runs, move |run| deployments_of_run(&of_runs, &run))
 }
 
@@ -148,7 +147,7 @@ fn digest(value: &impl Debug) -> u64 {
     hasher.finish()
 }
 
-fn deployment_of_pod(pod: &Pod) -> Option<ObjectRef<ModelDeployment>> {
+fn deployment_of_pod(pod: &impl ResourceExt) -> Option<ObjectRef<ModelDeployment>> {
     let deployment = pod.labels().get(label::DEPLOYMENT)?;
     Some(ObjectRef::new(deployment).within(&pod.namespace()?))
 }
@@ -164,17 +163,14 @@ fn deployments_of_run(all: &Store<ModelDeployment>, run: &TrainingRun) -> Vec<Ob
 }
 
 /// The deployments that a claim may set going.
-fn deployments_of_claim(
-    all: &Store<ModelDeployment>,
-    claim: &PersistentVolumeClaim,
-) -> Vec<ObjectRef<ModelDeployment>> {
+fn deployments_of_claim(all: &Store<ModelDeployment>, claim: &impl ResourceExt) -> Vec<ObjectRef<ModelDeployment>> {
     let name = claim.name_any();
     let waits = |deployment: &ModelDeployment| {
         let conditions = deployment.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
         deployment.spec.model.claim_name.as_ref() == Some(&name)
             || conditions.iter().any(|condition| condition.reason == "ClaimNotFound")
     };
-    select(all, claim.metadata.namespace.as_deref(), waits)
+    select(all, claim.meta().namespace.as_deref(), waits)
 }
 
 fn select(

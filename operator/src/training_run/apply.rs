@@ -2,11 +2,12 @@
 
 use anneal_api::resources::RunPhase;
 use jiff::Timestamp;
-use kube::{Resource, ResourceExt, runtime::reflector::ObjectRef};
+use k8s_openapi::api::batch::v1::Job;
+use kube::{Resource, ResourceExt, core::Status, runtime::reflector::ObjectRef};
 
 use super::{
     observe::Observed,
-    plan::{Plan, Start},
+    plan::{Plan, Start, is_over},
     status::{State, transitions},
 };
 use crate::{
@@ -33,7 +34,8 @@ pub async fn apply(context: &Context, seen: &Observed, mut plan: Plan, now: Time
     }
     if let Some(start) = plan.create.take() {
         match create(context, &namespace, &start).await {
-            Ok(()) => {}
+            // Else the first look at the Job would bring one more write.
+            Ok(job) => plan.status.start_time = plan.status.start_time.take().or(job.metadata.creation_timestamp),
             Err(problem) if problem.is_users() => refused(seen, &mut plan, &problem, now),
             Err(problem) => return Err(problem),
         }
@@ -44,17 +46,28 @@ pub async fn apply(context: &Context, seen: &Observed, mut plan: Plan, now: Time
     }
     let former = seen.run.status.clone().unwrap_or_default();
     if plan.status != former {
-        cluster::write_status(&context.client, seen.run.as_ref(), &plan.status).await?;
+        match cluster::write_status(&context.client, seen.run.as_ref(), &plan.status).await {
+            Ok(written) => context.written.note(&written),
+            Err(problem) if problem.says(Status::is_conflict) => {
+                // Somebody else wrote, and the watch has not told of it yet.
+                context.written.doubt(&reference);
+                return Ok(Wake::At(now));
+            }
+            Err(problem) => return Err(problem),
+        }
         count(context, &former, &plan.status);
         context.publish(&seen.run.object_ref(&()), &plan.events).await;
     }
     if plan.status.current_attempt.is_none() {
         context.last_words.forget(&reference);
     }
+    if is_over(&plan.status) {
+        context.known.forget(&reference);
+    }
     Ok(plan.wake)
 }
 
-async fn create(context: &Context, namespace: &str, start: &Start) -> Result<(), ClusterError> {
+async fn create(context: &Context, namespace: &str, start: &Start) -> Result<Job, ClusterError> {
     if let Some(claim) = &start.claim {
         cluster::create(&context.client, namespace, claim).await?;
     }
@@ -62,8 +75,7 @@ async fn create(context: &Context, namespace: &str, start: &Start) -> Result<(),
         cluster::create(&context.client, namespace, nodes).await?;
     }
     cluster::create(&context.client, namespace, &start.config).await?;
-    cluster::create(&context.client, namespace, &start.job).await?;
-    Ok(())
+    cluster::create(&context.client, namespace, &start.job).await
 }
 
 /// A child could not be created, and somebody must do something about it: the run says so and tries again.

@@ -6,6 +6,7 @@ pub mod failure;
 #[cfg(test)]
 pub(crate) mod fixtures;
 pub mod init;
+pub mod known;
 pub mod last_words;
 mod log;
 pub mod nodes;
@@ -15,10 +16,15 @@ pub mod output;
 pub mod plan;
 pub mod status;
 pub mod validate;
+pub mod written;
 
 use std::sync::Arc;
 
-use anneal_api::{dataset::DatasetUri, names::label, resources::TrainingRun};
+use anneal_api::{
+    dataset::DatasetUri,
+    names::label,
+    resources::{RunPhase, TrainingRun},
+};
 use futures::{Stream, channel::mpsc};
 use jiff::Timestamp;
 use k8s_openapi::api::{
@@ -30,16 +36,21 @@ use kube::{
     runtime::{
         controller::{Action, Config, Controller},
         reflector::{ObjectRef, Store},
+        watcher,
     },
 };
 
-use tokio::sync::Semaphore;
-
+use self::{
+    known::{Essential, follow, run_of},
+    observe::{Look, Observed, observe},
+    plan::Plan,
+};
 use crate::{
     cluster::ClusterError,
     context::Context,
-    controller::{api, back_off, drive, in_turn, observed, touched, watch},
+    controller::{self, api, back_off, drive, events, in_turn, metadata_of, observed, watch},
     progress::read_all,
+    turns::Turns,
 };
 
 /// The kind in metrics and logs.
@@ -62,15 +73,16 @@ pub async fn run(context: Arc<Context>, namespace: Option<&str>, concurrency: u1
     let runs = controller.store();
     // There is one controller of runs in a process.
     let _ = context.runs.set(runs.clone());
-    let turns = Arc::new(Semaphore::new(usize::from(concurrency)));
+    let turns = Turns::new(usize::from(concurrency));
     tokio::join!(
         drive(
             controller,
             move |run, context: Arc<Context>| {
                 let (turns, metrics) = (turns.clone(), context.metrics.clone());
                 async move {
-                    in_turn(&turns, KIND, &metrics, || {
-                        observed(KIND, run.clone(), context.clone(), reconcile(run, context))
+                    let namespace = run.metadata.namespace.as_deref().unwrap_or_default();
+                    in_turn(&turns, namespace, KIND, &metrics, || {
+                        observed(KIND, run.clone(), context.clone(), reconcile(run.clone(), context))
                     })
                     .await
                 }
@@ -97,36 +109,50 @@ fn controller(
     namespace: Option<&str>,
     woken: impl Stream<Item = ObjectRef<TrainingRun>> + Send + 'static,
 ) -> Controller<TrainingRun> {
-    let last_words = context.last_words.clone();
     // Bounded by `in_turn`.
     let controller =
-        crate::controller::controller::<TrainingRun>(context, namespace).with_config(Config::default().concurrency(0));
+        controller::controller(api::<TrainingRun>(context, namespace)).with_config(Config::default().concurrency(0));
     let runs = controller.store();
+    let jobs =
+        follow(children::<Job>(context, namespace), context.known.clone(), |known| &known.jobs, is_over_in(&runs));
+    let pods =
+        follow(children::<Pod>(context, namespace), context.known.clone(), |known| &known.pods, is_over_in(&runs));
+    let claims = metadata_of::<PersistentVolumeClaim>(context, namespace, watch());
+    let last_words = context.last_words.clone();
     controller
-        .owns_stream(touched(api::<Job>(context, namespace), watch().labels(label::RUN)))
-        .watches_stream(touched(api::<Pod>(context, namespace), watch().labels(label::RUN)), move |pod: Pod| {
-            let run = run_of_pod(&pod)?;
+        .owns_stream(jobs)
+        .watches_stream(pods, move |pod: Pod| {
+            let run = run_of(&pod)?;
             last_words.note(&run, &pod);
             Some(run)
         })
-        .watches_stream(touched(api::<PersistentVolumeClaim>(context, namespace), watch()), move |claim| {
-            runs_of_claim(&runs, &claim)
-        })
+        .watches_stream(claims, move |claim| runs_of_claim(&runs, &claim))
         .reconcile_on(woken)
 }
 
-fn run_of_pod(pod: &Pod) -> Option<ObjectRef<TrainingRun>> {
-    let run = pod.labels().get(label::RUN)?;
-    Some(ObjectRef::new(run).within(&pod.namespace()?))
+/// What is told of the objects of one kind that belong to runs.
+fn children<K: Essential + Send + 'static>(
+    context: &Context,
+    namespace: Option<&str>,
+) -> impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send + 'static + use<K> {
+    events(api::<K>(context, namespace), watch().labels(label::RUN))
+}
+
+/// Whether a run is over as far as the watch knows.
+fn is_over_in(runs: &Store<TrainingRun>) -> impl Fn(&ObjectRef<TrainingRun>) -> bool + Send + 'static {
+    let runs = runs.clone();
+    move |run| runs.get(run).and_then(|run| run.status.as_ref().map(plan::is_over)).unwrap_or_default()
 }
 
 /// The runs that a claim may set going.
-fn runs_of_claim(runs: &Store<TrainingRun>, claim: &PersistentVolumeClaim) -> Vec<ObjectRef<TrainingRun>> {
+fn runs_of_claim(runs: &Store<TrainingRun>, claim: &impl ResourceExt) -> Vec<ObjectRef<TrainingRun>> {
     let name = claim.name_any();
+    // A run that trains has its claims.
+    let waits = |phase: RunPhase| matches!(phase, RunPhase::Pending | RunPhase::Retrying);
     runs.state()
         .into_iter()
-        .filter(|run| run.namespace() == claim.namespace())
-        .filter(|run| run.status.as_ref().and_then(|status| status.phase).is_none_or(|phase| !phase.is_terminal()))
+        .filter(|run| run.metadata.namespace == claim.meta().namespace)
+        .filter(|run| run.status.as_ref().and_then(|status| status.phase).is_none_or(waits))
         .filter(|run| {
             let dataset = run.spec.dataset.uri.parse();
             run.output_claim() == name || matches!(dataset, Ok(DatasetUri::Pvc { claim, .. }) if claim == name)
@@ -144,18 +170,29 @@ pub async fn reconcile(run: Arc<TrainingRun>, context: Arc<Context>) -> Result<A
     if run.is_ours() {
         output::release(&context, &run).await?;
     }
-    let Some(seen) = observe::observe(&context, &run, now).await? else {
-        // Everything that a run makes is collected with it; claims are files, and stay or go as their owner said.
-        let reference = ObjectRef::from(run.as_ref());
-        context.progress.forget(&reference);
-        context.last_words.forget(&reference);
-        return Ok(Action::await_change());
-    };
+    let Some(mut seen) = observe(&context, &run, Look::Known, now).await? else { return Ok(gone(&context, &run)) };
     if output::guard(&context, &seen.run).await? {
         return Ok(Action::await_change());
     }
-    let valid = validate::validate(&seen.run);
-    let plan = plan::plan(&seen, valid.as_ref(), &context.settings, now);
+    let mut plan = plan(&context, &seen, now);
+    if plan.create.is_some() && seen.has_begun() {
+        // A pod that the watches have not told of yet may still write: no other starts beside it.
+        let Some(newer) = observe(&context, &run, Look::Afresh, now).await? else { return Ok(gone(&context, &run)) };
+        seen = newer;
+        plan = self::plan(&context, &seen, now);
+    }
     let wake = Box::pin(apply::apply(&context, &seen, plan, now)).await?;
     Ok(wake.action(now))
+}
+
+fn plan(context: &Context, seen: &Observed, now: Timestamp) -> Plan {
+    plan::plan(seen, validate::validate(&seen.run).as_ref(), &context.settings, now)
+}
+
+/// Everything that a run makes is collected with it; claims are files, and stay or go as their owner said.
+fn gone(context: &Context, run: &TrainingRun) -> Action {
+    let reference = ObjectRef::from(run);
+    context.progress.forget(&reference);
+    context.last_words.forget(&reference);
+    Action::await_change()
 }

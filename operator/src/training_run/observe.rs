@@ -1,4 +1,4 @@
-//! What the cluster says about one run at one instant. Reads only.
+//! What the cluster says about one run at one instant. Reads only, and of what the watches tell only what is in doubt.
 
 use std::sync::Arc;
 
@@ -16,9 +16,10 @@ use kube::{ResourceExt, runtime::reflector::ObjectRef};
 
 use super::{
     claim::{self, Claim, Use},
+    failure::job_has_ended,
     init::{self, Init},
     log,
-    plan::retention,
+    plan::{is_over, retention},
 };
 use crate::{
     children::is_controlled_by,
@@ -27,6 +28,15 @@ use crate::{
     progress::Reading,
     uses::Users,
 };
+
+/// Where to look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// At what the watches told. They may lag behind, so that nothing may follow from it that cannot be taken back.
+    Known,
+    /// At what the API server says.
+    Afresh,
+}
 
 /// What the cluster says about one run at one instant.
 #[derive(Clone, Debug)]
@@ -89,6 +99,11 @@ impl AttemptPod {
 }
 
 impl Observed {
+    /// Whether an attempt was made before, as far as anything tells: its pods may still write.
+    pub fn has_begun(&self) -> bool {
+        has_begun(&self.run, &self.jobs, &self.pods)
+    }
+
     /// The Job of an attempt.
     pub fn job(&self, number: i32) -> Option<&Job> {
         self.jobs.iter().find(|attempt| attempt.number == number).map(|attempt| &attempt.job)
@@ -108,44 +123,27 @@ impl Observed {
     }
 }
 
-/// Looks at everything that belongs to a run. The run itself is read again: the watch may lag behind the status that was
-/// just written, and a run that looks unfinished although it has ended would start once more. `None` where it is gone,
-/// on its way out, or another's to bring about.
+/// Looks at everything that belongs to a run. `None` where it is gone, on its way out, or another's to bring about.
 ///
 /// # Errors
 /// When the API server does not answer.
-pub async fn observe(context: &Context, known: &TrainingRun, now: Timestamp) -> Result<Option<Observed>, ClusterError> {
+pub async fn observe(
+    context: &Context,
+    known: &TrainingRun,
+    look: Look,
+    now: Timestamp,
+) -> Result<Option<Observed>, ClusterError> {
     let namespace = known.namespace().unwrap_or_default();
     let client = &context.client;
-    let run: Option<TrainingRun> = cluster::get(client, &namespace, &known.name_any()).await?;
+    let run = newest(context, known, look).await?;
     let is_ours =
-        |run: &TrainingRun| run.uid() == known.uid() && run.metadata.deletion_timestamp.is_none() && run.is_ours();
+        |run: &Arc<TrainingRun>| run.uid() == known.uid() && run.metadata.deletion_timestamp.is_none() && run.is_ours();
     let Some(run) = run.filter(is_ours) else { return Ok(None) };
-    let labels = format!("{}={}", label::RUN, run.name_any());
-    let dataset_claim = match run.spec.dataset.uri.parse() {
-        Ok(DatasetUri::Pvc { claim, .. }) => Some(claim),
-        _ => None,
-    };
-    let output_claim = run.output_claim();
-    let (jobs, output) = tokio::try_join!(
-        cluster::list::<Job>(client, &namespace, &labels),
-        claim(context, &namespace, &output_claim),
-    )?;
-    // After the Jobs: the pod of a Job that is over has its last words by then.
-    let pods = cluster::list::<Pod>(client, &namespace, &labels).await?;
-    let dataset = match &dataset_claim {
-        Some(name) => {
-            let found = claim(context, &namespace, name).await?;
-            Some(claim::given(&run, name, found.as_ref(), Use::Read))
-        }
-        None => None,
-    };
-    let init = if run.status.as_ref().is_some_and(|status| status.completion_time.is_some()) {
-        Init::Random
-    } else {
-        init::observe(context, &run).await?
-    };
-    let output = claim::output(&run, output.as_ref());
+    let is_over = is_over(&run.status.clone().unwrap_or_default());
+    let (jobs, pods) = if is_over { (Vec::new(), Vec::new()) } else { children(context, &run, look).await? };
+    let begins = !is_over && (look == Look::Afresh || !has_begun(&run, &jobs, &pods));
+    let (output, dataset) = if begins { claims(context, &run).await? } else { (Claim::Present, None) };
+    let init = if is_over { Init::Random } else { init::observe(context, &run).await? };
     let needed_by = if retention::is_due(&run, now) {
         let deployments = cluster::list::<ModelDeployment>(client, &namespace, "").await?;
         let runs = context.runs_of(&namespace).await?;
@@ -153,21 +151,82 @@ pub async fn observe(context: &Context, known: &TrainingRun, now: Timestamp) -> 
     } else {
         Vec::new()
     };
-    let reference = ObjectRef::from(&run);
-    let uid = run.uid().unwrap_or_default();
-    let mut seen = Observed {
-        reading: context.progress.reading(&reference),
-        jobs: by_attempt(&uid, jobs),
-        pods: own_pods(&uid, pods, context.last_words.of(&reference)),
-        run: Arc::new(run),
-        output,
-        dataset,
-        init,
-        log: None,
-        needed_by,
-    };
+    let reading = context.progress.reading(&ObjectRef::from(run.as_ref()));
+    let mut seen = Observed { reading, jobs, pods, run, output, dataset, init, log: None, needed_by };
     seen.log = log::tail(context, &seen).await;
     Ok(Some(seen))
+}
+
+/// The run as the watch tells it, or as the API server has it where the watch lags behind what was just written: a run
+/// that looks unfinished although it has ended would start once more.
+async fn newest(context: &Context, known: &TrainingRun, look: Look) -> Result<Option<Arc<TrainingRun>>, ClusterError> {
+    let told = context.runs.get().and_then(|runs| runs.get(&ObjectRef::from(known)));
+    if let Some(told) = told.filter(|told| look == Look::Known && context.written.is_in(told)) {
+        return Ok(Some(told));
+    }
+    let run: Option<TrainingRun> =
+        cluster::get(&context.client, &known.namespace().unwrap_or_default(), &known.name_any()).await?;
+    Ok(run.map(|run| {
+        context.written.note(&run);
+        Arc::new(run)
+    }))
+}
+
+/// The run's own Jobs and pods. What the watches told of them is enough, unless it cannot be all.
+async fn children(
+    context: &Context,
+    run: &TrainingRun,
+    look: Look,
+) -> Result<(Vec<AttemptJob>, Vec<AttemptPod>), ClusterError> {
+    let (namespace, uid, reference) =
+        (run.namespace().unwrap_or_default(), run.uid().unwrap_or_default(), ObjectRef::from(run));
+    if look == Look::Known {
+        context.known.complete().await;
+        let jobs = by_attempt(&uid, context.known.jobs.of(&reference));
+        let pods = own_pods(&uid, context.known.pods.of(&reference), context.last_words.of(&reference));
+        if !is_doubtful(run, &jobs, &pods) {
+            return Ok((jobs, pods));
+        }
+    }
+    let labels = format!("{}={}", label::RUN, run.name_any());
+    let jobs = cluster::list::<Job>(&context.client, &namespace, &labels).await?;
+    // After the Jobs: the pod of a Job that is over has its last words by then.
+    let pods = cluster::list::<Pod>(&context.client, &namespace, &labels).await?;
+    Ok((by_attempt(&uid, jobs), own_pods(&uid, pods, context.last_words.of(&reference))))
+}
+
+/// Whether the watches cannot have told everything yet: the Job of the attempt under way is not there, or one has ended of
+/// whose pods nobody has heard the last words.
+fn is_doubtful(run: &TrainingRun, jobs: &[AttemptJob], pods: &[AttemptPod]) -> bool {
+    let Some(status) = &run.status else { return false };
+    let current = status.current_attempt.as_ref().map(|current| current.number);
+    let is_missing = |number: i32| status.attempt >= Some(number) && jobs.iter().all(|job| job.number != number);
+    let recorded = status.attempts.last().map_or(0, |attempt| attempt.number);
+    let is_silent = |job: &&AttemptJob| {
+        let mut own = pods.iter().filter(|pod| pod.number == job.number).peekable();
+        own.peek().is_none() || own.any(AttemptPod::is_writer)
+    };
+    let mut ended = jobs.iter().filter(|job| job.number > recorded && job_has_ended(&job.job));
+    current.is_some_and(is_missing) || ended.any(|job| is_silent(&job))
+}
+
+fn has_begun(run: &TrainingRun, jobs: &[AttemptJob], pods: &[AttemptPod]) -> bool {
+    let is_recorded = run.status.as_ref().is_some_and(|status| status.attempt.is_some());
+    is_recorded || !jobs.is_empty() || !pods.is_empty()
+}
+
+/// The claims that a run needs to begin.
+async fn claims(context: &Context, run: &TrainingRun) -> Result<(Claim, Option<Claim>), ClusterError> {
+    let namespace = run.namespace().unwrap_or_default();
+    let output = claim(context, &namespace, &run.output_claim()).await?;
+    let dataset = match run.spec.dataset.uri.parse() {
+        Ok(DatasetUri::Pvc { claim: name, .. }) => {
+            let found = claim(context, &namespace, &name).await?;
+            Some(claim::given(run, &name, found.as_ref(), Use::Read))
+        }
+        _ => None,
+    };
+    Ok((claim::output(run, output.as_ref()), dataset))
 }
 
 async fn claim(context: &Context, namespace: &str, name: &str) -> Result<Option<PersistentVolumeClaim>, ClusterError> {

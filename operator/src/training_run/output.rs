@@ -106,7 +106,9 @@ pub async fn release(context: &Context, run: &TrainingRun) -> Result<(), Cluster
 async fn set_finalizers(context: &Context, run: &TrainingRun, finalizers: Vec<String>) -> Result<(), ClusterError> {
     let patch = json!({"metadata": {"finalizers": finalizers, "resourceVersion": run.resource_version()}});
     let namespace = run.namespace().unwrap_or_default();
-    cluster::merge::<TrainingRun>(&context.client, &namespace, &run.name_any(), &patch).await.map(|_| ())
+    let written: TrainingRun = cluster::merge(&context.client, &namespace, &run.name_any(), &patch).await?;
+    context.written.note(&written);
+    Ok(())
 }
 
 #[cfg(test)]

@@ -141,7 +141,8 @@ fn former(seen: &Observed) -> TrainingRunStatus {
     seen.run.status.clone().unwrap_or_default()
 }
 
-fn is_over(status: &TrainingRunStatus) -> bool {
+/// Whether a run has ended, and the status says so for good.
+pub fn is_over(status: &TrainingRunStatus) -> bool {
     status.phase.is_some_and(RunPhase::is_terminal) && status.completion_time.is_some()
 }
 

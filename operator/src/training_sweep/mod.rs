@@ -36,7 +36,7 @@ pub enum Error {
 
 /// Runs the controller until the process ends.
 pub async fn run(context: Arc<Context>, namespace: Option<&str>, concurrency: u16) {
-    let controller = controller::<TrainingSweep>(&context, namespace)
+    let controller = controller(api::<TrainingSweep>(&context, namespace))
         .with_config(Config::default().concurrency(concurrency))
         .owns_stream(touched(api::<TrainingRun>(&context, namespace), watch().labels(label::SWEEP)));
     drive(

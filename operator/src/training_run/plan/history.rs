@@ -17,7 +17,7 @@ use super::{
         failure::{Ending, disruption, ending, job_has_ended, said, terminated},
         observe::{AttemptPod, Observed},
     },
-    retry,
+    live, retry,
 };
 use crate::progress::Reading;
 
@@ -60,7 +60,7 @@ pub fn catch_up(status: &mut TrainingRunStatus, seen: &Observed, now: Timestamp)
         let created = seen.job(number).and_then(created);
         let mut current = known.unwrap_or_else(|| due(number, created.unwrap_or(now)));
         let was_made = status.attempt.is_some_and(|made| number <= made);
-        look_at(&mut current, seen);
+        look_at(&mut current, seen, now);
         if status.start_time.is_none() {
             status.start_time = created.map(Time);
         }
@@ -90,7 +90,7 @@ fn is_to_be_replaced(current: &CurrentAttempt, seen: &Observed) -> bool {
 }
 
 /// Keeps what the pods say, for the time when they are gone.
-fn look_at(current: &mut CurrentAttempt, seen: &Observed) {
+fn look_at(current: &mut CurrentAttempt, seen: &Observed, now: Timestamp) {
     if seen.job(current.number).is_some_and(super::is_held_back) {
         // A queue took the pods back; it gives them again, and they run anew.
         let stop = current.stop.take();
@@ -98,7 +98,7 @@ fn look_at(current: &mut CurrentAttempt, seen: &Observed) {
         return;
     }
     for AttemptPod { pod, .. } in seen.pods(current.number) {
-        let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
+        let node = pod.spec.as_ref().filter(|_| live::is_told(pod, now)).and_then(|spec| spec.node_name.clone());
         current.node = current.node.take().or(node);
         current.running_time = current.running_time.take().or_else(|| running_since(pod));
         let reason = disruption(pod);

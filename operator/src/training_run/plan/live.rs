@@ -4,7 +4,7 @@ use anneal_api::{
     failure::FailureClass,
     resources::{CurrentAttempt, RunPhase, TrainingRunStatus, run_reason},
 };
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
 
 use super::{
@@ -16,6 +16,27 @@ use super::{
     Checked, Plan, deadline, finish, is_held_back, stop,
 };
 use crate::{controller::Wake, progress::Target};
+
+/// How long a pod may start before it is told: most run within moments, and each word costs a write and an Event.
+const UNTOLD: SignedDuration = SignedDuration::from_secs(5);
+
+/// The attempt's Job is there, and nothing more.
+pub fn created(number: i32) -> State {
+    let text = format!("attempt {number}: the Job is created");
+    State::working(RunPhase::Preparing, run_reason::JOB_CREATED, text)
+}
+
+/// Whether what is known of a pod is worth a write: it runs, or has been starting for a while.
+pub fn is_told(pod: &Pod, now: Timestamp) -> bool {
+    let is_pending =
+        pod.status.as_ref().and_then(|status| status.phase.as_deref()).is_none_or(|phase| phase == "Pending");
+    !is_pending || told_at(pod).is_none_or(|time| now >= time)
+}
+
+/// When it is to be told that a pod starts.
+fn told_at(pod: &Pod) -> Option<Timestamp> {
+    pod.metadata.creation_timestamp.as_ref()?.0.checked_add(UNTOLD).ok()
+}
 
 /// The plan while the attempt's Job is there and has not ended.
 pub fn plan(
@@ -46,6 +67,7 @@ pub fn plan(
     }
     let pods: Vec<&AttemptPod> = seen.pods(current.number).filter(|attempt| !attempt.gone).collect();
     let started = |attempt: &AttemptPod| attempt.phase() == Some("Running") || attempt.has_ended();
+    let waiting = pods.iter().find(|attempt| !started(attempt)).map(|attempt| &attempt.pod);
     let (state, limit) = if pods.is_empty() || !pods.iter().all(|attempt| started(attempt)) {
         // While a pod of several still starts, none of them trains.
         let nothing_ran = current.running_time.is_none() && !pods.iter().any(|attempt| started(attempt));
@@ -56,7 +78,6 @@ pub fn plan(
         if current.running_time.is_none() && now >= limit {
             return end(status, deadline::not_started(spec, current, seen, now));
         }
-        let waiting = pods.iter().find(|attempt| !started(attempt)).map(|attempt| &attempt.pod);
         (preparing(current, waiting, now), Some(limit).filter(|_| current.running_time.is_none()))
     } else {
         let limit = deadline::progress(spec, current, seen);
@@ -67,7 +88,8 @@ pub fn plan(
     };
     // Nothing tells that a pod did not go in time.
     let late = pods.iter().filter_map(|attempt| stop::gone_by(&attempt.pod)).filter(|by| now < *by);
-    let wake = [active, limit].into_iter().flatten().chain(late).fold(Wake::OnChange, Wake::or_at);
+    let untold = waiting.filter(|pod| obstacle(pod).is_none()).and_then(told_at).filter(|time| now < *time);
+    let wake = [active, limit, untold].into_iter().flatten().chain(late).fold(Wake::OnChange, Wake::or_at);
     let mut plan = finish(seen, status, state, wake, now);
     // A pod that has ended answers no more; the Job follows within seconds.
     let speaks = pods.iter().filter(|attempt| attempt.phase() == Some("Running"));
@@ -77,10 +99,7 @@ pub fn plan(
 
 fn preparing(current: &CurrentAttempt, waiting: Option<&Pod>, now: Timestamp) -> State {
     let number = current.number;
-    let Some(pod) = waiting else {
-        let text = format!("attempt {number}: waiting for the pod");
-        return State::working(RunPhase::Preparing, run_reason::JOB_CREATED, text);
-    };
+    let Some(pod) = waiting else { return created(number) };
     if let Some(text) = stop::out_of_reach(pod, now) {
         return State::waiting(
             RunPhase::Preparing,
@@ -94,6 +113,7 @@ fn preparing(current: &CurrentAttempt, waiting: Option<&Pod>, now: Timestamp) ->
             class.as_str(),
             format!("attempt {number}: {message}. A change of podTemplate takes effect by itself"),
         ),
+        None if !is_told(pod, now) => created(number),
         None => {
             State::working(RunPhase::Preparing, run_reason::POD_STARTING, format!("attempt {number}: the pod starts"))
         }

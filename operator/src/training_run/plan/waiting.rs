@@ -11,7 +11,7 @@ use super::{
         claim::Claim, failure::job_has_ended, init::Init, nodes, objects, observe::Observed, output, status::State,
         validate::ValidRun,
     },
-    Checked, Plan, Start, deadline, finish, history,
+    Checked, Plan, Start, deadline, finish, history, live,
     retry::{LONGEST_PAUSE, Verdict, verdict},
     stop,
 };
@@ -146,9 +146,7 @@ fn begin(seen: &Observed, run: &ValidRun, settings: &Settings, mut status: Train
     status.attempt = Some(number);
     status.current_attempt = Some(current);
     status.progress = None;
-    let text = format!("attempt {number}: the Job is created");
-    let state = State::working(RunPhase::Preparing, run_reason::JOB_CREATED, text);
-    let mut plan = finish(seen, status, state, Wake::At(limit), now);
+    let mut plan = finish(seen, status, live::created(number), Wake::At(limit), now);
     plan.create = Some(start);
     plan
 }

@@ -5,6 +5,7 @@ use anneal_api::{
     resources::{MAX_ATTEMPTS, RunPhase},
     termination::TerminationMessage,
 };
+use jiff::SignedDuration;
 use serde_json::json;
 
 use super::{
@@ -42,6 +43,19 @@ fn a_new_run_starts_its_first_attempt() {
     world.settle();
     assert_eq!((world.made.as_slice(), world.phase()), ([1].as_slice(), Some(RunPhase::Preparing)));
     assert!(world.status().config_sha256.is_some(), "the configuration's digest is not recorded");
+}
+
+#[test]
+fn a_pod_that_runs_within_moments_costs_no_write_before() {
+    let mut world = run();
+    world.settle();
+    let before = world.status().clone();
+    world.schedule().settle();
+    assert_eq!(world.status(), before);
+    assert_eq!(world.wait(1).plan().wake, Wake::At(world.now + SignedDuration::from_secs(4)));
+    world.wait(4).settle();
+    assert_eq!(reason(&world), "PodStarting");
+    assert_eq!(world.status().current_attempt.and_then(|current| current.node).as_deref(), Some("node-1"));
 }
 
 #[test]

@@ -289,7 +289,7 @@ impl World {
             let pod = json!({
                 "metadata": {
                     "name": format!("cats-{number}-{:05}", self.counter), "namespace": "ml",
-                    "uid": format!("pod-{}", self.counter),
+                    "uid": format!("pod-{}", self.counter), "creationTimestamp": Time(self.now),
                     "labels": {
                         label::ATTEMPT: number.to_string(), label::RUN: "cats", label::RUN_UID: "0123456789"
                     },
