@@ -3,7 +3,7 @@
 use std::{path::Path, sync::atomic::AtomicBool};
 
 use anneal_api::{checkpoint::CheckpointInfo, termination::RunResult};
-use anneal_model::{Checkpoint, StateDict};
+use anneal_model::Checkpoint;
 use anneal_pth::Value;
 use tracing::{info, warn};
 
@@ -72,9 +72,8 @@ fn attempt(config: &RunConfig, around: &Surroundings<'_>) -> Result<RunResult, E
 /// Measures the best epoch, writes the reports, publishes the model and remembers the result.
 fn conclude(mut training: Training<'_>, checkpoints: &Checkpoints) -> Result<RunResult, Error> {
     let best_epoch = if let Some(best) = checkpoints.best(training.config.resume_from.as_deref())? {
-        let average =
-            best.checkpoint.get(ema::KEY).map(|average| StateDict::from_value(average.clone())).transpose()?;
-        training.network.load(average.as_ref().unwrap_or(&best.checkpoint.state))?;
+        let weights = ema::Weights::of(&best.checkpoint)?.map(|weights| weights.average);
+        training.network.load(&weights.unwrap_or(best.checkpoint.state))?;
         best.epoch
     } else {
         warn!("the best epoch's checkpoint is not usable; the newest epoch is published");

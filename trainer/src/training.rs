@@ -7,7 +7,7 @@ use anneal_api::{
     hyperparameters::{ClassWeights, Hyperparameters},
     termination::Metrics,
 };
-use anneal_model::{Checkpoint, Mode, Network, StateDict, checkpoint::FORMAT};
+use anneal_model::{Checkpoint, Mode, Network, checkpoint::FORMAT};
 use anneal_pth::Value;
 use tch::Tensor;
 use tracing::{info, warn};
@@ -112,11 +112,13 @@ impl<'a> Training<'a> {
     /// When the checkpoint is not one of this training.
     pub fn go_on_from(&mut self, found: &Found) -> Result<(), Error> {
         let checkpoint = &found.checkpoint;
-        self.network.load(&checkpoint.state)?;
         self.optimizer.load(checkpoint.get("optimizer_state_dict").unwrap_or(&Value::None))?;
         if let Some(ema) = &mut self.ema {
-            let average = checkpoint.get(ema::KEY).ok_or(OptimError::Layout(ema::KEY.to_owned()))?;
-            ema.load(&StateDict::from_value(average.clone())?)?;
+            let weights = ema::Weights::of(checkpoint)?.ok_or(OptimError::Layout(ema::TRAINED.to_owned()))?;
+            self.network.load(&weights.trained)?;
+            ema.load(&weights.average)?;
+        } else {
+            self.network.load(&checkpoint.state)?;
         }
         if let Some(history) = checkpoint.get("history").and_then(History::from_value) {
             self.history = history;
@@ -199,7 +201,7 @@ impl<'a> Training<'a> {
     }
 
     /// The network that is validated and published: the average of the weights where there is one.
-    fn result(&self) -> &Network {
+    pub fn result(&self) -> &Network {
         self.ema.as_ref().map_or(&self.network, Ema::network)
     }
 
@@ -334,11 +336,11 @@ impl<'a> Training<'a> {
             ("val_acc".to_owned(), Value::Float(val_acc)),
             ("history".to_owned(), self.history.to_value()),
         ];
-        if let Some(ema) = &self.ema {
-            extra.push((ema::KEY.to_owned(), ema.network().state()?.into_value()));
+        if self.ema.is_some() {
+            extra.push((ema::TRAINED.to_owned(), self.network.state()?.into_value()));
         }
         let info = Some(self.info(None, Some(position)));
-        let checkpoint = Checkpoint { info, state: self.network.state()?, extra };
+        let checkpoint = Checkpoint { info, state: self.result().state()?, extra };
         Ok(Snapshot { epoch: self.epoch, step: self.step, is_best, checkpoint })
     }
 

@@ -151,6 +151,15 @@ fn a_run_that_diverges_names_step_and_learning_rate() {
 }
 
 #[test]
+fn the_best_checkpoint_answers_as_the_published_model_does_where_weights_are_averaged() {
+    let run = Run::new(&SMALL.replace("epochs: 3", "epochs: 2, emaDecay: 0.99"));
+    let published = run.path("out").join(run.train().succeeds().checkpoint);
+    let data = "synthetic://?images=60&size=32&seed=4";
+    let evaluated = |path: &Path| prints(&["evaluate", "--json", "--checkpoint", text(path), "--data", data]);
+    assert_eq!(evaluated(&run.path("out/checkpoints/best_model.pth")), evaluated(&published));
+}
+
+#[test]
 fn a_run_that_gets_no_better_ends_early_with_its_best_epoch() {
     let config = SMALL.replace("images=600", "images=60");
     // Where no step changes a weight, only the running statistics move, and those settle.
