@@ -235,9 +235,6 @@ impl<'a> Training<'a> {
             workers: batches::workers(around.threads),
         };
         batches::each(&pass, |batch| {
-            if around.stop.load(Ordering::Relaxed) {
-                return Err(Error::Interrupted(format!("in epoch {} after step {}", epoch + 1, self.step)));
-            }
             self.train_step(&batch)?;
             tracker.step(batch.len(), self.train_loss());
             if let Err(error) = ledger.reach(self.step) {
@@ -252,15 +249,22 @@ impl<'a> Training<'a> {
         })
     }
 
+    /// An optimiser step, or none where the process is asked to stop before all of its passes are done.
     fn train_step(&mut self, batch: &Batch) -> Result<(), Error> {
         let (images, labels) = batch.tensors()?;
         let spec = &self.config.hyperparameters;
         let count = i64::try_from(batch.len()).unwrap_or_default();
         let each = spec.micro_batch_size.map_or(count, i64::from).min(count);
         let rate = self.learning_rate(self.step);
+        // The passes of a step that is not ended move the running statistics.
+        let before = if each < count { Some(self.network.buffers()?) } else { None };
         let mut gradients = Vec::new();
         let (mut loss, mut right) = (0.0, 0);
         for (pass, begin) in (0_u64..).zip((0..count).step_by(usize::try_from(each).unwrap_or(1))) {
+            if self.around.stop.load(Ordering::Relaxed) {
+                before.iter().try_for_each(|before| self.network.set_buffers(before))?;
+                return Err(Error::Interrupted(format!("in epoch {} after step {}", self.epoch + 1, self.step)));
+            }
             let length = each.min(count - begin);
             let part = |of: &Tensor| of.f_narrow(0, begin, length);
             let done = self.pass(&part(&images)?, &part(&labels)?, pass)?;

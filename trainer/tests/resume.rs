@@ -205,6 +205,33 @@ fn another_processor_goes_on_and_says_that_the_numbers_are_not_the_same() {
 }
 
 #[test]
+fn sigterm_does_not_wait_for_the_end_of_a_step_of_many_passes() {
+    let run = Run::new(
+        "
+model: {inputSize: 64}
+dataset: {uri: 'synthetic://?images=400&size=64'}
+hyperparameters: {epochs: 1, batchSize: 160, microBatchSize: 2, threads: 2, seed: 1}
+checkpoints: {intervalSteps: 1}
+",
+    );
+    let whole = Run::new(&fs::read_to_string(run.path("run.yaml")).expect("a configuration"));
+    let mut child = run.train().spawn();
+    // The first step's: 80 passes of the second go on beside and after it.
+    child.wait_for_line("checkpoint written");
+    let asked = Instant::now();
+    child.terminate();
+    let failure = child.fails_as(FailureClass::Interrupted, "in epoch 1 after step 1");
+    assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
+    assert_eq!((failure.step, failure.checkpoint_step), (Some(1), Some(1)));
+
+    // What the passes of a step that was dropped did to the running statistics is dropped as well.
+    run.train().succeeds();
+    whole.train().succeeds();
+    let differences = ending(&run).differences(&ending(&whole));
+    assert!(differences.is_empty(), "{}", differences.join("\n"));
+}
+
+#[test]
 fn a_torn_checkpoint_is_passed_over_for_the_one_before() {
     let run = Run::new(&config("Adam"));
     let whole = run.train().succeeds();

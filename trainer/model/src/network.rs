@@ -161,6 +161,24 @@ impl Network {
         self.named(Role::Buffer)
     }
 
+    /// A copy of the buffers as they are now.
+    ///
+    /// # Errors
+    /// When memory is exhausted.
+    pub fn buffers(&self) -> Result<Vec<Tensor>, TchError> {
+        self.named_buffers().iter().map(|(_, buffer)| buffer.f_detach_copy()).collect()
+    }
+
+    /// Takes the buffers back from a copy of [`Network::buffers`].
+    ///
+    /// # Errors
+    /// When libtorch fails.
+    pub fn set_buffers(&self, copies: &[Tensor]) -> Result<(), TchError> {
+        tch::no_grad(|| {
+            self.named_buffers().iter_mut().zip(copies).try_for_each(|((_, buffer), copy)| buffer.f_copy_(copy))
+        })
+    }
+
     /// Count of numbers that the optimiser changes.
     pub fn parameter_count(&self) -> usize {
         self.named_parameters().iter().map(|(_, tensor)| tensor.numel()).sum()
