@@ -82,15 +82,21 @@ impl Optimizer {
         sums.iter_mut().zip(gradients).try_for_each(|(sum, gradient)| sum.f_add_(&gradient).map(drop))
     }
 
-    /// Moves all parameters down these gradients, which are in the order of the parameters.
+    /// Moves all parameters down these gradients, which are in the order of the parameters, and gives the gradients' norm.
+    /// Where that is no number, nothing is moved: no step is made that nobody could go on from.
     ///
     /// # Errors
     /// When libtorch fails.
-    pub fn apply(&mut self, gradients: &[Tensor], learning_rate: f64) -> Result<(), TchError> {
+    pub fn apply(&mut self, gradients: &[Tensor], learning_rate: f64) -> Result<f64, TchError> {
+        let norms = gradients.iter().map(Tensor::f_norm).collect::<Result<Vec<_>, _>>()?;
+        let norm = Tensor::f_stack(&norms, 0)?.f_norm()?.f_double_value(&[])?;
+        if !norm.is_finite() {
+            return Ok(norm);
+        }
         self.learning_rate = learning_rate;
         self.steps += 1;
         no_grad(|| {
-            let clipped = self.max_norm.map(|max| clipped(gradients, max)).transpose()?;
+            let clipped = self.max_norm.map(|max| clipped(gradients, norm, max)).transpose()?;
             let gradients = clipped.as_deref().unwrap_or(gradients);
             for ((parameter, slot), gradient) in self.parameters.iter().zip(&mut self.slots).zip(gradients) {
                 let mut parameter = parameter.shallow_clone();
@@ -102,7 +108,7 @@ impl Optimizer {
                     None => nesterov(&mut parameter, &mut slot.average, &gradient, learning_rate, self.momentum)?,
                 }
             }
-            Ok(())
+            Ok(norm)
         })
     }
 
@@ -211,10 +217,8 @@ fn saved_rate(state: &Value) -> Option<f64> {
     }
 }
 
-/// The gradients, shortened together to a norm of at most `max`, as `torch.nn.utils.clip_grad_norm_` does it.
-fn clipped(gradients: &[Tensor], max: f64) -> Result<Vec<Tensor>, TchError> {
-    let norms = gradients.iter().map(Tensor::f_norm).collect::<Result<Vec<_>, _>>()?;
-    let norm = Tensor::f_stack(&norms, 0)?.f_norm()?.f_double_value(&[])?;
+/// The gradients of this norm, shortened together to one of at most `max`, as `torch.nn.utils.clip_grad_norm_` does it.
+fn clipped(gradients: &[Tensor], norm: f64, max: f64) -> Result<Vec<Tensor>, TchError> {
     let factor = (max / (norm + 1e-6)).min(1.0);
     gradients.iter().map(|gradient| gradient.f_mul_scalar(factor)).collect()
 }
@@ -334,6 +338,18 @@ mod tests {
             }
             let last = |optimizer: &Optimizer| optimizer.parameters[0].to_kind(Number::Double).double_value(&[0]);
             assert_eq!(last(&kept).to_bits(), last(&restored).to_bits(), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn gradients_that_are_no_numbers_move_nothing() {
+        for (gradient, max_gradient_norm) in [(f32::NAN, None), (f32::INFINITY, Some(1.0)), (f32::NAN, Some(1.0))] {
+            let parameter = Tensor::from_slice(&[1.0_f32]);
+            let spec = Hyperparameters { max_gradient_norm, ..Hyperparameters::default() };
+            let mut optimizer = Optimizer::new(vec![parameter.shallow_clone()], &spec).expect("an optimiser");
+            let norm = optimizer.apply(&[Tensor::from_slice(&[gradient])], 0.1).expect("a norm");
+            assert!(!norm.is_finite());
+            assert_eq!((parameter.double_value(&[0]).to_bits(), optimizer.steps), (1.0_f64.to_bits(), 0));
         }
     }
 

@@ -65,16 +65,16 @@ pub enum Error {
     /// libtorch refused an operation.
     #[error("libtorch: {0}")]
     Torch(#[from] TchError),
-    /// The loss is no number any more.
+    /// A loss, the gradients or the weights are no numbers any more.
     #[error(
-        "the {what} became {loss} in epoch {epoch} at step {step} with a learning rate of {learning_rate}; lower \
+        "the {what} became {value} in epoch {epoch} at step {step} with a learning rate of {learning_rate}; lower \
          hyperparameters.learningRate, or use schedule Cosine, which warms up"
     )]
     Diverged {
-        /// Training or validation loss.
+        /// Training or validation loss, norm of the gradients, or largest weight.
         what: &'static str,
         /// Its value.
-        loss: f64,
+        value: f64,
         /// Epoch, counted from 1.
         epoch: u32,
         /// Optimiser step over all epochs, counted from 1.

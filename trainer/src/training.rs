@@ -169,6 +169,7 @@ impl<'a> Training<'a> {
     /// Writes the steps that no checkpoint has yet.
     fn keep(&self, saver: &mut Saver) -> Result<(), Error> {
         if self.step > saver.handed() {
+            self.check_weights()?;
             saver.save(self.snapshot(false)?)?;
         }
         saver.wait()
@@ -179,6 +180,7 @@ impl<'a> Training<'a> {
         while self.epoch < epochs && !self.stops_early() {
             tracker.begin_epoch(self.epoch + 1, epochs);
             self.train_epoch(saver, tracker, ledger)?;
+            self.check_weights()?;
             let Self { dataset, preprocessing, around, .. } = &*self;
             let validated = evaluate(self.result(), &dataset.validation, preprocessing, around.threads, around.stop)?;
             let result = Epoch {
@@ -243,6 +245,7 @@ impl<'a> Training<'a> {
             tracker.durable(saver.durable()?);
             // The end of an epoch has a checkpoint of its own, after its validation.
             if saver.is_due(self.step) && self.step < u64::from(epoch + 1) * self.steps_per_epoch() {
+                self.check_weights()?;
                 saver.save(self.snapshot(false)?)?;
             }
             Ok(())
@@ -277,7 +280,8 @@ impl<'a> Training<'a> {
             let scaled = if length == count { done.loss } else { done.loss.f_mul_scalar(share)? };
             self.optimizer.gradients(&scaled, &mut gradients)?;
         }
-        self.optimizer.apply(&gradients, rate)?;
+        let norm = self.optimizer.apply(&gradients, rate)?;
+        check_finite("norm of the gradients", norm, self.epoch + 1, self.step + 1, rate)?;
         if let Some(ema) = &mut self.ema {
             ema.follow(&self.network)?;
         }
@@ -329,6 +333,14 @@ impl<'a> Training<'a> {
         (self.dataset.train.len() as u64).div_ceil(batch)
     }
 
+    /// Whether there is anything to go on from in the epoch that is trained: no other weights are written.
+    fn check_weights(&self) -> Result<(), Error> {
+        let rate = self.learning_rate(self.step.saturating_sub(1));
+        [&self.network, self.result()]
+            .into_iter()
+            .try_for_each(|network| check_finite("largest weight", network.largest()?, self.epoch + 1, self.step, rate))
+    }
+
     /// The state between two steps, in the reference's layout; `anneal` says where it stands.
     fn snapshot(&self, is_best: bool) -> Result<Snapshot, Error> {
         let val_acc = self.history.0.last().map_or(0.0, |epoch| epoch.val_acc);
@@ -375,8 +387,8 @@ fn balanced(dataset: &Dataset) -> Vec<f32> {
     (0..dataset.classes.len()).map(|class| share(class) as f32).collect()
 }
 
-fn check_finite(what: &'static str, loss: f64, epoch: u32, step: u64, learning_rate: f64) -> Result<(), Error> {
-    if loss.is_finite() { Ok(()) } else { Err(Error::Diverged { what, loss, epoch, step, learning_rate }) }
+fn check_finite(what: &'static str, value: f64, epoch: u32, step: u64, learning_rate: f64) -> Result<(), Error> {
+    if value.is_finite() { Ok(()) } else { Err(Error::Diverged { what, value, epoch, step, learning_rate }) }
 }
 
 fn share(part: u64, whole: u64) -> f64 {

@@ -12,6 +12,7 @@ use anneal_api::{
     termination::{RunResult, TerminationMessage},
 };
 use anneal_model::{Checkpoint, sha256_file};
+use anneal_pth::{DType, Value};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use process::{Run, import, prints, trainer};
 
@@ -148,6 +149,42 @@ fn a_run_that_diverges_names_step_and_learning_rate() {
     let failure = run.train().fails_as(FailureClass::Diverged, "with a learning rate of 100");
     let step = failure.step.expect("a step");
     assert!(failure.message.contains(&format!("at step {}", step + 1)), "{failure:?}");
+}
+
+/// Whether all floating-point numbers of a checkpoint are numbers: those of the weights and of whatever else it holds.
+fn is_finite(path: &Path) -> bool {
+    fn all_in(value: &Value) -> bool {
+        match value {
+            Value::Tensor(tensor) if tensor.dtype() == DType::F32 => {
+                let numbers = tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+                numbers.into_iter().all(f32::is_finite)
+            }
+            Value::Dict(dict) => dict.entries.iter().all(|(_, value)| all_in(value)),
+            _ => true,
+        }
+    }
+    let Checkpoint { state, extra, .. } = Checkpoint::load(path).expect("a checkpoint");
+    all_in(&state.into_value()) && extra.iter().all(|(_, value)| all_in(value))
+}
+
+#[test]
+fn a_run_that_diverges_leaves_only_checkpoints_that_can_be_gone_on_from() {
+    for more in ["", "maxGradientNorm: 1, ", "emaDecay: 0.9, optimizer: Adam, "] {
+        let settings = format!("epochs: 3, learningRate: 100, {more}");
+        let settings = if more.contains("Adam") { settings } else { settings + "optimizer: SGD, weightDecay: 1" };
+        let run = Run::new(&(SMALL.replace("epochs: 3", &settings) + "checkpoints: {intervalSteps: 1}\n"));
+        let mut child = run.train().spawn();
+        child.wait_for_line("checkpoint written");
+        let end = child.code();
+        assert!(end == Some(FailureClass::Diverged.exit_code()) || end == Some(0), "{more:?}: {end:?}");
+        let files =
+            fs::read_dir(run.path("out/checkpoints")).expect("a folder").map(|file| file.expect("a file").path());
+        let files: Vec<_> = files.filter(|path| path.extension().is_some_and(|extension| extension == "pth")).collect();
+        assert!(!files.is_empty());
+        for path in files {
+            assert!(is_finite(&path), "{more:?}: {path:?} holds numbers that are none");
+        }
+    }
 }
 
 #[test]

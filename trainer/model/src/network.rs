@@ -1,7 +1,7 @@
 //! A network that can be trained: its layers, its tensors by name, and its forward pass.
 
 use anneal_api::{hyperparameters::Precision, model::Architecture};
-use tch::{TchError, Tensor};
+use tch::{Kind, TchError, Tensor};
 
 use crate::{
     architecture::{Layers, SIMPLE_SIDE},
@@ -177,6 +177,17 @@ impl Network {
         tch::no_grad(|| {
             self.named_buffers().iter_mut().zip(copies).try_for_each(|((_, buffer), copy)| buffer.f_copy_(copy))
         })
+    }
+
+    /// The largest magnitude of a parameter or running statistic; no number where one of them is none.
+    ///
+    /// # Errors
+    /// When libtorch fails.
+    pub fn largest(&self) -> Result<f64, TchError> {
+        let entries = self.layers.entries().0;
+        let floats = entries.iter().map(|entry| &entry.tensor).filter(|tensor| tensor.kind() != Kind::Int64);
+        let most = floats.map(|tensor| tensor.f_detach()?.f_abs()?.f_max()).collect::<Result<Vec<_>, _>>()?;
+        Tensor::f_stack(&most, 0)?.f_max()?.f_double_value(&[])
     }
 
     /// Count of numbers that the optimiser changes.
