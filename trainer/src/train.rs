@@ -77,6 +77,10 @@ fn conclude(mut training: Training<'_>, checkpoints: &Checkpoints) -> Result<Run
         best.epoch
     } else {
         warn!("the best epoch's checkpoint is not usable; the newest epoch is published");
+        let newest = training.result().state()?;
+        training.network.load(&newest)?;
+        // Without the loss of the file, another epoch's network would have been published.
+        training.exact &= training.history.newest_is_best();
         training.epoch
     };
     let Training { config, dataset, around, .. } = training;

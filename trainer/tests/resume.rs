@@ -247,6 +247,20 @@ fn a_torn_checkpoint_is_passed_over_for_the_one_before() {
 }
 
 #[test]
+fn without_the_best_checkpoint_the_newest_average_is_published_and_no_exact_ending_is_promised() {
+    let run = Run::new(&config("Adam"));
+    run.train().succeeds();
+    fs::remove_file(run.path("out/result.json")).expect("a result");
+    fs::write(run.path("out/checkpoints/best_model.pth"), "torn").expect("a file");
+    let mut again = run.train().spawn();
+    again.wait_for_line("the newest epoch is published");
+    let result = again.succeeds();
+    assert_eq!(result.exact, Some(false));
+    let Ending { last, published, .. } = ending(&run);
+    assert_eq!(published.state, last.state, "the newest average");
+}
+
+#[test]
 fn an_attempt_after_the_end_gives_the_same_result_at_once() {
     let run = Run::new(&config("Adam"));
     let first = run.train().succeeds();
