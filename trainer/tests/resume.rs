@@ -191,6 +191,19 @@ fn sigterm_keeps_every_step_that_was_done() {
 }
 
 #[test]
+fn a_second_process_leaves_a_runs_folder_alone() {
+    let run = Run::new(&config("Adam").replace("epochs: 3", "epochs: 10000"));
+    let mut first = run.train().spawn();
+    first.wait_for_line("\"epoch\":1,");
+    run.train().fails_as(FailureClass::AppError, "another process trains in");
+    first.wait_for_line("epoch done");
+    first.kill();
+    let mut third = run.train().spawn();
+    third.wait_for_line("going on from a checkpoint");
+    third.kill();
+}
+
+#[test]
 fn another_processor_goes_on_and_says_that_the_numbers_are_not_the_same() {
     let run = Run::new(&config("SGD"));
     let mut child = run.train().spawn();

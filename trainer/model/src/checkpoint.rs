@@ -31,9 +31,17 @@ pub const FORMAT: u32 = 1;
 /// A checkpoint cannot be read, used or written.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
-    /// The file system refused.
+    /// The file cannot be read from the file system.
     #[error("{}: {source}", path.display())]
     Io {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file system refused to take the file.
+    #[error("{} cannot be written: {source}", path.display())]
+    Write {
         /// Which file.
         path: PathBuf,
         /// Why.
@@ -74,7 +82,7 @@ pub enum CheckpointError {
 }
 
 impl CheckpointError {
-    /// Whether the cause is that the file does not exist.
+    /// Whether the cause is that the file to read does not exist.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
     }
@@ -205,7 +213,7 @@ impl Checkpoint {
         let path = path.as_ref();
         let value = self.into_value()?;
         write_atomically(path, |file| anneal_pth::write(file, &value))
-            .map_err(|source| CheckpointError::Io { path: path.to_owned(), source })
+            .map_err(|source| CheckpointError::Write { path: path.to_owned(), source })
     }
 
     fn into_value(self) -> Result<Value, CheckpointError> {
