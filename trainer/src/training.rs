@@ -128,15 +128,20 @@ impl<'a> Training<'a> {
         self.epoch = found.epoch;
         self.step = u64::from(self.epoch) * self.steps_per_epoch();
         self.exact = false;
-        if let Some(position) = checkpoint.info.as_ref().and_then(|info| info.position.as_ref()) {
+        let position = checkpoint.info.as_ref().and_then(|info| info.position.as_ref());
+        if let Some(position) = position
+            .filter(|position| position.step.checked_sub(self.step).is_some_and(|done| done <= self.steps_per_epoch()))
+        {
             (self.step, self.running) = (position.step, position.running);
             self.exact = position.exact && position.machine == self.machine;
             if position.machine != self.machine {
                 let (there, here) = (&position.machine, &self.machine);
-                warn!(?there, ?here, "the checkpoint was computed on another machine; numbers may differ slightly");
+                let words = "the checkpoint was computed on another machine, or by another program; numbers may differ";
+                warn!(?there, ?here, "{words}");
             }
         } else {
-            warn!("{:?} does not tell where in an epoch it was written; the next epoch begins", found.path);
+            // Without a position, or with one that counts other photos than there are now.
+            warn!("{:?} does not tell where in this epoch it was written; the epoch begins anew", found.path);
         }
         self.resumed_from = Some(self.step);
         let (epoch, step, exact) = (self.epoch, self.step, self.exact);

@@ -76,11 +76,15 @@ pub struct Running {
     pub loss: f64,
 }
 
-/// What floating-point results depend on beside the program: two attempts that agree in all of it compute the same bits.
+/// What a run's results depend on beside its configuration and data: two attempts that agree in all of it compute the same
+/// bits.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Machine {
-    /// Processor model, its vector extensions, and environment variables by which libraries choose among them.
+    /// Version and digest of the program; nothing is known of those that wrote checkpoints without it.
+    #[serde(default)]
+    pub program: String,
+    /// Processor model, its vector extensions, and environment variables by which libraries choose how to compute.
     pub cpu: String,
     /// Threads of one operation.
     pub threads: usize,
