@@ -18,9 +18,10 @@ use crate::{
     config::RunConfig,
     data::load::Dataset,
     ema::{self, Ema},
-    evaluate::{cross_entropy, evaluate},
+    evaluate::evaluate,
     history::{Epoch, History},
     ledger::Ledger,
+    loss::{Divisor, Loss},
     machine, mixing,
     optim::{OptimError, Optimizer},
     outcome::Error,
@@ -51,7 +52,7 @@ pub struct Training<'a> {
     pub exact: bool,
     optimizer: Optimizer,
     ema: Option<Ema>,
-    class_weights: Option<Tensor>,
+    loss: Loss,
     /// Optimiser steps that are done, over all epochs.
     step: u64,
     /// The training photos of the epoch so far.
@@ -62,7 +63,7 @@ pub struct Training<'a> {
 
 /// What came of a forward pass.
 struct Passed {
-    /// Mean over its images.
+    /// What its images add to the mean of the step.
     loss: Tensor,
     /// Images whose own class came first.
     right: u64,
@@ -85,14 +86,14 @@ impl<'a> Training<'a> {
         let ema = config.hyperparameters.ema_decay.map(|decay| Ema::new(&network, decay)).transpose()?;
         let class_weights = match config.hyperparameters.class_weights {
             ClassWeights::Equal => None,
-            ClassWeights::Balanced => Some(Tensor::f_from_slice(&balanced(dataset))?),
+            ClassWeights::Balanced => Some(balanced(dataset)),
         };
         Ok(Self {
             config,
             dataset,
             around,
             ema,
-            class_weights,
+            loss: Loss::new(class_weights.as_deref(), config.hyperparameters.label_smoothing)?,
             preprocessing: Preprocessing::imagenet(config.model.input_size),
             optimizer: Optimizer::new(parameters, &config.hyperparameters)?,
             network,
@@ -266,6 +267,7 @@ impl<'a> Training<'a> {
         let rate = self.learning_rate(self.step);
         // The passes of a step that is not ended move the running statistics.
         let before = if each < count { Some(self.network.buffers()?) } else { None };
+        let whole = self.loss.divisor(&labels)?;
         let mut gradients = Vec::new();
         let (mut loss, mut right) = (0.0, 0);
         for (pass, begin) in (0_u64..).zip((0..count).step_by(usize::try_from(each).unwrap_or(1))) {
@@ -275,15 +277,12 @@ impl<'a> Training<'a> {
             }
             let length = each.min(count - begin);
             let part = |of: &Tensor| of.f_narrow(0, begin, length);
-            let done = self.pass(&part(&images)?, &part(&labels)?, pass)?;
-            #[expect(clippy::cast_precision_loss, reason = "counts of photos")]
-            let share = length as f64 / count as f64;
+            let done = self.pass(&part(&images)?, &part(&labels)?, whole, pass)?;
             let value = done.loss.f_double_value(&[])?;
             check_finite("training loss", value, self.epoch + 1, self.step + 1, rate)?;
-            loss += value * share;
+            loss += value;
             right += done.right;
-            let scaled = if length == count { done.loss } else { done.loss.f_mul_scalar(share)? };
-            self.optimizer.gradients(&scaled, &mut gradients)?;
+            self.optimizer.gradients(&done.loss, &mut gradients)?;
         }
         let norm = self.optimizer.apply(&gradients, rate)?;
         check_finite("norm of the gradients", norm, self.epoch + 1, self.step + 1, rate)?;
@@ -299,8 +298,8 @@ impl<'a> Training<'a> {
     }
 
     /// A forward pass of the next step, of which this is the `number`-th.
-    fn pass(&self, images: &Tensor, labels: &Tensor, number: u64) -> Result<Passed, Error> {
-        let Hyperparameters { augmentation, label_smoothing, .. } = &self.config.hyperparameters;
+    fn pass(&self, images: &Tensor, labels: &Tensor, whole: Divisor, number: u64) -> Result<Passed, Error> {
+        let augmentation = &self.config.hyperparameters.augmentation;
         // A stream of draws for each pass: no step has more passes than images.
         let draw = (number << 48) | self.step;
         let mut draws = Draws::new(self.config.seed(), Purpose::Mixing, 0, draw);
@@ -309,11 +308,7 @@ impl<'a> Training<'a> {
         let mixed = mix.map(|mix| mix.images(images)).transpose()?;
         let mode = Mode::Train { seed: self.config.seed(), step: draw };
         let logits = self.network.forward(mixed.as_ref().unwrap_or(images), mode)?;
-        let loss_for = |labels: &Tensor| cross_entropy(&logits, labels, self.class_weights.as_ref(), *label_smoothing);
-        let loss = match mix {
-            Some(mix) => loss_for(&mixing::neighbours(labels)?)?.f_lerp(&loss_for(labels)?, mix.own())?,
-            None => loss_for(labels)?,
-        };
+        let loss = self.loss.part(&logits, labels, mix, whole)?;
         let right = logits.f_argmax(1, false)?.f_eq_tensor(labels)?.f_sum(tch::Kind::Int64)?.f_int64_value(&[])?;
         Ok(Passed { loss, right: right.unsigned_abs() })
     }

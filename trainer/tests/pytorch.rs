@@ -14,8 +14,8 @@ use anneal_api::{
 };
 use anneal_trainer::{
     augment::{self, Change, Colour, Crop, Motion},
-    evaluate::cross_entropy,
-    mixing::{self, Mix},
+    loss::Loss,
+    mixing::Mix,
     optim::Optimizer,
     rng::{Draws, Purpose},
     schedule,
@@ -288,8 +288,9 @@ pasted[..., top:bottom, left:right] = rolled[..., top:bottom, left:right]
 logits = torch.tensor(given["logits"], dtype=torch.float64)
 labels = torch.nn.functional.one_hot(torch.tensor(given["labels"]), 3).double()
 soft = labels.roll(1, 0).mul(1.0 - own).add(labels.mul(own))
-loss = torch.nn.functional.cross_entropy(logits, soft, label_smoothing=0.1)
-print(json.dumps([blended.flatten().tolist(), pasted.flatten().tolist(), [loss.item()]]))
+weights = torch.tensor(given["weights"], dtype=torch.float64)
+losses = [torch.nn.functional.cross_entropy(logits, soft, weight, label_smoothing=0.1) for weight in (None, weights)]
+print(json.dumps([blended.flatten().tolist(), pasted.flatten().tolist(), *([loss.item()] for loss in losses)]))
 "#;
 
 #[test]
@@ -300,7 +301,7 @@ fn a_batch_is_mixed_and_its_loss_taken_as_with_soft_labels() {
     let labels = [0_i64, 2, 1];
     let given = json!({
         "count": count, "side": side, "own": own, "labels": labels, "logits": logits,
-        "box": [rows.0, rows.1, columns.0, columns.1],
+        "box": [rows.0, rows.1, columns.0, columns.1], "weights": WEIGHTS,
     });
     let theirs = numbers(MIXES, &given);
     let images =
@@ -312,9 +313,54 @@ fn a_batch_is_mixed_and_its_loss_taken_as_with_soft_labels() {
     let paste = Mix::Paste { rows, columns, own };
     assert_close(&flat(paste.images(&images).expect("images")), &theirs[1], 0.0, "cutmix");
     let (logits, labels) = (Tensor::from_slice2(&logits), Tensor::from_slice(&labels));
-    let loss = |labels: &Tensor| cross_entropy(&logits, labels, None, 0.1).expect("a loss");
-    let loss = loss(&mixing::neighbours(&labels).expect("labels")).lerp(&loss(&labels), own);
-    assert_close(&[loss.double_value(&[])], &theirs[2], 1e-6, "loss");
+    for (weights, theirs) in [None, Some(&WEIGHTS[..])].into_iter().zip(&theirs[2..]) {
+        let loss = Loss::new(weights, 0.1).expect("a loss");
+        let value = loss.part(&logits, &labels, Some(blend), loss.divisor(&labels).expect("a divisor"));
+        assert_close(&[value.expect("a loss").double_value(&[])], theirs, 1e-6, weights);
+    }
+}
+
+/// Weights of three classes.
+const WEIGHTS: [f32; 3] = [0.5, 2.0, 1.25];
+
+/// The loss of a whole batch, and its gradients by the logits.
+const LOSSES: &str = r#"
+import json, sys, torch
+given = json.loads(sys.argv[1])
+out = []
+for weights in (None, torch.tensor(given["weights"], dtype=torch.float64)):
+    logits = torch.tensor(given["logits"], dtype=torch.float64, requires_grad=True)
+    loss = torch.nn.functional.cross_entropy(logits, torch.tensor(given["labels"]), weights, label_smoothing=0.1)
+    loss.backward()
+    out.append([loss.item(), *logits.grad.flatten().tolist()])
+print(json.dumps(out))
+"#;
+
+#[test]
+fn the_loss_of_a_batch_in_parts_is_pytorchs_of_the_whole_with_class_weights_too() {
+    let logits = [[0.5_f32, -1.0, 2.0], [1.5, 0.25, -0.5], [0.0, 1.0, 0.5], [-0.25, 0.75, 1.0], [2.0, -2.0, 0.0]];
+    let labels = [0_i64, 2, 1, 1, 0];
+    let theirs = numbers(LOSSES, &json!({"logits": logits, "labels": labels, "weights": WEIGHTS}));
+    let labels = Tensor::from_slice(&labels);
+    for (weights, theirs) in [None, Some(&WEIGHTS[..])].into_iter().zip(&theirs) {
+        let loss = Loss::new(weights, 0.1).expect("a loss");
+        let whole = loss.divisor(&labels).expect("a divisor");
+        for part in [5, 2, 1] {
+            let logits = Tensor::from_slice2(&logits).set_requires_grad(true);
+            let mut ours = vec![0.0];
+            for begin in (0..5).step_by(part) {
+                let length = i64::try_from(part).expect("small").min(5 - begin);
+                let (logits, labels) = (logits.narrow(0, begin, length), labels.narrow(0, begin, length));
+                let value = loss.part(&logits, &labels, None, whole).expect("a loss");
+                value.backward();
+                ours[0] += value.double_value(&[]);
+            }
+            ours.extend(
+                Vec::<f64>::try_from(logits.grad().flatten(0, -1).to_kind(tch::Kind::Double)).expect("numbers"),
+            );
+            assert_close(&ours, theirs, 1e-6, (weights, part));
+        }
+    }
 }
 
 #[test]
