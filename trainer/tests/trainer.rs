@@ -197,6 +197,20 @@ fn the_best_checkpoint_answers_as_the_published_model_does_where_weights_are_ave
 }
 
 #[test]
+fn what_is_published_is_measured_as_it_will_be_served_whatever_it_was_trained_in() {
+    let run =
+        Run::new(&SMALL.replace("images=600", "images=200").replace("epochs: 3", "epochs: 1, precision: bfloat16"));
+    let published = run.path("out").join(run.train().succeeds().checkpoint);
+    let data = "synthetic://?images=200&size=32";
+    let json = |text: &str| serde_json::from_str::<serde_json::Value>(text).expect("JSON");
+    let evaluated = json(&prints(&["evaluate", "--json", "--checkpoint", text(&published), "--data", data]));
+    let measured = json(&fs::read_to_string(run.path("out/reports/metrics.json")).expect("a report"));
+    let loss = |of: &serde_json::Value| of["loss"].as_f64().expect("a loss");
+    // bfloat16 rounds at the third digit.
+    assert!((loss(&measured) - loss(&evaluated)).abs() < 1e-7, "{measured} {evaluated}");
+}
+
+#[test]
 fn a_run_that_gets_no_better_ends_early_with_its_best_epoch() {
     let config = SMALL.replace("images=600", "images=60");
     // Where no step changes a weight, only the running statistics move, and those settle.
