@@ -5,13 +5,15 @@
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 mod process;
 
-use std::{fmt::Debug, process::Command};
+use std::{fmt::Debug, fs::File, io::BufReader, process::Command};
 
 use anneal_api::{
     checkpoint::Preprocessing,
     hyperparameters::{Hyperparameters, Optimizer as Kind, Schedule},
     termination::RunResult,
 };
+use anneal_model::{data_to_tensor, tensor_to_data};
+use anneal_pth::{Dict, Limits, Value};
 use anneal_trainer::{
     augment::{self, Change, Colour, Crop, Motion},
     loss::Loss,
@@ -106,46 +108,154 @@ fn learning_rates_are_those_of_pytorchs_schedulers() {
     }
 }
 
-/// Fifty steps with the given gradients, clipped, for each optimiser.
-const STEPS: &str = r"
+/// PyTorch's optimisers of the names, for a script.
+const OPTIMIZERS: &str = r"
 import json, sys, torch
-given = json.loads(sys.argv[1])
-out = []
-for make in (
-    lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.05),
-    lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.05),
-    lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9, nesterov=True, weight_decay=0.05),
-):
-    parameter = torch.nn.Parameter(torch.ones(4))
-    optimizer = make([parameter])
-    for gradient in given:
-        parameter.grad = torch.tensor(gradient)
-        torch.nn.utils.clip_grad_norm_([parameter], 1.0)
+from torch.nn.utils import clip_grad_norm_
+optimizers = {
+    'Adam': lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.05),
+    'AdamW': lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.05),
+    'SGD': lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9, nesterov=True, weight_decay=0.05),
+    'plain SGD': lambda p: torch.optim.SGD(p, lr=0.01, weight_decay=0.05),
+}
+def steps(parameters, optimizer, gradients):
+    for step in gradients:
+        for parameter, gradient in zip(parameters, step):
+            parameter.grad = torch.tensor(gradient).reshape(parameter.shape)
+        clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-    out.append(parameter.tolist())
+def flat(parameters):
+    return [number for parameter in parameters for number in parameter.flatten().tolist()]
+";
+
+/// Shapes of several parameters, as a network has them.
+const SHAPES: [&[i64]; 4] = [&[4], &[3, 5], &[2, 3, 1, 2], &[1]];
+
+/// The optimisers by the names of [`OPTIMIZERS`].
+fn optimizers() -> [(&'static str, Hyperparameters); 4] {
+    let spec = |optimizer, momentum| Hyperparameters {
+        optimizer,
+        momentum,
+        weight_decay: 0.05,
+        max_gradient_norm: Some(1.0),
+        ..Hyperparameters::default()
+    };
+    [
+        ("Adam", spec(Kind::Adam, 0.9)),
+        ("AdamW", spec(Kind::AdamW, 0.9)),
+        ("SGD", spec(Kind::Sgd, 0.9)),
+        ("plain SGD", spec(Kind::Sgd, 0.0)),
+    ]
+}
+
+/// Parameters that are all one.
+fn ones() -> Vec<Tensor> {
+    SHAPES.iter().map(|shape| Tensor::ones(*shape, (tch::Kind::Float, tch::Device::Cpu))).collect()
+}
+
+/// Gradients of some steps for each parameter.
+#[expect(clippy::cast_possible_truncation, reason = "gradients are float32")]
+fn gradients(steps: usize) -> Vec<Vec<Vec<f32>>> {
+    let mut draws = Draws::new(0, Purpose::Order, 0, 0);
+    let mut tensor =
+        |shape: &[i64]| (0..shape.iter().product()).map(|_: i64| draws.between(-1.0, 1.0) as f32).collect();
+    (0..steps).map(|_| SHAPES.iter().map(|shape| tensor(shape)).collect()).collect()
+}
+
+fn steps(optimizer: &mut Optimizer, gradients: &[Vec<Vec<f32>>]) {
+    for step in gradients {
+        let shaped = step.iter().zip(SHAPES).map(|(numbers, shape)| Tensor::from_slice(numbers).reshape(shape));
+        optimizer.apply(&shaped.collect::<Vec<_>>(), 0.01).expect("a step");
+    }
+}
+
+fn flat(parameters: &[Tensor]) -> Vec<f64> {
+    let one = |tensor: &Tensor| Vec::<f64>::try_from(tensor.flatten(0, -1).to_kind(tch::Kind::Double));
+    parameters.iter().flat_map(|tensor| one(tensor).expect("numbers")).collect()
+}
+
+/// Fifty steps with the given gradients for each optimiser.
+const STEPS: &str = r"
+out = []
+for make in optimizers.values():
+    parameters = [torch.nn.Parameter(torch.ones(shape)) for shape in given['shapes']]
+    steps(parameters, make(parameters), given['gradients'])
+    out.append(flat(parameters))
 print(json.dumps(out))
 ";
 
 #[test]
 fn fifty_steps_of_each_optimiser_are_pytorchs() {
-    let mut draws = Draws::new(0, Purpose::Order, 0, 0);
-    #[expect(clippy::cast_possible_truncation, reason = "gradients are float32")]
-    let gradients: Vec<Vec<f32>> = (0..50).map(|_| (0..4).map(|_| draws.between(-1.0, 1.0) as f32).collect()).collect();
-    let theirs = numbers(STEPS, &gradients);
-    for (optimizer, theirs) in [Kind::Adam, Kind::AdamW, Kind::Sgd].into_iter().zip(theirs) {
-        let spec = Hyperparameters {
-            optimizer,
-            weight_decay: 0.05,
-            max_gradient_norm: Some(1.0),
-            ..Hyperparameters::default()
-        };
-        let parameter = Tensor::from_slice(&[1.0_f32; 4]);
-        let mut ours = Optimizer::new(vec![parameter.shallow_clone()], &spec).expect("an optimiser");
-        for gradient in &gradients {
-            ours.apply(&[Tensor::from_slice(gradient)], 0.01).expect("a step");
-        }
-        let ours: Vec<f64> = Vec::try_from(parameter.to_kind(tch::Kind::Double)).expect("numbers");
-        assert_close(&ours, &theirs, 1e-6, optimizer);
+    let gradients = gradients(50);
+    let script = format!("{OPTIMIZERS}given = json.loads(sys.argv[1])\n{STEPS}");
+    let theirs = numbers(&script, &json!({"shapes": SHAPES, "gradients": gradients}));
+    for ((name, spec), theirs) in optimizers().into_iter().zip(theirs) {
+        let parameters = ones();
+        let mut ours =
+            Optimizer::new(parameters.iter().map(Tensor::shallow_clone).collect(), &spec).expect("an optimiser");
+        steps(&mut ours, &gradients);
+        assert_close(&flat(&parameters), &theirs, 1e-6, name);
+    }
+}
+
+/// Five steps that PyTorch begins and saves, and five that it goes on with from what was saved here; of both the end.
+const EXCHANGE: &str = r#"
+first, second = given['gradients'][:5], given['gradients'][5:]
+out = []
+for name, make in optimizers.items():
+    parameters = [torch.nn.Parameter(torch.ones(shape)) for shape in given['shapes']]
+    optimizer = make(parameters)
+    steps(parameters, optimizer, first)
+    saved = {'parameters': [p.detach().clone() for p in parameters], 'optimizer': optimizer.state_dict()}
+    torch.save(saved, f'{given["folder"]}/{name} of theirs.pth')
+    ours = torch.load(f'{given["folder"]}/{name} of ours.pth', weights_only=True)
+    parameters = [torch.nn.Parameter(tensor) for tensor in ours['parameters']]
+    optimizer = make(parameters)
+    optimizer.load_state_dict(ours['optimizer'])
+    steps(parameters, optimizer, second)
+    out.append(flat(parameters))
+print(json.dumps(out))
+"#;
+
+#[test]
+fn either_side_goes_on_with_the_others_optimiser() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let gradients = gradients(10);
+    let (first, second) = gradients.split_at(5);
+    let ends: Vec<_> = optimizers()
+        .into_iter()
+        .map(|(name, spec)| {
+            let parameters = ones();
+            let own = parameters.iter().map(Tensor::shallow_clone).collect();
+            let mut optimizer = Optimizer::new(own, &spec).expect("an optimiser");
+            steps(&mut optimizer, first);
+            let tensors = parameters.iter().map(|tensor| Value::Tensor(tensor_to_data(tensor).expect("numbers")));
+            let saved = Dict::plain([
+                ("parameters", Value::List(tensors.collect())),
+                ("optimizer", optimizer.state().expect("a state")),
+            ]);
+            let mut file = File::create(dir.path().join(format!("{name} of ours.pth"))).expect("a file");
+            anneal_pth::write(&mut file, &Value::Dict(saved)).expect("space on the disk");
+            steps(&mut optimizer, second);
+            flat(&parameters)
+        })
+        .collect();
+    let script = format!("{OPTIMIZERS}given = json.loads(sys.argv[1])\n{EXCHANGE}");
+    let theirs = numbers(&script, &json!({"shapes": SHAPES, "gradients": gradients, "folder": dir.path()}));
+    for (((name, spec), ours), theirs) in optimizers().into_iter().zip(ends).zip(theirs) {
+        assert_close(&ours, &theirs, 1e-6, (name, "PyTorch goes on"));
+        let file = File::open(dir.path().join(format!("{name} of theirs.pth"))).expect("their file");
+        let saved = anneal_pth::read(BufReader::new(file), &Limits::default()).expect("a value");
+        let saved = saved.as_dict().expect("a dict");
+        let tensors = saved.get("parameters").and_then(Value::as_items).expect("parameters");
+        let tensors =
+            tensors.iter().map(|value| data_to_tensor(value.as_tensor().expect("a tensor")).expect("numbers"));
+        let parameters: Vec<_> = tensors.collect();
+        let own = parameters.iter().map(Tensor::shallow_clone).collect();
+        let mut optimizer = Optimizer::new(own, &spec).expect("an optimiser");
+        optimizer.load(saved.get("optimizer").expect("a state")).expect("a state that fits");
+        steps(&mut optimizer, second);
+        assert_close(&flat(&parameters), &ours, 1e-6, (name, "we go on"));
     }
 }
 
