@@ -61,6 +61,7 @@ impl Loss {
     }
 
     fn sum(&self, logits: &Tensor, labels: &Tensor) -> Result<Tensor, TchError> {
-        logits.f_cross_entropy_loss(labels, self.weights.as_ref(), Reduction::Sum, IGNORED, self.smoothing)
+        let weights = self.weights.as_ref().map(|weights| weights.f_to_kind(logits.f_kind()?)).transpose()?;
+        logits.f_cross_entropy_loss(labels, weights, Reduction::Sum, IGNORED, self.smoothing)
     }
 }

@@ -5,14 +5,15 @@
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 mod process;
 
-use std::{fmt::Debug, fs::File, io::BufReader, process::Command};
+use std::{fmt::Debug, fs::File, io::BufReader, path::Path, process::Command};
 
 use anneal_api::{
     checkpoint::Preprocessing,
     hyperparameters::{Hyperparameters, Optimizer as Kind, Schedule},
+    model::Architecture,
     termination::RunResult,
 };
-use anneal_model::{data_to_tensor, tensor_to_data};
+use anneal_model::{Checkpoint, Mode, Network, data_to_tensor, tensor_to_data};
 use anneal_pth::{Dict, Limits, Value};
 use anneal_trainer::{
     augment::{self, Change, Colour, Crop, Motion},
@@ -259,37 +260,41 @@ fn either_side_goes_on_with_the_others_optimiser() {
     }
 }
 
-/// An average over five states of two parameters.
+/// An average over five states of a parameter and of a running statistic.
 const AVERAGE: &str = r"
 import json, sys, torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 given = json.loads(sys.argv[1])
-model = torch.nn.Linear(1, 1)
-average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+model = torch.nn.BatchNorm1d(1)
+average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
 for weight in given:
     with torch.no_grad():
-        model.weight.fill_(weight)
+        for tensor in (model.weight, model.running_mean):
+            tensor.fill_(weight)
     average.update_parameters(model)
-print(json.dumps([[average.module.weight.item()]]))
+print(json.dumps([[tensor.item()] for tensor in (average.module.weight, average.module.running_mean)]))
 ";
 
 #[test]
 fn the_average_of_the_weights_is_pytorchs() {
     let weights = [0.5_f64, -0.25, 1.0, 2.0, -1.5];
     let theirs = numbers(AVERAGE, &weights);
-    let network = anneal_model::Network::new(anneal_api::model::Architecture::Improved, 2, 0).expect("a network");
+    let network = Network::new(Architecture::Improved, 2, 0).expect("a network");
     let mut ema = anneal_trainer::ema::Ema::new(&network, 0.9).expect("an average");
     for weight in weights {
         tch::no_grad(|| {
-            for (_, mut parameter) in network.named_parameters() {
-                let _ = parameter.fill_(weight);
+            for (_, mut tensor) in network.named_parameters().into_iter().chain(network.named_buffers()) {
+                let _ = tensor.fill_(weight);
             }
         });
         ema.follow(&network).expect("a step");
     }
-    for (name, parameter) in ema.network().named_parameters() {
-        assert_close(&[parameter.max().double_value(&[])], &theirs[0], 1e-6, &name);
-        assert_close(&[parameter.min().double_value(&[])], &theirs[0], 1e-6, &name);
+    let floats = |tensors: Vec<(String, Tensor)>| tensors.into_iter().filter(|(_, one)| one.kind() == tch::Kind::Float);
+    let parameters = floats(ema.network().named_parameters()).map(|named| (named, &theirs[0]));
+    let buffers = floats(ema.network().named_buffers()).map(|named| (named, &theirs[1]));
+    for ((name, tensor), theirs) in parameters.chain(buffers) {
+        assert_close(&[tensor.max().double_value(&[])], theirs, 1e-6, &name);
+        assert_close(&[tensor.min().double_value(&[])], theirs, 1e-6, &name);
     }
 }
 
@@ -470,6 +475,87 @@ fn the_loss_of_a_batch_in_parts_is_pytorchs_of_the_whole_with_class_weights_too(
             );
             assert_close(&ours, theirs, 1e-6, (weights, part));
         }
+    }
+}
+
+/// What remains of float64's sixteen digits after some steps, in which each rounding is passed on.
+const FLOAT64: f64 = 1e-9;
+
+#[test]
+fn some_steps_of_training_in_float64_are_pytorchs_from_end_to_end() {
+    tch::set_num_threads(1);
+    let (steps, count, side, micro, classes) = (6, 8, 32, 3, 3);
+    let network = Network::new(Architecture::Improved, classes, 5).expect("a network");
+    let state = network.state().expect("a state");
+    let mut draws = Draws::new(1, Purpose::Picture, 0, 0);
+    #[expect(clippy::cast_possible_truncation, reason = "images are float32")]
+    let mut images = || -> Tensor {
+        let numbers: Vec<f32> = (0..count * side * side * 3).map(|_| draws.between(-2.0, 2.0) as f32).collect();
+        Tensor::from_slice(&numbers).reshape([count, side, side, 3]).permute([0, 3, 1, 2])
+    };
+    let labels = Tensor::from_slice(&[0_i64, 1, 2, 1, 0, 0, 2, 1]);
+    let batches: Vec<(Tensor, Tensor)> = (0..steps).map(|_| (images(), labels.shallow_clone())).collect();
+
+    let value = |tensor: &Tensor| Value::Tensor(tensor_to_data(tensor).expect("numbers"));
+    let given = batches.iter().map(|(images, labels)| Value::List(vec![value(images), value(labels)])).collect();
+    let dir = tempfile::tempdir().expect("a folder");
+    let extra = [
+        ("classes", i64::try_from(classes).expect("few").into()),
+        ("micro", micro.into()),
+        ("weights", value(&Tensor::from_slice(&WEIGHTS))),
+        ("batches", Value::List(given)),
+    ];
+    let extra = extra.map(|(name, value)| (name.to_owned(), value)).into();
+    Checkpoint { info: None, state, extra }.save(dir.path().join("in.pth")).expect("space on the disk");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/parity/reference.py");
+    // Python finds its own libtorch; ours has fewer libraries.
+    let asked =
+        Command::new(python()).arg(script).arg("training").arg(dir.path()).env_remove("LD_LIBRARY_PATH").output();
+    let asked = asked.expect("Python runs");
+    assert!(asked.status.success(), "{}", String::from_utf8_lossy(&asked.stderr));
+
+    for (_, mut tensor) in network.named_parameters().into_iter().chain(network.named_buffers()) {
+        if tensor.kind() == tch::Kind::Float {
+            tch::no_grad(|| tensor.set_data(&tensor.to_kind(tch::Kind::Double)));
+        }
+    }
+    let parameters = network.trainable_parameters().into_iter().map(|(_, tensor)| tensor).collect();
+    let spec = Hyperparameters {
+        optimizer: Kind::AdamW,
+        weight_decay: 0.05,
+        max_gradient_norm: Some(1.0),
+        ..Hyperparameters::default()
+    };
+    let mut optimizer = Optimizer::new(parameters, &spec).expect("an optimiser");
+    let loss = Loss::new(Some(&WEIGHTS), 0.1).expect("a loss");
+    let mut losses = Vec::new();
+    for (step, (images, labels)) in (0..).zip(&batches) {
+        let whole = loss.divisor(labels).expect("a divisor");
+        let (mut gradients, mut sum) = (Vec::new(), 0.0);
+        for begin in (0..count).step_by(usize::try_from(micro).expect("small")) {
+            let part = |of: &Tensor| of.narrow(0, begin, micro.min(count - begin));
+            let mode = Mode::Train { seed: 0, step };
+            let logits = network.forward(&part(images).to_kind(tch::Kind::Double), mode).expect("logits");
+            let value = loss.part(&logits, &part(labels), None, whole).expect("a loss");
+            sum += value.double_value(&[]);
+            optimizer.gradients(&value, &mut gradients).expect("gradients");
+        }
+        losses.push(sum);
+        let rate = schedule::learning_rate(Schedule::OneCycle, 0.01, step, steps, 1);
+        optimizer.apply(&gradients, rate).expect("a step");
+    }
+
+    let file = File::open(dir.path().join("out.pth")).expect("their answer");
+    let theirs = anneal_pth::read(BufReader::new(file), &Limits::default()).expect("a value");
+    let theirs = theirs.as_dict().expect("a dict");
+    let numbers = theirs.get("losses").and_then(Value::as_items).expect("losses").iter().map(Value::as_float);
+    assert_close(&losses, &numbers.collect::<Option<Vec<_>>>().expect("numbers"), FLOAT64, "loss");
+    let state = theirs.get("state").and_then(Value::as_dict).expect("a state");
+    for (name, ours) in network.named_parameters().into_iter().chain(network.named_buffers()) {
+        let theirs = state.get(&name).and_then(Value::as_tensor).expect("their tensor");
+        let theirs = data_to_tensor(theirs).expect("numbers");
+        assert_eq!((ours.kind(), ours.size()), (theirs.kind(), theirs.size()), "{name}");
+        assert_close(&flat(&[ours.contiguous()]), &flat(&[theirs]), FLOAT64, name);
     }
 }
 

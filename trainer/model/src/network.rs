@@ -52,7 +52,8 @@ fn first_line(error: &TchError) -> String {
     error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
-/// A network in float32 on the CPU, with the reference's tensors by the reference's names.
+/// A network in float32 on the CPU, with the reference's tensors by the reference's names. Whoever gives its tensors float64
+/// numbers by [`Tensor::set_data`] has it compute in these, as `torch.nn.Module.double` does.
 ///
 /// Its tensors are changed in place: by [`Network::load`], by the caller's optimiser through
 /// [`Network::named_parameters`], and, the running statistics, by a forward pass in [`Mode::Train`].
