@@ -78,6 +78,51 @@ fn a_run_learns_the_synthetic_set_and_publishes_what_it_learned() {
 }
 
 #[test]
+fn with_flip_a_photo_and_its_mirror_image_are_answered_together() {
+    let run = Run::new(&SMALL.replace("images=600", "images=60").replace("epochs: 3", "epochs: 1"));
+    let model = run.path("out").join(run.train().succeeds().checkpoint);
+    // What the network says about each photo and about its mirror image.
+    for class in ["cat", "dog"] {
+        for folder in ["as-drawn", "mirrored"] {
+            fs::create_dir_all(run.path(folder).join(class)).expect("a folder");
+        }
+        for seed in 0..6 {
+            let draw = ["synthesize", "--stdout", "--class", class, "--size", "32", "--seed", &seed.to_string()];
+            let drawn = image::load_from_memory(&trainer(draw).output().expect("a picture").stdout).expect("a picture");
+            let name = format!("{class}/{seed}.png");
+            drawn.save(run.path("as-drawn").join(&name)).expect("a file");
+            drawn.fliph().save(run.path("mirrored").join(&name)).expect("a file");
+        }
+    }
+    let evaluated = |folder: &str, flip: &[&str]| -> serde_json::Value {
+        let data = run.path(folder);
+        let args = ["evaluate", "--json", "--checkpoint", text(&model), "--data", text(&data)];
+        serde_json::from_str(&prints(&[&args, flip].concat())).expect("JSON")
+    };
+    let predicted = |folder: &str| -> Vec<f64> {
+        let (cats, dogs) = (run.path(folder).join("cat"), run.path(folder).join("dog"));
+        let lines = prints(&["predict", "--json", "--checkpoint", text(&model), text(&cats), text(&dogs)]);
+        let own = |line: &str| {
+            let said: serde_json::Value = serde_json::from_str(line).expect("JSON");
+            let class = if said["file"].as_str().expect("a path").contains("/cat/") { "cat" } else { "dog" };
+            said["probabilities"][class].as_f64().expect("a probability")
+        };
+        lines.lines().map(own).collect()
+    };
+    let pairs: Vec<_> = predicted("as-drawn").into_iter().zip(predicted("mirrored")).collect();
+    assert_eq!(pairs.len(), 12);
+    let mean = |of: &dyn Fn(&(f64, f64)) -> f64| pairs.iter().map(|pair| -of(pair).ln()).sum::<f64>() / 12.0;
+    let loss = |value: &serde_json::Value| value["loss"].as_f64().expect("a loss");
+    let (single, together) = (evaluated("as-drawn", &[]), evaluated("as-drawn", &["--flip"]));
+    assert_eq!((single["flip"].as_bool(), together["flip"].as_bool()), (Some(false), Some(true)));
+    assert!((loss(&single) - mean(&|pair| pair.0)).abs() < 1e-4, "{single} {pairs:?}");
+    assert!((loss(&together) - mean(&|pair| f64::midpoint(pair.0, pair.1))).abs() < 1e-4, "{together} {pairs:?}");
+    assert!((loss(&single) - loss(&together)).abs() > 1e-3, "nothing is to be seen here: {pairs:?}");
+    let mirrored = evaluated("mirrored", &["--flip"]);
+    assert!((loss(&mirrored) - loss(&together)).abs() < 1e-6, "{mirrored} {together}");
+}
+
+#[test]
 fn a_job_is_told_by_its_environment_where_to_write_and_from_where_to_go_on() {
     let run = Run::new(&SMALL.replace("images=600", "images=60").replace("epochs: 3", "epochs: 1"));
     let first = run.train().in_a_job("").succeeds();
