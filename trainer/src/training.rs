@@ -244,7 +244,7 @@ impl<'a> Training<'a> {
         };
         batches::each(&pass, |batch| {
             self.train_step(&batch)?;
-            tracker.step(batch.len(), self.train_loss());
+            tracker.step(batch.len(), batch.waited, self.train_loss());
             if let Err(error) = ledger.reach(self.step) {
                 warn!("steps that are done twice are not counted: {error}");
             }

@@ -145,6 +145,7 @@ fn progress_is_answered_while_training_goes_on() {
         serde_json::from_str(&process::get(&address, "/progress")).expect("a progress");
     assert_eq!((progress.epoch >= 1, progress.epochs), (true, 10_000));
     assert!(progress.best.is_some() && progress.images_per_second.is_some());
+    assert!(progress.data_wait_share.is_some_and(|share| (0.0..=1.0).contains(&share)), "{progress:?}");
     assert!(process::get(&address, "/metrics").contains("\nanneal_training_epochs 10000\n"));
     child.terminate();
     child.fails_as(FailureClass::Interrupted, "SIGTERM");
