@@ -10,7 +10,7 @@ use tch::{Kind, TchError, no_grad};
 use crate::outcome::Error;
 
 /// Key of the weights that are trained, in a checkpoint whose weights are their average.
-pub const TRAINED: &str = "trained_state_dict";
+pub const TRAINED: &str = "anneal_trained_state_dict";
 /// Key of the average in a checkpoint of an earlier version, whose weights are those that are trained.
 const AVERAGE: &str = "ema_state_dict";
 

@@ -106,7 +106,7 @@ fn conclude(mut training: Training<'_>, checkpoints: &Checkpoints) -> Result<Run
         },
     )?;
     let model = Checkpoint {
-        info: Some(CheckpointInfo { validation: Some(profile), ..training.info(Some(metrics), None) }),
+        info: Some(CheckpointInfo { validation: Some(profile), ..training.info(Some(metrics), None)? }),
         state: network.state()?,
         extra: vec![("epoch".to_owned(), Value::Int(i64::from(best_epoch)))],
     };

@@ -7,7 +7,10 @@ use anneal_api::{
     hyperparameters::{ClassWeights, Hyperparameters},
     termination::Metrics,
 };
-use anneal_model::{Checkpoint, Mode, Network, checkpoint::FORMAT};
+use anneal_model::{
+    Checkpoint, CheckpointError, Mode, Network,
+    checkpoint::{FORMAT, digest_of},
+};
 use anneal_pth::Value;
 use tch::Tensor;
 use tracing::{info, warn};
@@ -355,18 +358,26 @@ impl<'a> Training<'a> {
         if self.ema.is_some() {
             extra.push((ema::TRAINED.to_owned(), self.network.state()?.into_value()));
         }
-        let info = Some(self.info(None, Some(position)));
+        let info = Some(self.info(None, Some(position))?);
         let checkpoint = Checkpoint { info, state: self.result().state()?, extra };
         Ok(Snapshot { epoch: self.epoch, step: self.step, is_best, checkpoint })
     }
 
     /// What a checkpoint of this training says about itself.
-    pub fn info(&self, metrics: Option<Metrics>, position: Option<Position>) -> CheckpointInfo {
-        CheckpointInfo {
+    ///
+    /// # Errors
+    /// When it cannot be put into words.
+    pub fn info(
+        &self,
+        metrics: Option<Metrics>,
+        position: Option<Position>,
+    ) -> Result<CheckpointInfo, CheckpointError> {
+        Ok(CheckpointInfo {
             format: FORMAT,
             model: self.config.model,
             classes: self.dataset.classes.clone(),
             preprocessing: self.preprocessing.clone(),
+            preprocessing_sha256: Some(digest_of(&self.preprocessing)?),
             metrics,
             dataset: Some(self.dataset.identity.clone()),
             run: self.config.name.clone(),
@@ -374,7 +385,7 @@ impl<'a> Training<'a> {
             validation: None,
             libtorch: env!("LIBTORCH_VERSION").to_owned(),
             position,
-        }
+        })
     }
 }
 
