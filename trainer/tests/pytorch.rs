@@ -158,8 +158,9 @@ fn ones() -> Vec<Tensor> {
 #[expect(clippy::cast_possible_truncation, reason = "gradients are float32")]
 fn gradients(steps: usize) -> Vec<Vec<Vec<f32>>> {
     let mut draws = Draws::new(0, Purpose::Order, 0, 0);
-    let mut tensor =
-        |shape: &[i64]| (0..shape.iter().product()).map(|_: i64| draws.between(-1.0, 1.0) as f32).collect();
+    let mut tensor = |shape: &[i64]| -> Vec<f32> {
+        (0..shape.iter().product::<i64>()).map(|_| draws.between(-1.0, 1.0) as f32).collect()
+    };
     (0..steps).map(|_| SHAPES.iter().map(|shape| tensor(shape)).collect()).collect()
 }
 
