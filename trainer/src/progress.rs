@@ -50,7 +50,7 @@ impl Point {
     /// Share of the time since an earlier point in which the network waited for photos.
     fn waiting_since(&self, earlier: &Self) -> Option<f64> {
         let seconds = (self.at - earlier.at).as_secs_f64();
-        (seconds > 0.0).then(|| ((self.waited - earlier.waited).as_secs_f64() / seconds).min(1.0))
+        (seconds > 0.0).then(|| (self.waited.saturating_sub(earlier.waited).as_secs_f64() / seconds).min(1.0))
     }
 }
 
