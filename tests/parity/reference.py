@@ -107,6 +107,33 @@ def network(folder):
     )
 
 
+def training(folder):
+    """Some steps of training in float64 from the given weights on the given batches."""
+    given = torch.load(folder / "in.pth", weights_only=True)
+    model = Improved(given["classes"])
+    model.load_state_dict(given["model_state_dict"], strict=True)
+    model = model.double().to(memory_format=torch.channels_last).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.01, total_steps=len(given["batches"]), pct_start=0.3, cycle_momentum=False)
+    losses = []
+    for images, labels in given["batches"]:
+        images = images.double().to(memory_format=torch.channels_last)
+        weights = given["weights"].double()
+        whole = weights[labels].sum()
+        optimizer.zero_grad()
+        loss = 0.0
+        # A batch in parts: the gradients add up.
+        for part, own in zip(images.split(given["micro"]), labels.split(given["micro"])):
+            share = F.cross_entropy(model(part, None), own, weights, reduction="sum", label_smoothing=0.1) / whole
+            share.backward()
+            loss += share.item()
+        losses.append(loss)
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    torch.save({"losses": losses, "state": model.state_dict()}, folder / "out.pth")
+
+
 def describe(value):
     """A value as JSON, tensors by type, shape and digest."""
     if isinstance(value, torch.Tensor):
@@ -251,5 +278,5 @@ def decode(folder):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    commands = {f.__name__: f for f in (network, load, save, resize, preprocess, decode)}
+    commands = {f.__name__: f for f in (network, training, load, save, resize, preprocess, decode)}
     commands[sys.argv[1]](pathlib.Path(sys.argv[2]))

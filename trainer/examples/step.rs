@@ -12,7 +12,7 @@ use anneal_api::{
     model::Architecture,
 };
 use anneal_model::{Mode, Network, openmp};
-use anneal_trainer::{evaluate::cross_entropy, optim::Optimizer};
+use anneal_trainer::{loss::Loss, optim::Optimizer};
 use tch::{Device, Kind as DType, Tensor};
 
 /// Steps before the clock starts.
@@ -36,10 +36,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let parameters = network.trainable_parameters().into_iter().map(|(_, tensor)| tensor).collect();
     let mut optimizer = Optimizer::new(parameters, &spec)?;
 
+    let loss = Loss::new(None, 0.1)?;
     let mut step = 0;
     let mut next = || -> Result<(), Box<dyn Error>> {
         let logits = network.forward(&images, Mode::Train { seed: 0, step })?;
-        let loss = cross_entropy(&logits, &labels, None, 0.1)?;
+        let loss = loss.part(&logits, &labels, None, loss.divisor(&labels)?)?;
         let mut gradients = Vec::new();
         optimizer.gradients(&loss, &mut gradients)?;
         optimizer.apply(&gradients, 0.01)?;

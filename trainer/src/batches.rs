@@ -3,6 +3,7 @@
 use std::{
     sync::mpsc::{Receiver, sync_channel},
     thread,
+    time::{Duration, Instant},
 };
 
 use anneal_api::{checkpoint::Preprocessing, hyperparameters::Augmentation};
@@ -52,6 +53,8 @@ pub struct Batch {
     pixels: Vec<f32>,
     labels: Vec<i64>,
     size: usize,
+    /// How long it was waited for.
+    pub waited: Duration,
 }
 
 impl Batch {
@@ -113,7 +116,11 @@ pub fn each<E: From<Error>>(pass: &Pass<'_>, mut take: impl FnMut(Batch) -> Resu
             })
             .collect();
         // A worker that is gone has panicked; the scope passes that on.
-        let mut ready = channels.iter().cycle().take(batches.len()).map_while(|channel| channel.recv().ok());
+        let mut ready = channels.iter().cycle().take(batches.len()).map_while(|channel| {
+            let asked = Instant::now();
+            let batch = channel.recv().ok()?;
+            Some(batch.map(|batch| Batch { waited: asked.elapsed(), ..batch }))
+        });
         ready.try_for_each(|batch| take(batch?))
     })
 }
@@ -133,7 +140,7 @@ fn prepare(pass: &Pass<'_>, photos: &[usize]) -> Result<Batch, Error> {
         augment::apply(&change, &pass.photos.pixels_of(*photo)?, (pass.photos.size, size), pass.preprocessing, out);
     }
     let label = |photo: &usize| i64::try_from(pass.photos.labels[*photo]).unwrap_or_default();
-    Ok(Batch { pixels, labels: photos.iter().map(label).collect(), size })
+    Ok(Batch { pixels, labels: photos.iter().map(label).collect(), size, waited: Duration::ZERO })
 }
 
 #[cfg(test)]
@@ -183,6 +190,29 @@ mod tests {
             labels.sort_unstable();
             prop_assert_eq!(labels, (0..i64::try_from(count).expect("small")).collect::<Vec<_>>());
         }
+    }
+
+    #[test]
+    fn a_batch_tells_how_long_it_was_waited_for() {
+        let photos = photos(8);
+        let (preprocessing, order) = (Preprocessing::imagenet(2), (0..8).collect());
+        let pass = Pass {
+            photos: &photos,
+            order,
+            batch_size: 4,
+            size: 2,
+            preprocessing: &preprocessing,
+            change: None,
+            workers: 1,
+        };
+        let (begun, mut waited) = (Instant::now(), Vec::new());
+        each(&pass, |batch| {
+            waited.push(batch.waited);
+            Ok::<_, Error>(())
+        })
+        .expect("no error");
+        // The first is prepared while somebody waits for it.
+        assert!(waited[0] > Duration::ZERO && waited.iter().sum::<Duration>() < begun.elapsed(), "{waited:?}");
     }
 
     #[test]

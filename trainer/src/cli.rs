@@ -3,7 +3,7 @@
 use std::{
     any::Any,
     ffi::OsString,
-    fs,
+    fs::{self, TryLockError},
     io::{self, IsTerminal, stderr, stdin},
     net::SocketAddr,
     panic::{self, AssertUnwindSafe, catch_unwind},
@@ -28,7 +28,7 @@ use crate::{
     commands,
     config::{self, Overrides, RunConfig},
     export::Format,
-    fetch, import, inspect, machine,
+    fetch, files, import, inspect, machine,
     outcome::{Error, write_message},
     progress::{self, Shared},
     service::Service,
@@ -321,6 +321,10 @@ fn train(args: TrainArgs, progress: &Shared) -> Result<RunResult, Error> {
         service.answer(address, progress.clone());
     }
     info!(run = config.name, dataset = config.dataset.shown(), output = %config.output.display(), threads, "run begins");
+    let _own = files::own(&config.output).map_err(|error| match error {
+        TryLockError::WouldBlock => Error::Busy { dir: config.output.clone() },
+        TryLockError::Error(source) => Error::Write { path: config.output.clone(), source },
+    })?;
     let recorder = Recorder::start(&config);
     let around = Surroundings {
         threads,

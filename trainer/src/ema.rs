@@ -1,13 +1,41 @@
 //! The exponential moving average of a network's weights, as `torch.optim.swa_utils.AveragedModel` with
 //! `get_ema_multi_avg_fn(decay)` and `use_buffers=True` keeps it.
+//!
+//! The average is what is validated, so it is what a checkpoint holds as its weights: whoever loads the file gets what the
+//! numbers beside it were measured on. What only going on needs, the weights that are trained, lies under a key of its own.
 
-use anneal_model::{Network, StateDict, StateError};
+use anneal_model::{Checkpoint, Network, StateDict, StateError};
 use tch::{Kind, TchError, no_grad};
 
 use crate::outcome::Error;
 
-/// Key of the average in a checkpoint.
-pub const KEY: &str = "ema_state_dict";
+/// Key of the weights that are trained, in a checkpoint whose weights are their average.
+pub const TRAINED: &str = "anneal_trained_state_dict";
+/// Key of the average in a checkpoint of an earlier version, whose weights are those that are trained.
+const AVERAGE: &str = "ema_state_dict";
+
+/// The weights of a checkpoint of a run with an average.
+pub struct Weights {
+    /// Those that are trained.
+    pub trained: StateDict,
+    /// Their average.
+    pub average: StateDict,
+}
+
+impl Weights {
+    /// Both of a checkpoint's, if it has both.
+    ///
+    /// # Errors
+    /// When what lies there is no state dict.
+    pub fn of(checkpoint: &Checkpoint) -> Result<Option<Self>, StateError> {
+        let under = |key| checkpoint.get(key).map(|value| StateDict::from_value(value.clone())).transpose();
+        let weights = || checkpoint.state.clone();
+        if let Some(trained) = under(TRAINED)? {
+            return Ok(Some(Self { trained, average: weights() }));
+        }
+        Ok(under(AVERAGE)?.map(|average| Self { trained: weights(), average }))
+    }
+}
 
 /// A network whose numbers follow those of another one slowly.
 pub struct Ema {

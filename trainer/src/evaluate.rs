@@ -93,19 +93,6 @@ impl Tally {
     }
 }
 
-/// Mean cross entropy of logits; with a weight for each class it is the weighted mean.
-///
-/// # Errors
-/// When libtorch fails.
-pub fn cross_entropy(
-    logits: &Tensor,
-    labels: &Tensor,
-    weights: Option<&Tensor>,
-    smoothing: f64,
-) -> Result<Tensor, Error> {
-    Ok(logits.f_cross_entropy_loss(labels, weights, Reduction::Mean, IGNORED, smoothing)?)
-}
-
 /// Lets the network classify every photo, each seen once.
 ///
 /// # Errors

@@ -1,10 +1,32 @@
-//! Files that are there whole or not at all, also after a crash of the node.
+//! Files that are there whole or not at all, also after a crash of the node, in a folder that one process writes to.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, OpenOptions, TryLockError},
     io::{self, Write},
     path::{Path, PathBuf},
 };
+
+use tracing::warn;
+
+/// Name of the file whose lock a process holds as long as the folder is its own.
+const LOCK: &str = ".lock";
+
+/// Makes a folder where it is missing, and this process's own until the file is dropped, however the process ends.
+///
+/// # Errors
+/// When another process has it, or the file system refuses.
+pub fn own(dir: &Path) -> Result<File, TryLockError> {
+    let open = || OpenOptions::new().write(true).create(true).truncate(false).open(dir.join(LOCK));
+    let file = fs::create_dir_all(dir).and_then(|()| open()).map_err(TryLockError::Error)?;
+    match file.try_lock() {
+        // Some network file systems have no locks; there, nothing but the operator keeps two attempts apart.
+        Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {
+            warn!("{dir:?} cannot be locked against other processes: {error}");
+            Ok(file)
+        }
+        done => done.map(|()| file),
+    }
+}
 
 /// Replaces a file's content: a temporary file, fsync, rename, fsync of the directory.
 ///

@@ -23,6 +23,7 @@ pub mod import;
 pub mod init;
 pub mod inspect;
 pub mod ledger;
+pub mod loss;
 pub mod machine;
 pub mod mixing;
 pub mod optim;

@@ -7,12 +7,19 @@ use std::{
 };
 
 use anneal_api::{checkpoint::Machine, hyperparameters::Precision};
+use anneal_model::sha256_file;
 
 /// What x86's vector extensions begin with.
 const VECTOR_EXTENSIONS: [&str; 5] = ["sse4", "avx", "fma", "f16c", "amx"];
-/// Variables by which libtorch, oneDNN and MKL are told to use fewer extensions.
-const ISA_VARIABLES: [&str; 4] =
-    ["ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS"];
+/// Variables by which libtorch, oneDNN and MKL are told to use fewer extensions, or numbers of fewer bits.
+const VARIABLES: [&str; 6] = [
+    "ATEN_CPU_CAPABILITY",
+    "ONEDNN_MAX_CPU_ISA",
+    "DNNL_MAX_CPU_ISA",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "DNNL_DEFAULT_FPMATH_MODE",
+];
 
 /// Processor time and memory that a process may use; `None` where there is no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -23,11 +30,12 @@ pub struct Limits {
     pub memory: Option<u64>,
 }
 
-/// What floating-point results depend on here, beside the program.
+/// What results depend on here.
 pub fn identity(threads: usize, precision: Precision) -> Machine {
     let cpu = processor(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default());
-    let chosen = ISA_VARIABLES.iter().filter_map(|name| Some(format!(" {name}={}", env::var(name).ok()?)));
+    let chosen = VARIABLES.iter().filter_map(|name| Some(format!(" {name}={}", env::var(name).ok()?)));
     Machine {
+        program: program(),
         cpu: cpu + &chosen.collect::<String>(),
         threads,
         dtype: match precision {
@@ -38,6 +46,12 @@ pub fn identity(threads: usize, precision: Precision) -> Machine {
         layout: "channels_last".to_owned(),
         libtorch: std::env!("LIBTORCH_VERSION").to_owned(),
     }
+}
+
+/// Version and digest of this program. The version alone would not tell one build from another, nor an image of the user's.
+fn program() -> String {
+    let digest = sha256_file("/proc/self/exe").map(|file| format!(" sha256:{}", file.sha256)).unwrap_or_default();
+    format!("{}{digest}", std::env!("CARGO_PKG_VERSION"))
 }
 
 /// Model and vector extensions of the first processor. Libraries choose their kernels by the extensions, and how they

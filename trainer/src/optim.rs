@@ -22,11 +22,13 @@ pub struct Optimizer {
 }
 
 /// What an optimiser remembers of one parameter.
-struct Slot {
-    /// The moving average of gradients; SGD's momentum buffer.
-    average: Tensor,
-    /// The moving average of squared gradients, which SGD has not.
-    squares: Option<Tensor>,
+enum Slot {
+    /// Adam's moving averages of the gradients and of their squares.
+    Averages { average: Tensor, squares: Tensor },
+    /// SGD's momentum buffer.
+    Momentum(Tensor),
+    /// SGD without momentum remembers nothing.
+    Nothing,
 }
 
 /// A saved state does not fit the optimiser.
@@ -54,8 +56,11 @@ impl Optimizer {
         let kind = hyperparameters.optimizer;
         let slot = |parameter: &Tensor| {
             let zeros = || parameter.f_detach()?.f_zeros_like();
-            let squares = if kind == Kind::Sgd { None } else { Some(zeros()?) };
-            Ok::<_, TchError>(Slot { average: zeros()?, squares })
+            Ok::<_, TchError>(match kind {
+                Kind::Adam | Kind::AdamW => Slot::Averages { average: zeros()?, squares: zeros()? },
+                Kind::Sgd if hyperparameters.momentum > 0.0 => Slot::Momentum(zeros()?),
+                Kind::Sgd => Slot::Nothing,
+            })
         };
         Ok(Self {
             kind,
@@ -82,27 +87,36 @@ impl Optimizer {
         sums.iter_mut().zip(gradients).try_for_each(|(sum, gradient)| sum.f_add_(&gradient).map(drop))
     }
 
-    /// Moves all parameters down these gradients, which are in the order of the parameters.
+    /// Moves all parameters down these gradients, which are in the order of the parameters, and gives the gradients' norm.
+    /// Where that is no number, nothing is moved: no step is made that nobody could go on from.
     ///
     /// # Errors
     /// When libtorch fails.
-    pub fn apply(&mut self, gradients: &[Tensor], learning_rate: f64) -> Result<(), TchError> {
+    pub fn apply(&mut self, gradients: &[Tensor], learning_rate: f64) -> Result<f64, TchError> {
+        let norms = gradients.iter().map(Tensor::f_norm).collect::<Result<Vec<_>, _>>()?;
+        let norm = Tensor::f_stack(&norms, 0)?.f_norm()?.f_double_value(&[])?;
+        if !norm.is_finite() {
+            return Ok(norm);
+        }
         self.learning_rate = learning_rate;
         self.steps += 1;
         no_grad(|| {
-            let clipped = self.max_norm.map(|max| clipped(gradients, max)).transpose()?;
+            let clipped = self.max_norm.map(|max| clipped(gradients, norm, max)).transpose()?;
             let gradients = clipped.as_deref().unwrap_or(gradients);
             for ((parameter, slot), gradient) in self.parameters.iter().zip(&mut self.slots).zip(gradients) {
                 let mut parameter = parameter.shallow_clone();
                 let gradient = decayed(self.kind, &mut parameter, gradient, learning_rate, self.weight_decay)?;
-                match &mut slot.squares {
-                    Some(squares) => {
-                        adam(&mut parameter, &mut slot.average, squares, &gradient, learning_rate, self.steps)?;
+                match slot {
+                    Slot::Averages { average, squares } => {
+                        adam(&mut parameter, average, squares, &gradient, learning_rate, self.steps)?;
                     }
-                    None => nesterov(&mut parameter, &mut slot.average, &gradient, learning_rate, self.momentum)?,
+                    Slot::Momentum(buffer) => {
+                        nesterov(&mut parameter, buffer, &gradient, learning_rate, self.momentum)?;
+                    }
+                    Slot::Nothing => parameter.f_sub_(&gradient.f_mul_scalar(learning_rate)?).map(drop)?,
                 }
             }
-            Ok(())
+            Ok(norm)
         })
     }
 
@@ -130,12 +144,17 @@ impl Optimizer {
         for (index, slot) in self.slots.iter_mut().enumerate() {
             let index_key = i64::try_from(index).ok();
             let saved = slots.entries.iter().find(|(key, _)| key.as_int() == index_key).and_then(|(_, v)| v.as_dict());
-            let saved = saved.ok_or_else(|| OptimError::Layout(format!("state[{index}]")))?;
-            let names = if slot.squares.is_some() { ("exp_avg", "exp_avg_sq") } else { ("momentum_buffer", "") };
-            restore(&mut slot.average, saved, names.0, index)?;
-            if let Some(squares) = &mut slot.squares {
-                restore(squares, saved, names.1, index)?;
-                steps = saved_step(saved).ok_or_else(|| OptimError::Layout(format!("state[{index}][\"step\"]")))?;
+            let saved = || saved.ok_or_else(|| OptimError::Layout(format!("state[{index}]")));
+            match slot {
+                Slot::Averages { average, squares } => {
+                    restore(average, saved()?, "exp_avg", index)?;
+                    restore(squares, saved()?, "exp_avg_sq", index)?;
+                    let step = saved_step(saved()?);
+                    steps = step.ok_or_else(|| OptimError::Layout(format!("state[{index}][\"step\"]")))?;
+                }
+                Slot::Momentum(buffer) => restore(buffer, saved()?, "momentum_buffer", index)?,
+                // Whatever was saved for it counts for nothing.
+                Slot::Nothing => {}
             }
         }
         self.steps = steps.max(1);
@@ -151,18 +170,23 @@ impl Optimizer {
         #[expect(clippy::cast_possible_truncation, reason = "PyTorch counts steps in float32 too")]
         let step = TensorData::new(DType::F32, Vec::new(), (step as f32).to_le_bytes().to_vec());
         let step = step.map_err(StateError::from)?;
-        let value = |slot: &Slot| -> Result<Value, OptimError> {
-            let average = Value::Tensor(tensor_to_data(&slot.average)?);
-            Ok(Value::Dict(match &slot.squares {
-                Some(squares) => Dict::plain([
+        let tensor = |tensor: &Tensor| -> Result<Value, OptimError> { Ok(Value::Tensor(tensor_to_data(tensor)?)) };
+        let value = |slot: &Slot| -> Result<Option<Dict>, OptimError> {
+            Ok(match slot {
+                Slot::Averages { average, squares } => Some(Dict::plain([
                     ("step", Value::Tensor(step.clone())),
-                    ("exp_avg", average),
-                    ("exp_avg_sq", Value::Tensor(tensor_to_data(squares)?)),
-                ]),
-                None => Dict::plain([("momentum_buffer", average)]),
-            }))
+                    ("exp_avg", tensor(average)?),
+                    ("exp_avg_sq", tensor(squares)?),
+                ])),
+                Slot::Momentum(buffer) => Some(Dict::plain([("momentum_buffer", tensor(buffer)?)])),
+                Slot::Nothing => None,
+            })
         };
-        (0_i64..).zip(&self.slots).map(|(index, slot)| Ok((Value::Int(index), value(slot)?))).collect()
+        let entries = (0_i64..).zip(&self.slots).map(|(index, slot)| {
+            let value = value(slot)?;
+            Ok(value.map(|value| (Value::Int(index), Value::Dict(value))))
+        });
+        entries.filter_map(Result::transpose).collect()
     }
 
     /// The one parameter group, with every default of PyTorch's.
@@ -211,10 +235,8 @@ fn saved_rate(state: &Value) -> Option<f64> {
     }
 }
 
-/// The gradients, shortened together to a norm of at most `max`, as `torch.nn.utils.clip_grad_norm_` does it.
-fn clipped(gradients: &[Tensor], max: f64) -> Result<Vec<Tensor>, TchError> {
-    let norms = gradients.iter().map(Tensor::f_norm).collect::<Result<Vec<_>, _>>()?;
-    let norm = Tensor::f_stack(&norms, 0)?.f_norm()?.f_double_value(&[])?;
+/// The gradients of this norm, shortened together to one of at most `max`, as `torch.nn.utils.clip_grad_norm_` does it.
+fn clipped(gradients: &[Tensor], norm: f64, max: f64) -> Result<Vec<Tensor>, TchError> {
     let factor = (max / (norm + 1e-6)).min(1.0);
     gradients.iter().map(|gradient| gradient.f_mul_scalar(factor)).collect()
 }
@@ -334,6 +356,18 @@ mod tests {
             }
             let last = |optimizer: &Optimizer| optimizer.parameters[0].to_kind(Number::Double).double_value(&[0]);
             assert_eq!(last(&kept).to_bits(), last(&restored).to_bits(), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn gradients_that_are_no_numbers_move_nothing() {
+        for (gradient, max_gradient_norm) in [(f32::NAN, None), (f32::INFINITY, Some(1.0)), (f32::NAN, Some(1.0))] {
+            let parameter = Tensor::from_slice(&[1.0_f32]);
+            let spec = Hyperparameters { max_gradient_norm, ..Hyperparameters::default() };
+            let mut optimizer = Optimizer::new(vec![parameter.shallow_clone()], &spec).expect("an optimiser");
+            let norm = optimizer.apply(&[Tensor::from_slice(&[gradient])], 0.1).expect("a norm");
+            assert!(!norm.is_finite());
+            assert_eq!((parameter.double_value(&[0]).to_bits(), optimizer.steps), (1.0_f64.to_bits(), 0));
         }
     }
 

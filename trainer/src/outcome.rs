@@ -65,16 +65,16 @@ pub enum Error {
     /// libtorch refused an operation.
     #[error("libtorch: {0}")]
     Torch(#[from] TchError),
-    /// The loss is no number any more.
+    /// A loss, the gradients or the weights are no numbers any more.
     #[error(
-        "the {what} became {loss} in epoch {epoch} at step {step} with a learning rate of {learning_rate}; lower \
+        "the {what} became {value} in epoch {epoch} at step {step} with a learning rate of {learning_rate}; lower \
          hyperparameters.learningRate, or use schedule Cosine, which warms up"
     )]
     Diverged {
-        /// Training or validation loss.
+        /// Training or validation loss, norm of the gradients, or largest weight.
         what: &'static str,
         /// Its value.
-        loss: f64,
+        value: f64,
         /// Epoch, counted from 1.
         epoch: u32,
         /// Optimiser step over all epochs, counted from 1.
@@ -100,6 +100,12 @@ pub enum Error {
         path: PathBuf,
         /// Why not.
         source: io::Error,
+    },
+    /// Two processes would write over each other.
+    #[error("another process trains in {dir:?}; wait for its end, or give this run a folder of its own")]
+    Busy {
+        /// The run's folder.
+        dir: PathBuf,
     },
     /// The process itself is wrong.
     #[error("{0}")]
@@ -140,7 +146,7 @@ impl Error {
     #[must_use]
     pub fn with_checkpoint(self, checkpoint_step: Option<i64>) -> Self {
         match self {
-            Self::Checkpoint(CheckpointError::Io { .. }) | Self::Write { .. }
+            Self::Checkpoint(CheckpointError::Write { .. }) | Self::Write { .. }
                 if self.class() == FailureClass::DiskFull =>
             {
                 Self::DiskFull { cause: Box::new(self), checkpoint_step }
@@ -173,16 +179,19 @@ impl Error {
             Self::Data(error) => error.class(),
             Self::Image { .. } => FailureClass::DataCorrupt,
             Self::Checkpoint(error) if error.is_not_found() => FailureClass::ModelNotFound,
-            Self::Checkpoint(CheckpointError::Io { source, .. }) | Self::Write { source, .. } => class_of_io(source),
+            Self::Checkpoint(CheckpointError::Io { source, .. } | CheckpointError::Write { source, .. })
+            | Self::Write { source, .. } => class_of_io(source),
             Self::Checkpoint(_) | Self::Optim(OptimError::Layout(_) | OptimError::Tensor(_)) => {
                 FailureClass::LoadFailed
             }
             Self::Diverged { .. } => FailureClass::Diverged,
             Self::Interrupted(_) => FailureClass::Interrupted,
             Self::DiskFull { .. } => FailureClass::DiskFull,
-            Self::Model(_) | Self::Optim(OptimError::Torch(_)) | Self::Torch(_) | Self::Internal(_) => {
-                FailureClass::AppError
-            }
+            Self::Model(_)
+            | Self::Optim(OptimError::Torch(_))
+            | Self::Torch(_)
+            | Self::Busy { .. }
+            | Self::Internal(_) => FailureClass::AppError,
         }
     }
 
@@ -221,6 +230,8 @@ pub fn write_message(message: &TerminationMessage, path: &Path) -> io::Result<()
 
 #[cfg(test)]
 mod tests {
+    use anneal_model::{Checkpoint, StateDict};
+
     use super::*;
 
     #[test]
@@ -229,6 +240,17 @@ mod tests {
         assert_eq!(full.class(), FailureClass::DiskFull);
         let torch = Error::Torch(TchError::Torch("DefaultCPUAllocator: can't allocate memory: you tried …".to_owned()));
         assert_eq!(torch.class(), FailureClass::OutOfMemory);
+    }
+
+    #[test]
+    fn a_volume_that_is_gone_is_no_missing_model() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("gone/model.pth");
+        let empty = || Checkpoint { info: None, state: StateDict::default(), extra: Vec::new() };
+        let written = Error::from(empty().save(&path).expect_err("there is no folder"));
+        assert_eq!(written.class(), FailureClass::AppError, "{written}");
+        let read = Error::from(Checkpoint::load(&path).expect_err("there is no file"));
+        assert_eq!(read.class(), FailureClass::ModelNotFound, "{read}");
     }
 
     #[test]

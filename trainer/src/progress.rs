@@ -26,11 +26,32 @@ pub type Shared = Arc<Mutex<Progress>>;
 /// Follows one run.
 pub struct Tracker {
     shared: Shared,
-    recent: VecDeque<(Instant, i64)>,
+    recent: VecDeque<Point>,
+    /// Of this attempt so far.
     images: i64,
+    waited: Duration,
+    /// Where the epoch's training began.
+    epoch_began: Point,
     last_line: Instant,
     bar: ProgressBar,
     on_terminal: bool,
+}
+
+/// What was done up to a moment.
+#[derive(Clone, Copy)]
+struct Point {
+    at: Instant,
+    images: i64,
+    /// How long the network waited for photos.
+    waited: Duration,
+}
+
+impl Point {
+    /// Share of the time since an earlier point in which the network waited for photos.
+    fn waiting_since(&self, earlier: &Self) -> Option<f64> {
+        let seconds = (self.at - earlier.at).as_secs_f64();
+        (seconds > 0.0).then(|| (self.waited.saturating_sub(earlier.waited).as_secs_f64() / seconds).min(1.0))
+    }
 }
 
 /// A run that has not begun.
@@ -74,12 +95,14 @@ impl Tracker {
         let bar = bar(steps, "epoch {prefix} {bar:40} {pos}/{len} steps, {msg}, {eta} left");
         bar.set_position(step);
         bar.reset_eta();
-        let now = Instant::now();
+        let begin = Point { at: Instant::now(), images: 0, waited: Duration::ZERO };
         let tracker = Self {
             shared,
-            recent: VecDeque::from([(now, 0)]),
+            recent: VecDeque::from([begin]),
             images: 0,
-            last_line: now,
+            waited: Duration::ZERO,
+            epoch_began: begin,
+            last_line: begin.at,
             bar,
             on_terminal: stderr().is_terminal(),
         };
@@ -99,22 +122,29 @@ impl Tracker {
         });
     }
 
-    /// An optimiser step is done; `loss` is the mean of the epoch so far.
-    pub fn step(&mut self, images: usize, loss: f64) {
-        let now = Instant::now();
+    fn now(&self) -> Point {
+        Point { at: Instant::now(), images: self.images, waited: self.waited }
+    }
+
+    /// An optimiser step is done, for whose images the network waited so long; `loss` is the mean of the epoch so far.
+    pub fn step(&mut self, images: usize, waited: Duration, loss: f64) {
         self.images += whole(images as u64);
-        self.recent.push_back((now, self.images));
-        while self.recent.len() > 2 && now - self.recent[0].0 > WINDOW {
+        self.waited += waited;
+        let point = self.now();
+        let now = point.at;
+        self.recent.push_back(point);
+        while self.recent.len() > 2 && now - self.recent[0].at > WINDOW {
             self.recent.pop_front();
         }
-        let (since, images_then) = self.recent[0];
-        let seconds = (now - since).as_secs_f64();
-        let rate = rate(self.images - images_then, seconds);
+        let since = self.recent[0];
+        let seconds = (now - since.at).as_secs_f64();
+        let rate = rate(self.images - since.images, seconds);
         let steps_per_second = rate_of_steps(self.recent.len(), seconds);
         self.change(|progress| {
             progress.step += 1;
             progress.loss = Some(loss);
             progress.images_per_second = rate;
+            progress.data_wait_share = point.waiting_since(&since);
             progress.estimated_completion_time = steps_per_second.and_then(|rate| finish(progress, rate));
         });
         self.bar.inc(1);
@@ -143,7 +173,8 @@ impl Tracker {
 
     /// A new epoch begins, counted from 1; the time since the last step was for something else.
     pub fn begin_epoch(&mut self, epoch: u32, epochs: u32) {
-        self.recent = VecDeque::from([(Instant::now(), self.images)]);
+        self.epoch_began = self.now();
+        self.recent = VecDeque::from([self.epoch_began]);
         self.bar.set_prefix(format!("{epoch}/{epochs}"));
     }
 
@@ -157,8 +188,13 @@ impl Tracker {
         self.last_line = Instant::now();
         let Epoch { train_loss, train_acc, val_loss, val_acc } = *result;
         let images_per_second = snapshot(&self.shared).images_per_second;
+        // Of the epoch's training, which ended with its last step.
+        let data_wait_share = self.recent.back().and_then(|last| last.waiting_since(&self.epoch_began));
         self.bar.suspend(|| {
-            info!(epoch, train_loss, train_acc, val_loss, val_acc, best, images_per_second, "epoch done");
+            info!(
+                epoch,
+                train_loss, train_acc, val_loss, val_acc, best, images_per_second, data_wait_share, "epoch done"
+            );
         });
     }
 
@@ -204,6 +240,7 @@ pub fn metrics(progress: &Progress) -> String {
         ("loss", "Mean training loss of the newest epoch.", progress.loss),
         ("best_accuracy", "Best validation accuracy so far.", progress.best),
         ("images_per_second", "Training images per second.", progress.images_per_second),
+        ("data_wait_share", "Share of the time in which the network waits for photos.", progress.data_wait_share),
     ];
     gauges.into_iter().fold(String::new(), |mut text, (name, help, value)| {
         if let Some(value) = value {
@@ -227,15 +264,27 @@ mod tests {
         let mut tracker = Tracker::new(shared.clone(), 2, 20, 40, Some(0.75));
         tracker.begin_epoch(3, 4);
         for _ in 0..10 {
-            tracker.step(32, 0.6);
+            tracker.step(32, Duration::ZERO, 0.6);
         }
         let progress = snapshot(&shared);
+        assert_eq!(progress.data_wait_share, Some(0.0));
         assert_eq!((progress.epoch, progress.step, progress.percent()), (2, 30, 75));
         assert!(progress.images_per_second.is_some_and(|rate| rate > 0.0));
         assert!(progress.estimated_completion_time.is_some());
         tracker.epoch(3, &RESULT, Some(0.8));
         let progress = snapshot(&shared);
         assert_eq!((progress.epoch, progress.loss, progress.best), (3, Some(0.5), Some(0.8)));
+    }
+
+    #[test]
+    fn a_network_that_does_nothing_but_wait_waits_all_the_time() {
+        let shared = not_begun(1);
+        let mut tracker = Tracker::new(shared.clone(), 0, 0, 2, None);
+        tracker.begin_epoch(1, 1);
+        tracker.step(32, tracker.epoch_began.at.elapsed(), 0.6);
+        let share = snapshot(&shared).data_wait_share.expect("a share");
+        assert!(share > 0.0 && share <= 1.0, "{share}");
+        assert!(metrics(&snapshot(&shared)).contains("anneal_training_data_wait_share 0."), "{share}");
     }
 
     #[test]

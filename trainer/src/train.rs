@@ -3,7 +3,7 @@
 use std::{path::Path, sync::atomic::AtomicBool};
 
 use anneal_api::{checkpoint::CheckpointInfo, termination::RunResult};
-use anneal_model::{Checkpoint, StateDict};
+use anneal_model::{Checkpoint, Network};
 use anneal_pth::Value;
 use tracing::{info, warn};
 
@@ -71,17 +71,20 @@ fn attempt(config: &RunConfig, around: &Surroundings<'_>) -> Result<RunResult, E
 
 /// Measures the best epoch, writes the reports, publishes the model and remembers the result.
 fn conclude(mut training: Training<'_>, checkpoints: &Checkpoints) -> Result<RunResult, Error> {
-    let best_epoch = if let Some(best) = checkpoints.best(training.config.resume_from.as_deref())? {
-        let average =
-            best.checkpoint.get(ema::KEY).map(|average| StateDict::from_value(average.clone())).transpose()?;
-        training.network.load(average.as_ref().unwrap_or(&best.checkpoint.state))?;
-        best.epoch
+    let (state, best_epoch) = if let Some(best) = checkpoints.best(training.config.resume_from.as_deref())? {
+        let weights = ema::Weights::of(&best.checkpoint)?.map(|weights| weights.average);
+        (weights.unwrap_or(best.checkpoint.state), best.epoch)
     } else {
         warn!("the best epoch's checkpoint is not usable; the newest epoch is published");
-        training.epoch
+        // Without the loss of the file, another epoch's network would have been published.
+        training.exact &= training.history.newest_is_best();
+        (training.result().state()?, training.epoch)
     };
     let Training { config, dataset, around, .. } = training;
-    let measure = |photos| evaluate(&training.network, photos, &training.preprocessing, around.threads, around.stop);
+    // In float32, whatever it was trained in: as it will be served.
+    let mut network = Network::new(config.model.architecture, dataset.classes.len(), config.seed())?;
+    network.load(&state)?;
+    let measure = |photos| evaluate(&network, photos, &training.preprocessing, around.threads, around.stop);
     let validation = measure(&dataset.validation)?;
     let profile = calibration::profile(&validation.answers);
     let (split, photos, evaluation) = if dataset.test.is_empty() {
@@ -103,8 +106,8 @@ fn conclude(mut training: Training<'_>, checkpoints: &Checkpoints) -> Result<Run
         },
     )?;
     let model = Checkpoint {
-        info: Some(CheckpointInfo { validation: Some(profile), ..training.info(Some(metrics), None) }),
-        state: training.network.state()?,
+        info: Some(CheckpointInfo { validation: Some(profile), ..training.info(Some(metrics), None)? }),
+        state: network.state()?,
         extra: vec![("epoch".to_owned(), Value::Int(i64::from(best_epoch)))],
     };
     let model = publish::with_golden_set(model, photos)?;

@@ -7,7 +7,10 @@ use anneal_api::{
     hyperparameters::{ClassWeights, Hyperparameters},
     termination::Metrics,
 };
-use anneal_model::{Checkpoint, Mode, Network, StateDict, checkpoint::FORMAT};
+use anneal_model::{
+    Checkpoint, CheckpointError, Mode, Network,
+    checkpoint::{FORMAT, digest_of},
+};
 use anneal_pth::Value;
 use tch::Tensor;
 use tracing::{info, warn};
@@ -18,9 +21,10 @@ use crate::{
     config::RunConfig,
     data::load::Dataset,
     ema::{self, Ema},
-    evaluate::{cross_entropy, evaluate},
+    evaluate::evaluate,
     history::{Epoch, History},
     ledger::Ledger,
+    loss::{Divisor, Loss},
     machine, mixing,
     optim::{OptimError, Optimizer},
     outcome::Error,
@@ -51,7 +55,7 @@ pub struct Training<'a> {
     pub exact: bool,
     optimizer: Optimizer,
     ema: Option<Ema>,
-    class_weights: Option<Tensor>,
+    loss: Loss,
     /// Optimiser steps that are done, over all epochs.
     step: u64,
     /// The training photos of the epoch so far.
@@ -62,7 +66,7 @@ pub struct Training<'a> {
 
 /// What came of a forward pass.
 struct Passed {
-    /// Mean over its images.
+    /// What its images add to the mean of the step.
     loss: Tensor,
     /// Images whose own class came first.
     right: u64,
@@ -85,14 +89,14 @@ impl<'a> Training<'a> {
         let ema = config.hyperparameters.ema_decay.map(|decay| Ema::new(&network, decay)).transpose()?;
         let class_weights = match config.hyperparameters.class_weights {
             ClassWeights::Equal => None,
-            ClassWeights::Balanced => Some(Tensor::f_from_slice(&balanced(dataset))?),
+            ClassWeights::Balanced => Some(balanced(dataset)),
         };
         Ok(Self {
             config,
             dataset,
             around,
             ema,
-            class_weights,
+            loss: Loss::new(class_weights.as_deref(), config.hyperparameters.label_smoothing)?,
             preprocessing: Preprocessing::imagenet(config.model.input_size),
             optimizer: Optimizer::new(parameters, &config.hyperparameters)?,
             network,
@@ -112,11 +116,13 @@ impl<'a> Training<'a> {
     /// When the checkpoint is not one of this training.
     pub fn go_on_from(&mut self, found: &Found) -> Result<(), Error> {
         let checkpoint = &found.checkpoint;
-        self.network.load(&checkpoint.state)?;
         self.optimizer.load(checkpoint.get("optimizer_state_dict").unwrap_or(&Value::None))?;
         if let Some(ema) = &mut self.ema {
-            let average = checkpoint.get(ema::KEY).ok_or(OptimError::Layout(ema::KEY.to_owned()))?;
-            ema.load(&StateDict::from_value(average.clone())?)?;
+            let weights = ema::Weights::of(checkpoint)?.ok_or(OptimError::Layout(ema::TRAINED.to_owned()))?;
+            self.network.load(&weights.trained)?;
+            ema.load(&weights.average)?;
+        } else {
+            self.network.load(&checkpoint.state)?;
         }
         if let Some(history) = checkpoint.get("history").and_then(History::from_value) {
             self.history = history;
@@ -126,15 +132,20 @@ impl<'a> Training<'a> {
         self.epoch = found.epoch;
         self.step = u64::from(self.epoch) * self.steps_per_epoch();
         self.exact = false;
-        if let Some(position) = checkpoint.info.as_ref().and_then(|info| info.position.as_ref()) {
+        let position = checkpoint.info.as_ref().and_then(|info| info.position.as_ref());
+        if let Some(position) = position
+            .filter(|position| position.step.checked_sub(self.step).is_some_and(|done| done <= self.steps_per_epoch()))
+        {
             (self.step, self.running) = (position.step, position.running);
             self.exact = position.exact && position.machine == self.machine;
             if position.machine != self.machine {
                 let (there, here) = (&position.machine, &self.machine);
-                warn!(?there, ?here, "the checkpoint was computed on another machine; numbers may differ slightly");
+                let words = "the checkpoint was computed on another machine, or by another program; numbers may differ";
+                warn!(?there, ?here, "{words}");
             }
         } else {
-            warn!("{:?} does not tell where in an epoch it was written; the next epoch begins", found.path);
+            // Without a position, or with one that counts other photos than there are now.
+            warn!("{:?} does not tell where in this epoch it was written; the epoch begins anew", found.path);
         }
         self.resumed_from = Some(self.step);
         let (epoch, step, exact) = (self.epoch, self.step, self.exact);
@@ -167,6 +178,7 @@ impl<'a> Training<'a> {
     /// Writes the steps that no checkpoint has yet.
     fn keep(&self, saver: &mut Saver) -> Result<(), Error> {
         if self.step > saver.handed() {
+            self.check_weights()?;
             saver.save(self.snapshot(false)?)?;
         }
         saver.wait()
@@ -177,6 +189,7 @@ impl<'a> Training<'a> {
         while self.epoch < epochs && !self.stops_early() {
             tracker.begin_epoch(self.epoch + 1, epochs);
             self.train_epoch(saver, tracker, ledger)?;
+            self.check_weights()?;
             let Self { dataset, preprocessing, around, .. } = &*self;
             let validated = evaluate(self.result(), &dataset.validation, preprocessing, around.threads, around.stop)?;
             let result = Epoch {
@@ -199,7 +212,7 @@ impl<'a> Training<'a> {
     }
 
     /// The network that is validated and published: the average of the weights where there is one.
-    fn result(&self) -> &Network {
+    pub fn result(&self) -> &Network {
         self.ema.as_ref().map_or(&self.network, Ema::network)
     }
 
@@ -233,45 +246,49 @@ impl<'a> Training<'a> {
             workers: batches::workers(around.threads),
         };
         batches::each(&pass, |batch| {
-            if around.stop.load(Ordering::Relaxed) {
-                return Err(Error::Interrupted(format!("in epoch {} after step {}", epoch + 1, self.step)));
-            }
             self.train_step(&batch)?;
-            tracker.step(batch.len(), self.train_loss());
+            tracker.step(batch.len(), batch.waited, self.train_loss());
             if let Err(error) = ledger.reach(self.step) {
                 warn!("steps that are done twice are not counted: {error}");
             }
             tracker.durable(saver.durable()?);
             // The end of an epoch has a checkpoint of its own, after its validation.
             if saver.is_due(self.step) && self.step < u64::from(epoch + 1) * self.steps_per_epoch() {
+                self.check_weights()?;
                 saver.save(self.snapshot(false)?)?;
             }
             Ok(())
         })
     }
 
+    /// An optimiser step, or none where the process is asked to stop before all of its passes are done.
     fn train_step(&mut self, batch: &Batch) -> Result<(), Error> {
         let (images, labels) = batch.tensors()?;
         let spec = &self.config.hyperparameters;
         let count = i64::try_from(batch.len()).unwrap_or_default();
         let each = spec.micro_batch_size.map_or(count, i64::from).min(count);
         let rate = self.learning_rate(self.step);
+        // The passes of a step that is not ended move the running statistics.
+        let before = if each < count { Some(self.network.buffers()?) } else { None };
+        let whole = self.loss.divisor(&labels)?;
         let mut gradients = Vec::new();
         let (mut loss, mut right) = (0.0, 0);
         for (pass, begin) in (0_u64..).zip((0..count).step_by(usize::try_from(each).unwrap_or(1))) {
+            if self.around.stop.load(Ordering::Relaxed) {
+                before.iter().try_for_each(|before| self.network.set_buffers(before))?;
+                return Err(Error::Interrupted(format!("in epoch {} after step {}", self.epoch + 1, self.step)));
+            }
             let length = each.min(count - begin);
             let part = |of: &Tensor| of.f_narrow(0, begin, length);
-            let done = self.pass(&part(&images)?, &part(&labels)?, pass)?;
-            #[expect(clippy::cast_precision_loss, reason = "counts of photos")]
-            let share = length as f64 / count as f64;
+            let done = self.pass(&part(&images)?, &part(&labels)?, whole, pass)?;
             let value = done.loss.f_double_value(&[])?;
             check_finite("training loss", value, self.epoch + 1, self.step + 1, rate)?;
-            loss += value * share;
+            loss += value;
             right += done.right;
-            let scaled = if length == count { done.loss } else { done.loss.f_mul_scalar(share)? };
-            self.optimizer.gradients(&scaled, &mut gradients)?;
+            self.optimizer.gradients(&done.loss, &mut gradients)?;
         }
-        self.optimizer.apply(&gradients, rate)?;
+        let norm = self.optimizer.apply(&gradients, rate)?;
+        check_finite("norm of the gradients", norm, self.epoch + 1, self.step + 1, rate)?;
         if let Some(ema) = &mut self.ema {
             ema.follow(&self.network)?;
         }
@@ -284,8 +301,8 @@ impl<'a> Training<'a> {
     }
 
     /// A forward pass of the next step, of which this is the `number`-th.
-    fn pass(&self, images: &Tensor, labels: &Tensor, number: u64) -> Result<Passed, Error> {
-        let Hyperparameters { augmentation, label_smoothing, .. } = &self.config.hyperparameters;
+    fn pass(&self, images: &Tensor, labels: &Tensor, whole: Divisor, number: u64) -> Result<Passed, Error> {
+        let augmentation = &self.config.hyperparameters.augmentation;
         // A stream of draws for each pass: no step has more passes than images.
         let draw = (number << 48) | self.step;
         let mut draws = Draws::new(self.config.seed(), Purpose::Mixing, 0, draw);
@@ -294,11 +311,7 @@ impl<'a> Training<'a> {
         let mixed = mix.map(|mix| mix.images(images)).transpose()?;
         let mode = Mode::Train { seed: self.config.seed(), step: draw };
         let logits = self.network.forward(mixed.as_ref().unwrap_or(images), mode)?;
-        let loss_for = |labels: &Tensor| cross_entropy(&logits, labels, self.class_weights.as_ref(), *label_smoothing);
-        let loss = match mix {
-            Some(mix) => loss_for(&mixing::neighbours(labels)?)?.f_lerp(&loss_for(labels)?, mix.own())?,
-            None => loss_for(labels)?,
-        };
+        let loss = self.loss.part(&logits, labels, mix, whole)?;
         let right = logits.f_argmax(1, false)?.f_eq_tensor(labels)?.f_sum(tch::Kind::Int64)?.f_int64_value(&[])?;
         Ok(Passed { loss, right: right.unsigned_abs() })
     }
@@ -323,6 +336,14 @@ impl<'a> Training<'a> {
         (self.dataset.train.len() as u64).div_ceil(batch)
     }
 
+    /// Whether there is anything to go on from in the epoch that is trained: no other weights are written.
+    fn check_weights(&self) -> Result<(), Error> {
+        let rate = self.learning_rate(self.step.saturating_sub(1));
+        [&self.network, self.result()]
+            .into_iter()
+            .try_for_each(|network| check_finite("largest weight", network.largest()?, self.epoch + 1, self.step, rate))
+    }
+
     /// The state between two steps, in the reference's layout; `anneal` says where it stands.
     fn snapshot(&self, is_best: bool) -> Result<Snapshot, Error> {
         let val_acc = self.history.0.last().map_or(0.0, |epoch| epoch.val_acc);
@@ -334,21 +355,29 @@ impl<'a> Training<'a> {
             ("val_acc".to_owned(), Value::Float(val_acc)),
             ("history".to_owned(), self.history.to_value()),
         ];
-        if let Some(ema) = &self.ema {
-            extra.push((ema::KEY.to_owned(), ema.network().state()?.into_value()));
+        if self.ema.is_some() {
+            extra.push((ema::TRAINED.to_owned(), self.network.state()?.into_value()));
         }
-        let info = Some(self.info(None, Some(position)));
-        let checkpoint = Checkpoint { info, state: self.network.state()?, extra };
+        let info = Some(self.info(None, Some(position))?);
+        let checkpoint = Checkpoint { info, state: self.result().state()?, extra };
         Ok(Snapshot { epoch: self.epoch, step: self.step, is_best, checkpoint })
     }
 
     /// What a checkpoint of this training says about itself.
-    pub fn info(&self, metrics: Option<Metrics>, position: Option<Position>) -> CheckpointInfo {
-        CheckpointInfo {
+    ///
+    /// # Errors
+    /// When it cannot be put into words.
+    pub fn info(
+        &self,
+        metrics: Option<Metrics>,
+        position: Option<Position>,
+    ) -> Result<CheckpointInfo, CheckpointError> {
+        Ok(CheckpointInfo {
             format: FORMAT,
             model: self.config.model,
             classes: self.dataset.classes.clone(),
             preprocessing: self.preprocessing.clone(),
+            preprocessing_sha256: Some(digest_of(&self.preprocessing)?),
             metrics,
             dataset: Some(self.dataset.identity.clone()),
             run: self.config.name.clone(),
@@ -356,7 +385,7 @@ impl<'a> Training<'a> {
             validation: None,
             libtorch: env!("LIBTORCH_VERSION").to_owned(),
             position,
-        }
+        })
     }
 }
 
@@ -369,8 +398,8 @@ fn balanced(dataset: &Dataset) -> Vec<f32> {
     (0..dataset.classes.len()).map(|class| share(class) as f32).collect()
 }
 
-fn check_finite(what: &'static str, loss: f64, epoch: u32, step: u64, learning_rate: f64) -> Result<(), Error> {
-    if loss.is_finite() { Ok(()) } else { Err(Error::Diverged { what, loss, epoch, step, learning_rate }) }
+fn check_finite(what: &'static str, value: f64, epoch: u32, step: u64, learning_rate: f64) -> Result<(), Error> {
+    if value.is_finite() { Ok(()) } else { Err(Error::Diverged { what, value, epoch, step, learning_rate }) }
 }
 
 fn share(part: u64, whole: u64) -> f64 {

@@ -9,7 +9,7 @@ use std::{fs, path::Path};
 
 use anneal_api::model::Architecture;
 use anneal_model::{Checkpoint, Mode, Network};
-use process::{prints, tools::tool};
+use process::{prints, tools::tool, trainer};
 use tch::{Kind, Tensor};
 
 const SCRIPT: &str = r"
@@ -61,5 +61,9 @@ fn onnxruntime_gives_the_logits_of_both_networks() {
         let kept = fs::read(path("model.safetensors")).expect("a file");
         let kept = safetensors::SafeTensors::deserialize(&kept).expect("safetensors");
         assert!(kept.names().contains(&"conv1.weight"));
+        let answered = |model: &str| prints(&["predict", "--json", "--checkpoint", &path(model), &path("dog.png")]);
+        let drawn = trainer(["synthesize", "--stdout", "--class", "dog"]).output().expect("a picture").stdout;
+        fs::write(path("dog.png"), drawn).expect("a file");
+        assert_eq!(answered("model.safetensors"), answered("model.pth"));
     }
 }

@@ -6,7 +6,10 @@
 mod process;
 
 use std::{
-    env, fs,
+    env,
+    fs::{self, OpenOptions},
+    io::Write as _,
+    mem,
     path::Path,
     thread,
     time::{Duration, Instant},
@@ -17,9 +20,12 @@ use anneal_api::{
     failure::FailureClass,
     termination::{RunResult, TerminationMessage},
 };
-use anneal_model::Checkpoint;
+use anneal_model::{Checkpoint, StateDict, sha256_file};
 use anneal_pth::{TensorData, Value};
-use anneal_trainer::rng::{Draws, Purpose};
+use anneal_trainer::{
+    ema::TRAINED,
+    rng::{Draws, Purpose},
+};
 use process::{Run, Training};
 
 /// Nine steps of three epochs with a checkpoint every second step: as short as a training can be, with every kind of moment in it.
@@ -191,17 +197,120 @@ fn sigterm_keeps_every_step_that_was_done() {
 }
 
 #[test]
-fn another_processor_goes_on_and_says_that_the_numbers_are_not_the_same() {
-    let run = Run::new(&config("SGD"));
+fn sigterm_does_not_wait_for_the_end_of_a_step_of_many_passes() {
+    let run = Run::new(
+        "
+model: {inputSize: 64}
+dataset: {uri: 'synthetic://?images=400&size=64'}
+hyperparameters: {epochs: 1, batchSize: 160, microBatchSize: 2, threads: 2, seed: 1}
+checkpoints: {intervalSteps: 1}
+",
+    );
+    let whole = Run::new(&fs::read_to_string(run.path("run.yaml")).expect("a configuration"));
     let mut child = run.train().spawn();
+    // The first step's: 80 passes of the second go on beside and after it.
     child.wait_for_line("checkpoint written");
+    let asked = Instant::now();
+    child.terminate();
+    let failure = child.fails_as(FailureClass::Interrupted, "in epoch 1 after step 1");
+    assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
+    assert_eq!((failure.step, failure.checkpoint_step), (Some(1), Some(1)));
+
+    // What the passes of a step that was dropped did to the running statistics is dropped as well.
+    run.train().succeeds();
+    whole.train().succeeds();
+    let differences = ending(&run).differences(&ending(&whole));
+    assert!(differences.is_empty(), "{}", differences.join("\n"));
+}
+
+#[test]
+fn a_second_process_leaves_a_runs_folder_alone() {
+    let run = Run::new(&config("Adam").replace("epochs: 3", "epochs: 10000"));
+    let mut first = run.train().spawn();
+    first.wait_for_line("\"epoch\":1,");
+    run.train().fails_as(FailureClass::AppError, "another process trains in");
+    first.wait_for_line("epoch done");
+    first.kill();
+    let mut third = run.train().spawn();
+    third.wait_for_line("going on from a checkpoint");
+    third.kill();
+}
+
+#[test]
+fn another_processor_or_program_goes_on_and_says_that_the_numbers_are_not_the_same() {
+    let base = Run::new("");
+    let other = base.path("trainer");
+    fs::copy(env!("CARGO_BIN_EXE_anneal-trainer"), &other).expect("a copy");
+    // What stands behind the end of an executable does nothing.
+    OpenOptions::new().append(true).open(&other).and_then(|mut file| file.write_all(b"another")).expect("a file");
+    let own = Path::new(env!("CARGO_BIN_EXE_anneal-trainer"));
+    for (program, name, value) in [
+        (own, "ATEN_CPU_CAPABILITY", "default"),
+        (own, "ONEDNN_DEFAULT_FPMATH_MODE", "BF16"),
+        (other.as_path(), "LANG", "C"),
+    ] {
+        let run = Run::new(&config("SGD"));
+        let mut child = run.train().spawn();
+        child.wait_for_line("checkpoint written");
+        child.terminate();
+        child.fails_as(FailureClass::Interrupted, "SIGTERM");
+        let mut second = run.train().program(program).env(name, value).spawn();
+        second.wait_for_line("computed on another machine");
+        let result: RunResult = second.succeeds();
+        assert_eq!(result.exact, Some(false));
+        assert!(result.resumed_from_step.is_some());
+    }
+}
+
+/// Changes the newest checkpoint of a run, as if it had been written so.
+fn rewrite(run: &Run, change: impl FnOnce(&mut Checkpoint)) {
+    let last = run.path("out/checkpoints/last_checkpoint.pth");
+    let before = sha256_file(&last).expect("a checkpoint");
+    let mut checkpoint = Checkpoint::load(&last).expect("a checkpoint");
+    change(&mut checkpoint);
+    let after = checkpoint.save(&last).expect("a file");
+    let manifest = run.path("out/checkpoints/manifest.json");
+    let text = fs::read_to_string(&manifest).expect("a manifest");
+    let text = text.replace(before.sha256.as_str(), after.sha256.as_str());
+    let bytes = |bytes: u64| format!("\"bytes\": {bytes}");
+    fs::write(&manifest, text.replace(&bytes(before.bytes), &bytes(after.bytes))).expect("a file");
+}
+
+/// A run that was interrupted after its first epoch.
+fn interrupted(config: &str) -> Run {
+    let run = Run::new(config);
+    let mut child = run.train().spawn();
+    child.wait_for_line("\"epoch\":1,");
     child.terminate();
     child.fails_as(FailureClass::Interrupted, "SIGTERM");
-    let mut second = run.train().env("ATEN_CPU_CAPABILITY", "default").spawn();
-    second.wait_for_line("computed on another machine");
-    let result: RunResult = second.succeeds();
-    assert_eq!(result.exact, Some(false));
+    run
+}
+
+#[test]
+fn a_position_that_counts_other_photos_begins_its_epoch_anew() {
+    let run = interrupted(&config("SGD"));
+    // As if an epoch had had fewer steps than it has now.
+    rewrite(&run, |checkpoint| {
+        checkpoint.info.as_mut().and_then(|info| info.position.as_mut()).expect("a position").step = 1;
+    });
+    let mut second = run.train().spawn();
+    second.wait_for_line("the epoch begins anew");
+    assert_eq!(second.succeeds().exact, Some(false));
+}
+
+#[test]
+fn a_checkpoint_of_an_earlier_version_with_the_average_beside_its_weights_is_gone_on_from() {
+    let run = interrupted(&config("Adam"));
+    rewrite(&run, |checkpoint| {
+        let (_, trained) = checkpoint.extra.pop_if(|(key, _)| key == TRAINED).expect("the weights that are trained");
+        let trained = StateDict::from_value(trained).expect("weights");
+        let average = mem::replace(&mut checkpoint.state, trained).into_value();
+        checkpoint.extra.push(("ema_state_dict".to_owned(), average));
+    });
+    let result = run.train().succeeds();
     assert!(result.resumed_from_step.is_some());
+    let whole = Run::new(&config("Adam"));
+    assert_eq!((whole.train().succeeds().sha256, Some(true)), (result.sha256, result.exact));
 }
 
 #[test]
@@ -217,6 +326,20 @@ fn a_torn_checkpoint_is_passed_over_for_the_one_before() {
     again.wait_for_line("\"step\":8");
     let result = again.succeeds();
     assert_eq!((result.sha256, result.resumed_from_step, result.steps_lost), (whole.sha256, Some(8), Some(1)));
+}
+
+#[test]
+fn without_the_best_checkpoint_the_newest_average_is_published_and_no_exact_ending_is_promised() {
+    let run = Run::new(&config("Adam"));
+    run.train().succeeds();
+    fs::remove_file(run.path("out/result.json")).expect("a result");
+    fs::write(run.path("out/checkpoints/best_model.pth"), "torn").expect("a file");
+    let mut again = run.train().spawn();
+    again.wait_for_line("the newest epoch is published");
+    let result = again.succeeds();
+    assert_eq!(result.exact, Some(false));
+    let Ending { last, published, .. } = ending(&run);
+    assert_eq!(published.state, last.state, "the newest average");
 }
 
 #[test]

@@ -12,6 +12,7 @@ use anneal_api::{
     termination::{RunResult, TerminationMessage},
 };
 use anneal_model::{Checkpoint, sha256_file};
+use anneal_pth::{DType, Value};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use process::{Run, import, prints, trainer};
 
@@ -77,6 +78,51 @@ fn a_run_learns_the_synthetic_set_and_publishes_what_it_learned() {
 }
 
 #[test]
+fn with_flip_a_photo_and_its_mirror_image_are_answered_together() {
+    let run = Run::new(&SMALL.replace("images=600", "images=60").replace("epochs: 3", "epochs: 1"));
+    let model = run.path("out").join(run.train().succeeds().checkpoint);
+    // What the network says about each photo and about its mirror image.
+    for class in ["cat", "dog"] {
+        for folder in ["as-drawn", "mirrored"] {
+            fs::create_dir_all(run.path(folder).join(class)).expect("a folder");
+        }
+        for seed in 0..6 {
+            let draw = ["synthesize", "--stdout", "--class", class, "--size", "32", "--seed", &seed.to_string()];
+            let drawn = image::load_from_memory(&trainer(draw).output().expect("a picture").stdout).expect("a picture");
+            let name = format!("{class}/{seed}.png");
+            drawn.save(run.path("as-drawn").join(&name)).expect("a file");
+            drawn.fliph().save(run.path("mirrored").join(&name)).expect("a file");
+        }
+    }
+    let evaluated = |folder: &str, flip: &[&str]| -> serde_json::Value {
+        let data = run.path(folder);
+        let args = ["evaluate", "--json", "--checkpoint", text(&model), "--data", text(&data)];
+        serde_json::from_str(&prints(&[&args, flip].concat())).expect("JSON")
+    };
+    let predicted = |folder: &str| -> Vec<f64> {
+        let (cats, dogs) = (run.path(folder).join("cat"), run.path(folder).join("dog"));
+        let lines = prints(&["predict", "--json", "--checkpoint", text(&model), text(&cats), text(&dogs)]);
+        let own = |line: &str| {
+            let said: serde_json::Value = serde_json::from_str(line).expect("JSON");
+            let class = if said["file"].as_str().expect("a path").contains("/cat/") { "cat" } else { "dog" };
+            said["probabilities"][class].as_f64().expect("a probability")
+        };
+        lines.lines().map(own).collect()
+    };
+    let pairs: Vec<_> = predicted("as-drawn").into_iter().zip(predicted("mirrored")).collect();
+    assert_eq!(pairs.len(), 12);
+    let mean = |of: &dyn Fn(&(f64, f64)) -> f64| pairs.iter().map(|pair| -of(pair).ln()).sum::<f64>() / 12.0;
+    let loss = |value: &serde_json::Value| value["loss"].as_f64().expect("a loss");
+    let (single, together) = (evaluated("as-drawn", &[]), evaluated("as-drawn", &["--flip"]));
+    assert_eq!((single["flip"].as_bool(), together["flip"].as_bool()), (Some(false), Some(true)));
+    assert!((loss(&single) - mean(&|pair| pair.0)).abs() < 1e-4, "{single} {pairs:?}");
+    assert!((loss(&together) - mean(&|pair| f64::midpoint(pair.0, pair.1))).abs() < 1e-4, "{together} {pairs:?}");
+    assert!((loss(&single) - loss(&together)).abs() > 1e-3, "nothing is to be seen here: {pairs:?}");
+    let mirrored = evaluated("mirrored", &["--flip"]);
+    assert!((loss(&mirrored) - loss(&together)).abs() < 1e-6, "{mirrored} {together}");
+}
+
+#[test]
 fn a_job_is_told_by_its_environment_where_to_write_and_from_where_to_go_on() {
     let run = Run::new(&SMALL.replace("images=600", "images=60").replace("epochs: 3", "epochs: 1"));
     let first = run.train().in_a_job("").succeeds();
@@ -99,6 +145,7 @@ fn progress_is_answered_while_training_goes_on() {
         serde_json::from_str(&process::get(&address, "/progress")).expect("a progress");
     assert_eq!((progress.epoch >= 1, progress.epochs), (true, 10_000));
     assert!(progress.best.is_some() && progress.images_per_second.is_some());
+    assert!(progress.data_wait_share.is_some_and(|share| (0.0..=1.0).contains(&share)), "{progress:?}");
     assert!(process::get(&address, "/metrics").contains("\nanneal_training_epochs 10000\n"));
     child.terminate();
     child.fails_as(FailureClass::Interrupted, "SIGTERM");
@@ -148,6 +195,65 @@ fn a_run_that_diverges_names_step_and_learning_rate() {
     let failure = run.train().fails_as(FailureClass::Diverged, "with a learning rate of 100");
     let step = failure.step.expect("a step");
     assert!(failure.message.contains(&format!("at step {}", step + 1)), "{failure:?}");
+}
+
+/// Whether all floating-point numbers of a checkpoint are numbers: those of the weights and of whatever else it holds.
+fn is_finite(path: &Path) -> bool {
+    fn all_in(value: &Value) -> bool {
+        match value {
+            Value::Tensor(tensor) if tensor.dtype() == DType::F32 => {
+                let numbers = tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+                numbers.into_iter().all(f32::is_finite)
+            }
+            Value::Dict(dict) => dict.entries.iter().all(|(_, value)| all_in(value)),
+            _ => true,
+        }
+    }
+    let Checkpoint { state, extra, .. } = Checkpoint::load(path).expect("a checkpoint");
+    all_in(&state.into_value()) && extra.iter().all(|(_, value)| all_in(value))
+}
+
+#[test]
+fn a_run_that_diverges_leaves_only_checkpoints_that_can_be_gone_on_from() {
+    for more in ["", "maxGradientNorm: 1, ", "emaDecay: 0.9, optimizer: Adam, "] {
+        let settings = format!("epochs: 3, learningRate: 100, {more}");
+        let settings = if more.contains("Adam") { settings } else { settings + "optimizer: SGD, weightDecay: 1" };
+        let run = Run::new(&(SMALL.replace("epochs: 3", &settings) + "checkpoints: {intervalSteps: 1}\n"));
+        let mut child = run.train().spawn();
+        child.wait_for_line("checkpoint written");
+        let end = child.code();
+        assert!(end == Some(FailureClass::Diverged.exit_code()) || end == Some(0), "{more:?}: {end:?}");
+        let files =
+            fs::read_dir(run.path("out/checkpoints")).expect("a folder").map(|file| file.expect("a file").path());
+        let files: Vec<_> = files.filter(|path| path.extension().is_some_and(|extension| extension == "pth")).collect();
+        assert!(!files.is_empty());
+        for path in files {
+            assert!(is_finite(&path), "{more:?}: {path:?} holds numbers that are none");
+        }
+    }
+}
+
+#[test]
+fn the_best_checkpoint_answers_as_the_published_model_does_where_weights_are_averaged() {
+    let run = Run::new(&SMALL.replace("epochs: 3", "epochs: 2, emaDecay: 0.99"));
+    let published = run.path("out").join(run.train().succeeds().checkpoint);
+    let data = "synthetic://?images=60&size=32&seed=4";
+    let evaluated = |path: &Path| prints(&["evaluate", "--json", "--checkpoint", text(path), "--data", data]);
+    assert_eq!(evaluated(&run.path("out/checkpoints/best_model.pth")), evaluated(&published));
+}
+
+#[test]
+fn what_is_published_is_measured_as_it_will_be_served_whatever_it_was_trained_in() {
+    let run =
+        Run::new(&SMALL.replace("images=600", "images=200").replace("epochs: 3", "epochs: 1, precision: bfloat16"));
+    let published = run.path("out").join(run.train().succeeds().checkpoint);
+    let data = "synthetic://?images=200&size=32";
+    let json = |text: &str| serde_json::from_str::<serde_json::Value>(text).expect("JSON");
+    let evaluated = json(&prints(&["evaluate", "--json", "--checkpoint", text(&published), "--data", data]));
+    let measured = json(&fs::read_to_string(run.path("out/reports/metrics.json")).expect("a report"));
+    let loss = |of: &serde_json::Value| of["loss"].as_f64().expect("a loss");
+    // bfloat16 rounds at the third digit.
+    assert!((loss(&measured) - loss(&evaluated)).abs() < 1e-7, "{measured} {evaluated}");
 }
 
 #[test]

@@ -1,23 +1,28 @@
-//! What a checkpoint says about itself: one JSON string under one extra key of the `.pth` file.
+//! What a checkpoint says about itself, under one extra key of the `.pth` file.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    Sha256,
     model::ModelSpec,
     termination::{DatasetResult, Metrics},
 };
 
-/// Key of the extra entry beside the reference's keys in a checkpoint.
+/// Key of the extra entry beside the reference's keys in a checkpoint: a dict of what is ours. Earlier versions had only
+/// [`INFO_KEY`]'s string there.
 pub const KEY: &str = "anneal";
+/// In that dict, the description: [`CheckpointInfo`] as a JSON string.
+pub const INFO_KEY: &str = "info";
 
-/// Key of the golden set: a dict of two tensors. Absent where the checkpoint was not published by a run.
+/// Key of the golden set, in a checkpoint's entries: a dict of two tensors. Absent where the checkpoint was not published by
+/// a run.
 pub const GOLDEN_KEY: &str = "anneal_golden_set";
 /// In the golden set, resized images: uint8 [N, H, W, 3], red, green, blue.
 pub const GOLDEN_INPUTS: &str = "inputs";
 /// In the golden set, what the network made of them in float32: float32 [N, classes].
 pub const GOLDEN_LOGITS: &str = "logits";
 
-/// What serving needs to know, in the checkpoint as a JSON string under [`KEY`].
+/// What serving needs to know, in the checkpoint as a JSON string under [`INFO_KEY`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CheckpointInfo {
@@ -29,6 +34,9 @@ pub struct CheckpointInfo {
     pub classes: Vec<String>,
     /// How an image becomes the model's input.
     pub preprocessing: Preprocessing,
+    /// Digest of `preprocessing`: what serves the model can be compared with what it was trained on by one word.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preprocessing_sha256: Option<Sha256>,
     /// Metrics on the test set, or on the validation set where there is no test set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metrics: Option<Metrics>,
@@ -76,11 +84,15 @@ pub struct Running {
     pub loss: f64,
 }
 
-/// What floating-point results depend on beside the program: two attempts that agree in all of it compute the same bits.
+/// What a run's results depend on beside its configuration and data: two attempts that agree in all of it compute the same
+/// bits.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Machine {
-    /// Processor model, its vector extensions, and environment variables by which libraries choose among them.
+    /// Version and digest of the program; nothing is known of those that wrote checkpoints without it.
+    #[serde(default)]
+    pub program: String,
+    /// Processor model, its vector extensions, and environment variables by which libraries choose how to compute.
     pub cpu: String,
     /// Threads of one operation.
     pub threads: usize,

@@ -37,6 +37,9 @@ pub struct Progress {
     /// Training images per second, averaged over the last seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub images_per_second: Option<f64>,
+    /// Share of the time of the last seconds in which the network waited for photos to be prepared, 0 to 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data_wait_share: Option<f64>,
     /// When the run will be done if it goes on at this rate.
     // `default` says to the schema, which sees only a date, that the field may be absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -89,6 +89,7 @@ pub fn final_progress(status: &TrainingRunStatus, result: &RunResult, end: Times
         loss: last.and_then(|progress| progress.loss),
         best: last.and_then(|progress| progress.best).or(Some(result.metrics.accuracy)),
         images_per_second: last.and_then(|progress| progress.images_per_second),
+        data_wait_share: last.and_then(|progress| progress.data_wait_share),
         estimated_completion_time: None,
         last_update_time: last.map_or(end, |progress| progress.last_update_time),
     })

@@ -48,6 +48,7 @@ pub fn checkpoint(dir: &Path, bias: [f32; 2]) -> PathBuf {
         model: ModelSpec { architecture: Architecture::Improved, input_size: 32 },
         classes: vec!["cat".to_owned(), "dog".to_owned()],
         preprocessing: Preprocessing::imagenet(32),
+        preprocessing_sha256: None,
         validation: None,
         metrics: Some(Metrics { accuracy: 0.75, precision: 0.75, recall: 0.75, f1: 0.75 }),
         dataset: None,

@@ -1,7 +1,7 @@
 //! The two architectures, with the layers, names and order of the reference's state dicts.
 
 use anneal_api::hyperparameters::Precision;
-use tch::{Kind, TchError, Tensor};
+use tch::{TchError, Tensor};
 
 use crate::layers::{ConvNorm, ConvShape, Entries, Folded, Init, Linear, Pass, Then, Unit, dropout};
 
@@ -106,14 +106,16 @@ impl<U: Unit> Layers<U> {
                 for block in net.stages.iter().flatten() {
                     x = block.forward(&x, pass)?;
                 }
-                net.fc.forward(&x.f_mean_dim(&[2_i64, 3][..], false, Kind::Float)?)
+                // A mean over many numbers of 16 bits is taken in more.
+                let kind = net.fc.kind()?;
+                net.fc.forward(&x.f_mean_dim(&[2_i64, 3][..], false, kind)?)
             }
             Self::Simple(net) => {
                 let mut x = x.shallow_clone();
                 for conv in &net.convs {
                     x = conv.forward(&x, Then::Relu, pass)?.f_max_pool2d([2, 2], [2, 2], [0, 0], [1, 1], false)?;
                 }
-                let x = net.fc1.forward(&x.f_flatten(1, -1)?.f_to_kind(Kind::Float)?)?.f_relu_()?;
+                let x = net.fc1.forward(&x.f_flatten(1, -1)?)?.f_relu_()?;
                 net.fc2.forward(&dropout(&x, pass)?)
             }
         }

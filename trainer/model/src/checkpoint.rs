@@ -1,7 +1,8 @@
 //! Checkpoints: a network's weights with all that serving or resuming needs, in one `.pth` file.
 //!
 //! A file of ours is the reference's nested checkpoint (`model_state_dict` and further keys) with one more key,
-//! [`anneal_api::checkpoint::KEY`], that holds [`CheckpointInfo`] as a JSON string.
+//! [`anneal_api::checkpoint::KEY`], that holds a dict: [`CheckpointInfo`] as a JSON string, and whatever else is ours alone.
+//! Where a `.pth` file is read, a safetensors file is taken as well; it has weights and description only.
 
 use std::{
     fs::{self, File},
@@ -11,10 +12,11 @@ use std::{
 
 use anneal_api::{
     Sha256,
-    checkpoint::{CheckpointInfo, KEY, Preprocessing},
+    checkpoint::{CheckpointInfo, INFO_KEY, KEY, Preprocessing},
     model::{Architecture, ModelSpec},
 };
-use anneal_pth::{Dict, Limits, ReadError, Value};
+use anneal_pth::{DType, Dict, Limits, ReadError, TensorData, Value};
+use safetensors::{Dtype, SafeTensors};
 use sha2::Digest as _;
 
 use crate::{
@@ -24,6 +26,11 @@ use crate::{
 
 /// Key of the weights in a nested checkpoint.
 const STATE: &str = "model_state_dict";
+/// What the keys of entries begin with that are ours alone, and lie in the dict under [`KEY`] without it. Earlier versions
+/// had them beside the reference's keys.
+const OWN: &str = "anneal_";
+/// The longest header that a safetensors file may have, by its format.
+const MAX_HEADER: u64 = 100_000_000;
 
 /// Version of [`CheckpointInfo`] that this program writes and reads.
 pub const FORMAT: u32 = 1;
@@ -31,9 +38,17 @@ pub const FORMAT: u32 = 1;
 /// A checkpoint cannot be read, used or written.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
-    /// The file system refused.
+    /// The file cannot be read from the file system.
     #[error("{}: {source}", path.display())]
     Io {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file system refused to take the file.
+    #[error("{} cannot be written: {source}", path.display())]
+    Write {
         /// Which file.
         path: PathBuf,
         /// Why.
@@ -42,6 +57,9 @@ pub enum CheckpointError {
     /// The file is no `.pth` file, or a damaged one.
     #[error(transparent)]
     Read(#[from] ReadError),
+    /// The file is a damaged safetensors file, or one beyond the limits.
+    #[error("the safetensors file cannot be read ({0}); copy it again")]
+    Safetensors(String),
     /// The weights are not there, or are not those of the network.
     #[error(transparent)]
     State(#[from] StateError),
@@ -74,7 +92,7 @@ pub enum CheckpointError {
 }
 
 impl CheckpointError {
-    /// Whether the cause is that the file does not exist.
+    /// Whether the cause is that the file to read does not exist.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
     }
@@ -88,7 +106,7 @@ pub struct Checkpoint {
     /// The weights.
     pub state: StateDict,
     /// All other keys: the reference's `epoch`, `optimizer_state_dict`, `val_acc` and `history`, and whatever else is
-    /// needed to resume.
+    /// needed to resume. Keys that begin with `anneal_` lie under the key that is ours.
     pub extra: Vec<(String, Value)>,
 }
 
@@ -113,7 +131,7 @@ pub struct Saved {
 }
 
 impl Checkpoint {
-    /// Reads a checkpoint: ours, the reference's nested one, or a plain state dict.
+    /// Reads a checkpoint: ours, the reference's nested one, a plain state dict, or a safetensors file.
     ///
     /// # Errors
     /// When the file cannot be opened, or as [`Checkpoint::read`] says.
@@ -126,12 +144,39 @@ impl Checkpoint {
     /// Reads a checkpoint from anything that can seek.
     ///
     /// # Errors
-    /// When it is no `.pth` file within `limits`, has no state dict, or describes itself in a later version's words.
-    pub fn read(file: impl Read + Seek, limits: &Limits) -> Result<Self, CheckpointError> {
+    /// When it is no `.pth` or safetensors file within `limits`, has no state dict, or describes itself in a later version's
+    /// words.
+    pub fn read(mut file: impl Read + Seek, limits: &Limits) -> Result<Self, CheckpointError> {
+        if is_safetensors(&mut file).map_err(|error| CheckpointError::Safetensors(error.to_string()))? {
+            return Self::safetensors(file, limits);
+        }
         match anneal_pth::read(file, limits)? {
             Value::Dict(dict) if dict.get(STATE).is_some() => Self::nested(dict),
             plain => Ok(Self { info: None, state: StateDict::from_value(plain)?, extra: Vec::new() }),
         }
+    }
+
+    fn safetensors(file: impl Read, limits: &Limits) -> Result<Self, CheckpointError> {
+        let damaged = |error: &dyn std::fmt::Display| CheckpointError::Safetensors(error.to_string());
+        let most = limits.max_tensor_bytes.saturating_add(MAX_HEADER);
+        let mut bytes = Vec::new();
+        let length = file.take(most + 1).read_to_end(&mut bytes).map_err(|error| damaged(&error))?;
+        let (before, header) = SafeTensors::read_metadata(&bytes).map_err(|error| damaged(&error))?;
+        if (length - before) as u64 > limits.max_tensor_bytes {
+            return Err(ReadError::TooMuch("more bytes of tensors").into());
+        }
+        let info =
+            header.metadata().as_ref().and_then(|words| words.get(KEY)).map(|text| parse_info(text)).transpose()?;
+        let read = SafeTensors::deserialize(&bytes).map_err(|error| damaged(&error))?;
+        let tensors = read.iter().map(|(name, tensor)| {
+            let dtype = dtype(tensor.dtype()).ok_or_else(|| damaged(&format!("{name} is {:?}", tensor.dtype())))?;
+            let data = TensorData::new(dtype, tensor.shape().to_vec(), tensor.data().to_vec());
+            Ok((name.to_owned(), data.map_err(StateError::from)?))
+        });
+        let mut tensors = tensors.collect::<Result<Vec<_>, CheckpointError>>()?;
+        // The format has no order.
+        tensors.sort_by(|one, other| one.0.cmp(&other.0));
+        Ok(Self { info, state: StateDict(tensors), extra: Vec::new() })
     }
 
     fn nested(dict: Dict) -> Result<Self, CheckpointError> {
@@ -139,7 +184,21 @@ impl Checkpoint {
         for (key, value) in dict.entries {
             match key {
                 Value::Str(key) if key == STATE => state = StateDict::from_value(value)?,
-                Value::Str(key) if key == KEY => info = Some(parse_info(&value)?),
+                Value::Str(key) if key == KEY => match value {
+                    Value::Dict(own) => {
+                        for (key, value) in own.entries {
+                            match (key, value) {
+                                (Value::Str(key), Value::Str(text)) if key == INFO_KEY => {
+                                    info = Some(parse_info(&text)?);
+                                }
+                                (Value::Str(key), value) => extra.push((format!("{OWN}{key}"), value)),
+                                _ => {}
+                            }
+                        }
+                    }
+                    Value::Str(text) => info = Some(parse_info(&text)?),
+                    other => return Err(CheckpointError::Info(format!("it is a {}", other.type_name()))),
+                },
                 Value::Str(key) => extra.push((key, value)),
                 // The reference has no other keys, and nobody could ask for them by name.
                 _ => {}
@@ -166,7 +225,7 @@ impl Checkpoint {
         } else {
             (Architecture::Simple, self.state.get("fc2.weight"))
         };
-        let Some(&[count, _]) = head.map(anneal_pth::TensorData::shape) else {
+        let Some(&[count, _]) = head.map(TensorData::shape) else {
             return Err(CheckpointError::UnknownArchitecture);
         };
         if count > crate::network::MAX_CLASSES {
@@ -205,15 +264,19 @@ impl Checkpoint {
         let path = path.as_ref();
         let value = self.into_value()?;
         write_atomically(path, |file| anneal_pth::write(file, &value))
-            .map_err(|source| CheckpointError::Io { path: path.to_owned(), source })
+            .map_err(|source| CheckpointError::Write { path: path.to_owned(), source })
     }
 
     fn into_value(self) -> Result<Value, CheckpointError> {
-        let mut entries = self.extra;
+        let (own, mut entries): (Vec<_>, Vec<_>) = self.extra.into_iter().partition(|(key, _)| key.starts_with(OWN));
         entries.push((STATE.to_owned(), self.state.into_value()));
+        let mut own: Vec<_> = own.into_iter().map(|(key, value)| (key[OWN.len()..].to_owned(), value)).collect();
         if let Some(info) = &self.info {
             let json = serde_json::to_string(info).map_err(|error| CheckpointError::Info(error.to_string()))?;
-            entries.push((KEY.to_owned(), Value::Str(json)));
+            own.insert(0, (INFO_KEY.to_owned(), Value::Str(json)));
+        }
+        if !own.is_empty() {
+            entries.push((KEY.to_owned(), Value::Dict(Dict::plain(own))));
         }
         Ok(Value::Dict(Dict::plain(entries)))
     }
@@ -229,14 +292,51 @@ pub fn sha256_file(path: impl AsRef<Path>) -> io::Result<Saved> {
     Ok(hashing.done())
 }
 
-fn parse_info(value: &Value) -> Result<CheckpointInfo, CheckpointError> {
-    let text = value.as_str().ok_or_else(|| CheckpointError::Info(format!("it is a {}", value.type_name())))?;
+/// Digest of the words by which a preprocessing is described.
+///
+/// # Errors
+/// When it cannot be put into words.
+pub fn digest_of(preprocessing: &Preprocessing) -> Result<Sha256, CheckpointError> {
+    let words = serde_json::to_vec(preprocessing).map_err(|error| CheckpointError::Info(error.to_string()))?;
+    Ok(Sha256::from_bytes(sha2::Sha256::digest(words).into()))
+}
+
+fn parse_info(text: &str) -> Result<CheckpointInfo, CheckpointError> {
     let info: CheckpointInfo = serde_json::from_str(text).map_err(|error| CheckpointError::Info(error.to_string()))?;
-    if info.format == FORMAT {
-        Ok(info)
-    } else {
-        Err(CheckpointError::Info(format!("its format is {}, this version reads {FORMAT}", info.format)))
+    if info.format != FORMAT {
+        return Err(CheckpointError::Info(format!("its format is {}, this version reads {FORMAT}", info.format)));
     }
+    match &info.preprocessing_sha256 {
+        Some(digest) if *digest != digest_of(&info.preprocessing)? => {
+            Err(CheckpointError::Info("its preprocessing is not the one that its digest is of".to_owned()))
+        }
+        _ => Ok(info),
+    }
+}
+
+/// Whether a file begins as safetensors files do: with the length of a header in JSON, and that. Goes back to the beginning.
+fn is_safetensors(file: &mut (impl Read + Seek)) -> io::Result<bool> {
+    let mut head = Vec::new();
+    file.by_ref().take(9).read_to_end(&mut head)?;
+    file.rewind()?;
+    let Some((length, rest)) = head.split_first_chunk() else { return Ok(false) };
+    Ok(u64::from_le_bytes(*length) <= MAX_HEADER && rest == b"{")
+}
+
+fn dtype(dtype: Dtype) -> Option<DType> {
+    Some(match dtype {
+        Dtype::F16 => DType::F16,
+        Dtype::BF16 => DType::BF16,
+        Dtype::F32 => DType::F32,
+        Dtype::F64 => DType::F64,
+        Dtype::U8 => DType::U8,
+        Dtype::I8 => DType::I8,
+        Dtype::I16 => DType::I16,
+        Dtype::I32 => DType::I32,
+        Dtype::I64 => DType::I64,
+        Dtype::BOOL => DType::Bool,
+        _ => return None,
+    })
 }
 
 fn write_atomically(path: &Path, content: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<Saved> {

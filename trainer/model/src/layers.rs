@@ -34,10 +34,11 @@ pub(crate) struct Pass {
     pub(crate) precision: Precision,
 }
 
-fn kind(precision: Precision) -> Kind {
+/// What a layer with this weight computes in: the weight's own numbers, unless 16 bits shall do.
+fn kind(precision: Precision, weight: &Tensor) -> Result<Kind, TchError> {
     match precision {
-        Precision::Float32 => Kind::Float,
-        Precision::BFloat16 => Kind::BFloat16,
+        Precision::Float32 => weight.f_kind(),
+        Precision::BFloat16 => Ok(Kind::BFloat16),
     }
 }
 
@@ -157,7 +158,7 @@ impl Conv {
     }
 
     fn forward(&self, x: &Tensor, precision: Precision) -> Result<Tensor, TchError> {
-        let kind = kind(precision);
+        let kind = kind(precision, &self.weight)?;
         let weight = self.weight.f_to_kind(kind)?;
         let bias = self.bias.as_ref().map(|bias| bias.f_to_kind(kind)).transpose()?;
         let Window { stride, padding } = self.shape.window();
@@ -263,7 +264,8 @@ pub(crate) struct Folded {
     weight: Tensor,
     bias: Tensor,
     shape: ConvShape,
-    precision: Precision,
+    /// What it computes in.
+    kind: Kind,
     /// Whether the weight is in the order that fused convolutions take.
     packed: bool,
 }
@@ -271,7 +273,7 @@ pub(crate) struct Folded {
 impl Folded {
     fn new(conv: &Conv, precision: Precision) -> Result<Self, TchError> {
         let Conv { weight, bias, shape } = conv;
-        let kind = kind(precision);
+        let kind = kind(precision, weight)?;
         let weight = weight.f_to_kind(kind)?;
         let bias = match bias {
             Some(bias) => bias.f_to_kind(kind)?,
@@ -279,7 +281,7 @@ impl Folded {
         };
         let packed = fused::available();
         let weight = if packed { fused::pack(&weight, shape.window())? } else { weight };
-        Ok(Self { weight, bias, shape: *shape, precision, packed })
+        Ok(Self { weight, bias, shape: *shape, kind, packed })
     }
 
     pub(crate) fn shallow_clone(&self) -> Self {
@@ -290,7 +292,7 @@ impl Folded {
 impl Unit for Folded {
     fn forward(&self, x: &Tensor, then: Then, _: Pass) -> Result<Tensor, TchError> {
         let window = self.shape.window();
-        let x = x.f_to_kind(kind(self.precision))?;
+        let x = x.f_to_kind(self.kind)?;
         if self.packed {
             return match then {
                 Then::Nothing => fused::convolution(&x, &self.weight, &self.bias, window, None, false),
@@ -319,7 +321,12 @@ impl Linear {
     }
 
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor, TchError> {
-        x.f_linear(&self.weight, Some(&self.bias))
+        x.f_to_kind(self.kind()?)?.f_linear(&self.weight, Some(&self.bias))
+    }
+
+    /// What it computes in.
+    pub(crate) fn kind(&self) -> Result<Kind, TchError> {
+        self.weight.f_kind()
     }
 
     pub(crate) fn entries(&self, name: &str, out: &mut Entries) {

@@ -1,7 +1,7 @@
 //! A network that can be trained: its layers, its tensors by name, and its forward pass.
 
 use anneal_api::{hyperparameters::Precision, model::Architecture};
-use tch::{TchError, Tensor};
+use tch::{Kind, TchError, Tensor};
 
 use crate::{
     architecture::{Layers, SIMPLE_SIDE},
@@ -52,7 +52,8 @@ fn first_line(error: &TchError) -> String {
     error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
-/// A network in float32 on the CPU, with the reference's tensors by the reference's names.
+/// A network in float32 on the CPU, with the reference's tensors by the reference's names. Whoever gives its tensors float64
+/// numbers by [`Tensor::set_data`] has it compute in these, as `torch.nn.Module.double` does.
 ///
 /// Its tensors are changed in place: by [`Network::load`], by the caller's optimiser through
 /// [`Network::named_parameters`], and, the running statistics, by a forward pass in [`Mode::Train`].
@@ -159,6 +160,35 @@ impl Network {
     /// `BatchNorm`'s running statistics and counters, by name, in the order of the state dict; storage is shared.
     pub fn named_buffers(&self) -> Vec<(String, Tensor)> {
         self.named(Role::Buffer)
+    }
+
+    /// A copy of the buffers as they are now.
+    ///
+    /// # Errors
+    /// When memory is exhausted.
+    pub fn buffers(&self) -> Result<Vec<Tensor>, TchError> {
+        self.named_buffers().iter().map(|(_, buffer)| buffer.f_detach_copy()).collect()
+    }
+
+    /// Takes the buffers back from a copy of [`Network::buffers`].
+    ///
+    /// # Errors
+    /// When libtorch fails.
+    pub fn set_buffers(&self, copies: &[Tensor]) -> Result<(), TchError> {
+        tch::no_grad(|| {
+            self.named_buffers().iter_mut().zip(copies).try_for_each(|((_, buffer), copy)| buffer.f_copy_(copy))
+        })
+    }
+
+    /// The largest magnitude of a parameter or running statistic; no number where one of them is none.
+    ///
+    /// # Errors
+    /// When libtorch fails.
+    pub fn largest(&self) -> Result<f64, TchError> {
+        let entries = self.layers.entries().0;
+        let floats = entries.iter().map(|entry| &entry.tensor).filter(|tensor| tensor.kind() != Kind::Int64);
+        let most = floats.map(|tensor| tensor.f_detach()?.f_abs()?.f_max()).collect::<Result<Vec<_>, _>>()?;
+        Tensor::f_stack(&most, 0)?.f_max()?.f_double_value(&[])
     }
 
     /// Count of numbers that the optimiser changes.

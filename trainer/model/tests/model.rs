@@ -2,7 +2,10 @@
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
-use std::fs;
+use std::{
+    fs::{self, File},
+    io::Cursor,
+};
 
 use anneal_api::{
     checkpoint::{CheckpointInfo, Preprocessing},
@@ -10,12 +13,15 @@ use anneal_api::{
     model::{Architecture, ModelSpec},
 };
 use anneal_model::{
-    Checkpoint, CheckpointError, Classifier, GoldenSet, Mode, ModelError, Network, StateError, dropout_mask,
+    Checkpoint, CheckpointError, Classifier, GoldenSet, Mode, ModelError, Network, StateError,
+    checkpoint::digest_of,
+    dropout_mask,
     preprocess::{ImageError, ImageLimits, RgbImage, decode, resize_bilinear, to_tensor},
     sha256_file,
 };
-use anneal_pth::{TensorData, Value};
+use anneal_pth::{DType, Dict, Limits, TensorData, Value};
 use proptest::prelude::*;
+use safetensors::tensor::TensorView;
 use tch::{Kind, Tensor};
 
 fn network(classes: usize) -> Network {
@@ -32,6 +38,7 @@ fn info(classes: &[&str]) -> CheckpointInfo {
         model: ModelSpec { architecture: Architecture::Improved, input_size: 64 },
         classes: classes.iter().map(|&class| class.to_owned()).collect(),
         preprocessing: Preprocessing::imagenet(64),
+        preprocessing_sha256: None,
         validation: None,
         metrics: None,
         dataset: None,
@@ -229,6 +236,67 @@ fn a_classifier_answers_as_the_network_does_in_every_thread() {
         assert_eq!(row.len(), 3);
         assert!((row.iter().sum::<f32>() - 1.0).abs() < 1e-5);
     }
+}
+
+#[test]
+fn what_is_ours_lies_under_one_key_and_files_of_earlier_versions_are_read() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().join("model.pth");
+    let checkpoint = Checkpoint {
+        info: Some(info(&["a", "b"])),
+        state: network(2).state().expect("a state"),
+        extra: vec![("epoch".to_owned(), 1.into()), ("anneal_golden_set".to_owned(), 2.into())],
+    };
+    checkpoint.clone().save(&path).expect("a file");
+    let read = || anneal_pth::read(File::open(&path).expect("a file"), &Limits::default()).expect("a value");
+    let Value::Dict(mut dict) = read() else { panic!("no dict") };
+    let keys =
+        |dict: &Dict| dict.entries.iter().filter_map(|(key, _)| key.as_str().map(str::to_owned)).collect::<Vec<_>>();
+    assert_eq!(keys(&dict), ["epoch", "model_state_dict", "anneal"]);
+    let own = dict.get("anneal").and_then(Value::as_dict).expect("a dict").clone();
+    assert_eq!(keys(&own), ["info", "golden_set"]);
+    assert_eq!(Checkpoint::load(&path).expect("a checkpoint"), checkpoint);
+
+    dict.entries.pop();
+    dict.entries.push(("anneal".into(), own.get("info").expect("a description").clone()));
+    dict.entries.push(("anneal_golden_set".into(), 2.into()));
+    anneal_pth::write(&mut File::create(&path).expect("a file"), &Value::Dict(dict)).expect("space on the disk");
+    assert_eq!(Checkpoint::load(&path).expect("a checkpoint"), checkpoint);
+}
+
+#[test]
+fn a_preprocessing_that_is_not_the_one_of_its_digest_is_refused() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().join("model.pth");
+    let saved = |size: i32| {
+        let digest = digest_of(&Preprocessing::imagenet(size)).expect("a digest");
+        let info = Some(CheckpointInfo { preprocessing_sha256: Some(digest), ..info(&["a", "b"]) });
+        let checkpoint = Checkpoint { info, state: network(2).state().expect("a state"), extra: Vec::new() };
+        checkpoint.save(&path).expect("a file");
+        Checkpoint::load(&path)
+    };
+    assert!(saved(64).is_ok());
+    assert!(matches!(saved(65), Err(CheckpointError::Info(_))));
+}
+
+#[test]
+fn a_safetensors_file_is_taken_for_a_checkpoint_and_a_damaged_one_refused() {
+    let state = network(3).state().expect("a state");
+    let views = state.0.iter().map(|(name, tensor)| {
+        let dtype = if tensor.dtype() == DType::F32 { safetensors::Dtype::F32 } else { safetensors::Dtype::I64 };
+        (name, TensorView::new(dtype, tensor.shape().to_vec(), tensor.data()).expect("a tensor"))
+    });
+    let written = safetensors::serialize(views, None).expect("a file");
+    let read = |bytes: &[u8]| Checkpoint::read(Cursor::new(bytes), &Limits::default());
+    let checkpoint = read(&written).expect("a checkpoint");
+    for (name, tensor) in &state.0 {
+        assert_eq!(checkpoint.state.get(name), Some(tensor), "{name}");
+    }
+    assert_eq!(checkpoint.contract().expect("a contract").classes.len(), 3);
+    assert_eq!(checkpoint.network().expect("a network").state().expect("a state"), state);
+    assert!(matches!(read(&written[..written.len() / 2]), Err(CheckpointError::Safetensors(_))));
+    let few = Limits { max_tensor_bytes: 0, ..Limits::default() };
+    assert!(matches!(Checkpoint::read(Cursor::new(&written), &few), Err(CheckpointError::Read(_))));
 }
 
 #[test]

@@ -142,6 +142,14 @@ impl<'a> Train<'a> {
         self
     }
 
+    /// By another executable.
+    #[allow(dead_code, reason = "each test binary uses a part of it")]
+    pub fn program(self, program: &Path) -> Self {
+        let mut other = command(&program.display().to_string());
+        other.args(self.command.get_args());
+        Self { command: other, ..self }
+    }
+
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.command.env(name, value);
         self

@@ -325,6 +325,7 @@ impl From<Progress> for ProgressStatus {
                     .images_per_second
                     .filter(|v| v.is_finite())
                     .map(|v| (v * 10.0).round() / 10.0),
+                data_wait_share: reported.data_wait_share.filter(|v| v.is_finite()).map(round),
                 ..reported
             },
         }
