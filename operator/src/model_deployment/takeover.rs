@@ -22,7 +22,6 @@ use super::{
     observe::Observed,
     plan::{self, Refusal, Step},
     pods::{self, PodSeen},
-    requests::{ABORTED, Requests},
     revision::{Revision, RevisionName, Waiting},
     soak,
     validate::ValidDeployment,
@@ -235,8 +234,7 @@ pub fn fall_back(seen: &Observed, spec: &ValidDeployment, now: Timestamp) -> Opt
     if now >= until || plan::held(seen, spec, now).is_some() || seen.status.promotion.is_some() {
         return None;
     }
-    let aborted = || Requests::of(&seen.owner).aborts(&live).then(|| (ABORTED, "it was aborted on request".to_owned()));
-    let (reason, why) = aborted().or_else(|| soak::failure(seen, spec, seen.revisions.get(&live)?, since))?;
+    let (reason, why) = soak::reason(seen, spec, &live, since)?;
     let message = format!(
         "revision {live} gave the Service back to the pods of {}: {why}; correct the spec, or annotate it with anneal.dev/retry=true",
         former.before.pods()

@@ -7,14 +7,8 @@ mod latency;
 mod measured;
 mod observe;
 mod phases;
-#[path = "../../../trainer/src/charts/plot.rs"]
-#[allow(dead_code, reason = "the trainer's plots, of which this needs one kind")]
-mod plot;
 mod plots;
 mod processes;
-#[path = "../../../trainer/src/charts/svg.rs"]
-#[allow(dead_code, reason = "the trainer's plots, of which this needs one kind")]
-mod svg;
 
 use std::{path::PathBuf, process::ExitCode};
 

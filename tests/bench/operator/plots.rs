@@ -1,9 +1,8 @@
 //! The pictures of the report.
 
-use crate::{
-    measured::{Jobs, Runs},
-    plot::{Axis, Line, Plot, Style},
-};
+use anneal_figures::plot::{Axis, Line, Plot, Style};
+
+use crate::measured::{Jobs, Runs};
 
 const WIDTH: f64 = 560.0;
 const HEIGHT: f64 = 360.0;
