@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use anneal_api::resources::{ModelDeployment, TrainingRun};
-use anneal_tests::{Audit, Namespace, Object, Outcome, Result, Write, bail, ensure, in_namespace, manifest};
+use anneal_tests::{Audit, Namespace, Object, Outcome, Request, Result, bail, ensure, in_namespace, manifest};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::{
     apps::v1::Deployment,
@@ -44,7 +44,7 @@ async fn all_versions(ns: &Namespace) -> Result<BTreeMap<String, (i64, String)>>
 }
 
 /// What the operator wrote in the test's namespace and, Leases aside, in its own.
-fn writes(ns: &Namespace, audit: &Audit, since: Timestamp) -> Result<Vec<Write>> {
+fn writes(ns: &Namespace, audit: &Audit, since: Timestamp) -> Result<Vec<Request>> {
     let operator = &ns.cluster.operator;
     let mut writes = audit.writes(&operator.user, since)?;
     writes.retain(|write| {
@@ -111,6 +111,6 @@ async fn a_settled_namespace_stays_as_it_is_and_the_operator_writes_nothing() ->
     .await
 }
 
-fn lines(writes: &[Write]) -> String {
+fn lines(writes: &[Request]) -> String {
     writes.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }

@@ -1,4 +1,4 @@
-//! The API server's audit log: who wrote what.
+//! The API server's audit log: who asked for what.
 
 use std::{
     fmt,
@@ -14,9 +14,11 @@ use serde::Deserialize;
 /// The audit log of the cluster under test.
 pub struct Audit(PathBuf);
 
-/// A write request.
+/// A request that was answered. The log of the tests' cluster has only writes.
 #[derive(Clone, Debug)]
-pub struct Write {
+pub struct Request {
+    /// Who asked.
+    pub user: String,
     /// Verb of the request.
     pub verb: String,
     /// Plural name of the resource, with its subresource.
@@ -27,9 +29,13 @@ pub struct Write {
     pub name: String,
     /// When it came.
     pub at: Timestamp,
+    /// When it was answered.
+    pub answered: Timestamp,
+    /// Status of the answer.
+    pub code: u16,
 }
 
-impl fmt::Display for Write {
+impl fmt::Display for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {} {} {}/{}", self.at, self.verb, self.resource, self.namespace, self.name)
     }
@@ -42,7 +48,16 @@ struct Line {
     verb: String,
     user: User,
     object_ref: Option<Reference>,
+    #[serde(default)]
+    response_status: Answer,
     request_received_timestamp: Timestamp,
+    stage_timestamp: Timestamp,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Answer {
+    code: u16,
 }
 
 #[derive(Deserialize)]
@@ -69,12 +84,22 @@ impl Audit {
     ///
     /// # Errors
     /// When the log cannot be read.
-    pub fn writes(&self, user: &str, since: Timestamp) -> Result<Vec<Write>> {
+    pub fn writes(&self, user: &str, since: Timestamp) -> Result<Vec<Request>> {
         let mut writes = Vec::new();
-        for path in self.files(since)? {
-            read(&path, user, since, &mut writes).with_context(|| format!("{} cannot be read", path.display()))?;
-        }
+        self.each(Some(user), since, |request| writes.push(request))?;
         Ok(writes)
+    }
+
+    /// Gives every request since a point in time to `take`, those of one user or of all. A log of a million lines is more
+    /// than one wants in memory.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub fn each(&self, user: Option<&str>, since: Timestamp, mut take: impl FnMut(Request)) -> Result<()> {
+        for path in self.files(since)? {
+            read(&path, user, since, &mut take).with_context(|| format!("{} cannot be read", path.display()))?;
+        }
+        Ok(())
     }
 
     /// The log, and what was rotated away since then: `audit-2026-01-31T12-00-00.000.log` beside `audit.log`.
@@ -94,28 +119,31 @@ impl Audit {
     }
 }
 
-fn read(path: &Path, user: &str, since: Timestamp, writes: &mut Vec<Write>) -> Result<()> {
-    let quoted = format!("\"username\":\"{user}\"");
+fn read(path: &Path, user: Option<&str>, since: Timestamp, take: &mut impl FnMut(Request)) -> Result<()> {
+    let quoted = user.map(|user| format!("\"username\":\"{user}\""));
     for line in BufReader::new(File::open(path)?).lines() {
         let line = line?;
-        if !line.contains(&quoted) {
+        if quoted.as_ref().is_some_and(|quoted| !line.contains(quoted)) {
             continue;
         }
         // The last line may be half written; it is read again next time.
         let Ok(line) = serde_json::from_str::<Line>(&line) else { continue };
         let is_new = line.request_received_timestamp >= since && line.stage == "ResponseComplete";
-        if !is_new || line.user.username != user {
+        if !is_new || user.is_some_and(|user| line.user.username != user) {
             continue;
         }
         let object = line.object_ref.unwrap_or_default();
         let subresource =
             if object.subresource.is_empty() { String::new() } else { format!("/{}", object.subresource) };
-        writes.push(Write {
+        take(Request {
+            user: line.user.username,
             verb: line.verb,
             resource: format!("{}{subresource}", object.resource),
             namespace: object.namespace,
             name: object.name,
             at: line.request_received_timestamp,
+            answered: line.stage_timestamp,
+            code: line.response_status.code,
         });
     }
     Ok(())

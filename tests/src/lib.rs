@@ -19,7 +19,7 @@ mod table;
 mod watch;
 
 pub use anyhow::{Context, Result, bail, ensure};
-pub use audit::{Audit, Write};
+pub use audit::{Audit, Request};
 pub use cluster::Cluster;
 pub use file_server::FileServer;
 pub use history::History;
