@@ -100,7 +100,7 @@ impl Lease {
             renewed: Instant::now(),
         };
         while let Err(problem) = lease.read().await {
-            warn!(%problem, "the Lease is tried again");
+            warn!(%problem, "the Lease could not be had; it is tried again");
             tokio::time::sleep(PAUSE).await;
         }
         Ok(lease)
@@ -112,7 +112,7 @@ impl Lease {
             match self.take().await {
                 Ok(true) => return,
                 Ok(false) => {}
-                Err(problem) => warn!(%problem, "the Lease is tried again"),
+                Err(problem) => warn!(%problem, "the Lease could not be had; it is tried again"),
             }
             tokio::time::sleep(PAUSE).await;
         }
