@@ -6,6 +6,7 @@ use resvg::{
     tiny_skia::{Pixmap, Transform},
     usvg::{Options, Tree, fontdb::Database},
 };
+use skrifa::{FontRef, MetadataProvider};
 
 /// Pixels of the PNG for each of the SVG, so that it stays sharp on a good screen and in print.
 const SCALE: u16 = 2;
@@ -19,6 +20,13 @@ impl DrawError {
     pub(super) fn from_display(error: impl std::fmt::Display) -> Self {
         Self(error.to_string())
     }
+}
+
+/// Whether the font has every letter of a text.
+pub(super) fn has_letters_for(words: &str) -> bool {
+    let Ok(font) = FontRef::new(dejavu::sans::regular()) else { return false };
+    let letters = font.charmap();
+    words.chars().all(|letter| letter.is_control() || letters.map(letter).is_some())
 }
 
 static FONTS: LazyLock<Arc<Database>> = LazyLock::new(|| {

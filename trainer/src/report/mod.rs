@@ -126,7 +126,8 @@ fn pictures(report: &Report<'_>) -> Vec<Picture> {
 }
 
 fn worst_mistakes(report: &Report<'_>) -> Result<Vec<u8>, DrawError> {
-    let Report { classes, photos, evaluation, .. } = report;
+    let Report { photos, evaluation, .. } = report;
+    let classes = charts::names_of(report.classes);
     let mut wrong: Vec<_> = evaluation.answers.iter().enumerate().filter(|(_, answer)| !answer.is_right()).collect();
     wrong.sort_by(|a, b| b.1.confidence().total_cmp(&a.1.confidence()));
     let title = match wrong.len() {
