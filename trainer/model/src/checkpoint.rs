@@ -231,12 +231,14 @@ pub fn sha256_file(path: impl AsRef<Path>) -> io::Result<Saved> {
 
 fn parse_info(value: &Value) -> Result<CheckpointInfo, CheckpointError> {
     let text = value.as_str().ok_or_else(|| CheckpointError::Info(format!("it is a {}", value.type_name())))?;
-    let info: CheckpointInfo = serde_json::from_str(text).map_err(|error| CheckpointError::Info(error.to_string()))?;
-    if info.format == FORMAT {
-        Ok(info)
-    } else {
-        Err(CheckpointError::Info(format!("its format is {}, this version reads {FORMAT}", info.format)))
+    let unreadable = |error: serde_json::Error| CheckpointError::Info(error.to_string());
+    // Alone and first, for another format has other fields.
+    let said: serde_json::Value = serde_json::from_str(text).map_err(unreadable)?;
+    let format = &said["format"];
+    if *format != FORMAT {
+        return Err(CheckpointError::Info(format!("its format is {format}, this version reads {FORMAT}")));
     }
+    serde_json::from_str(text).map_err(unreadable)
 }
 
 fn write_atomically(path: &Path, content: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<Saved> {
