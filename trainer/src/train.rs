@@ -81,7 +81,7 @@ fn conclude(mut training: Training<'_>, checkpoints: &Checkpoints) -> Result<Run
         training.epoch
     };
     let Training { config, dataset, around, .. } = training;
-    let measure = |photos| evaluate(&training.network, photos, &training.preprocessing, around.threads, around.stop);
+    let measure = |photos| evaluate(&training.network, photos, &training.preprocessing, around);
     let validation = measure(&dataset.validation)?;
     let profile = calibration::profile(&validation.answers);
     let (split, photos, evaluation) = if dataset.test.is_empty() {
