@@ -10,4 +10,4 @@ pub mod svg;
 
 pub use confusion::Confusion;
 pub use matrix::confusion_matrix;
-pub use raster::{DrawError, draw, to_png};
+pub use raster::{DrawError, draw, names_of, to_png};

@@ -47,6 +47,13 @@ pub fn shortened(words: &str, most: usize) -> String {
     words.chars().take(most.saturating_sub(1)).chain(std::iter::once('…')).collect()
 }
 
+/// A text of at most so many pixels.
+pub fn fitting(words: &str, size: f64, most: f64) -> String {
+    let fits = |count: &usize| width(&shortened(words, *count), size) <= most;
+    let count = (1..=words.chars().count()).rev().find(fits).unwrap_or(1);
+    shortened(words, count)
+}
+
 /// Class and file names may hold anything, control characters too, which XML has no place for.
 pub fn escaped(words: &str) -> String {
     let plain: String = words.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
