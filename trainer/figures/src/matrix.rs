@@ -1,6 +1,6 @@
 //! The confusion matrix as a picture.
 
-use crate::{Confusion, names_of, svg};
+use crate::{Confusion, font, names_of, svg};
 
 /// Classes that a confusion matrix has at most: more cannot be read, and their picture would take the memory of a training.
 const MATRIX: usize = 50;
@@ -39,9 +39,9 @@ pub fn confusion_matrix(confusion: &Confusion, classes: &[String]) -> String {
     // Cells shrink where there are many classes; numbers that would not fit into them are left out.
     let cell = (760.0 / names.len().max(1) as f64).clamp(14.0, 110.0);
     let letters = (cell * 0.16).clamp(8.0, 15.0);
-    let labels = names.iter().map(|name| svg::width(name, 13.0)).fold(0.0, f64::max);
+    let labels = names.iter().map(|name| font::width(name, 13.0)).fold(0.0, f64::max);
     let (left, top) = (labels + 56.0, 84.0);
-    let turned = names.iter().any(|name| svg::width(name, 13.0) > cell - 4.0);
+    let turned = names.iter().any(|name| font::width(name, 13.0) > cell - 4.0);
     let top = if turned { top + labels } else { top };
     let side = cell * names.len() as f64;
     let mut body = svg::text(left + side / 2.0, 28.0, svg::TITLE, &title);
@@ -117,7 +117,9 @@ mod tests {
         let picture = confusion_matrix(&Confusion::new(3), &classes);
         assert!(!picture.contains(&long) && picture.contains("a-very-long-name") && picture.contains('…'));
         assert!(!picture.contains('猫') && picture.contains(">class 2<") && picture.contains(">кошка<"), "{picture}");
-        // Names end left of the cells, and begin in the picture.
-        assert!(svg::width(&svg::fitting(&long, 13.0, LONGEST_NAME), 13.0) <= LONGEST_NAME);
+        // Names end left of the cells, and begin in the picture, however wide their letters are.
+        for long in [long, "MW".repeat(40)] {
+            assert!(font::width(&svg::fitting(&long, 13.0, LONGEST_NAME), 13.0) <= LONGEST_NAME);
+        }
     }
 }

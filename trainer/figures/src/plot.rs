@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::svg;
+use crate::{font, svg};
 
 /// Colours that people with any colour vision tell apart (Okabe and Ito), and grey for what is only compared with.
 const COLOURS: [&str; 9] =
@@ -215,7 +215,7 @@ pub fn pair(plots: [(&Plot<'_>, f64); 2], height: f64) -> String {
 }
 
 fn entry_width(line: &Line) -> f64 {
-    28.0 + svg::width(&line.name, 13.0) + 14.0
+    28.0 + font::width(&line.name, 13.0) + 14.0
 }
 
 fn dash(style: Style) -> &'static str {

@@ -6,7 +6,6 @@ use resvg::{
     tiny_skia::{Pixmap, Transform},
     usvg::{Options, Tree, fontdb::Database},
 };
-use skrifa::{FontRef, MetadataProvider};
 
 /// Pixels of the PNG for each of the SVG, so that it stays sharp on a good screen and in print.
 const SCALE: u16 = 2;
@@ -52,20 +51,4 @@ pub fn draw(svg: &str, scale: u16) -> Result<Pixmap, DrawError> {
     let scale = f32::from(scale);
     resvg::render(&tree, Transform::from_scale(scale, scale), &mut pixmap.as_mut());
     Ok(pixmap)
-}
-
-/// The names of classes as a picture can show them: one that its font has no letters for goes by its number in the report's
-/// table of classes.
-pub fn names_of(classes: &[String]) -> Vec<String> {
-    let numbered = |(number, name): (usize, &String)| {
-        if has_letters_for(name) { name.clone() } else { format!("class {number}") }
-    };
-    (1..).zip(classes).map(numbered).collect()
-}
-
-/// Whether the font has every letter of a text.
-fn has_letters_for(words: &str) -> bool {
-    let Ok(font) = FontRef::new(dejavu::sans::regular()) else { return false };
-    let letters = font.charmap();
-    words.chars().all(|letter| letter.is_control() || letters.map(letter).is_some())
 }
