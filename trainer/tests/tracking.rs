@@ -162,7 +162,7 @@ tracking: {{mlflow: {{uri: 'http://127.0.0.1:{port}', experiment: Default}}}}
         .expect("a record");
     let (done, said) = sync(&output);
     assert!(!done && said.contains("refused.jsonl") && said.contains("0 records were sent"), "{said}");
-    assert_eq!(sync(&output), (true, "0 records sent\n".to_owned()));
+    assert_eq!(prints(&["sync", text(&output)]), "0 records sent\n");
 }
 
 #[test]
