@@ -9,7 +9,9 @@ import collections
 import hashlib
 import json
 import pathlib
+import struct
 import sys
+import zlib
 
 import numpy
 import torch
@@ -193,10 +195,21 @@ def save(folder):
     }
     for name, value in values.items():
         torch.save(value, folder / f"{name}.pth")
+    # As from a machine with GPUs: the location of each storage is another.
+    tag, torch.serialization.location_tag = torch.serialization.location_tag, lambda storage: "cuda:1"
+    torch.save(values["nested"], folder / "cuda.pth")
+    torch.serialization.location_tag = tag
+    assert b"cuda:1" in (folder / "cuda.pth").read_bytes()
+    values["cuda"] = values["nested"]
     (folder / "values.json").write_text(json.dumps({name: describe(value) for name, value in values.items()}))
     torch.save(model.state_dict(), folder / "refused-legacy.pth", _use_new_zipfile_serialization=False)
     torch.save(model, folder / "refused-module.pth")
     torch.jit.script(nn.Linear(2, 2)).save(folder / "refused-script.pth")
+
+
+def many(folder):
+    """Reads more tensors than 16 bits can count, and writes them anew."""
+    torch.save(torch.load(folder / "in.pth", weights_only=True), folder / "out.pth")
 
 
 def resize(folder):
@@ -276,7 +289,64 @@ def decode(folder):
     torch.save(pixels, folder / "out.pth")
 
 
+def png16(path, pixels):
+    """Writes a PNG of 16 bits a channel, which Pillow reads and cannot write."""
+    height, width, channels = pixels.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    with open(path, "wb") as file:
+        file.write(b"\x89PNG\r\n\x1a\n")
+        for kind, content in ((b"IHDR", header), (b"IDAT", zlib.compress(rows, 1)), (b"IEND", b"")):
+            file.write(struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content)))
+
+
+def photos(folder):
+    """Writes photos as large as cameras give them and as odd as programs do, and the digest of what Pillow makes of each."""
+    y, x = numpy.mgrid[0:6000, 0:8000]
+    rng = numpy.random.default_rng(1)
+    coarse = Image.fromarray(rng.integers(0, 256, (150, 200, 3), numpy.uint8))
+    large = coarse.resize((8000, 6000), Image.BICUBIC)
+    large.save(folder / "large.jpg", quality=90)
+    large.save(folder / "large-progressive.jpg", quality=85, progressive=True)
+    large.save(folder / "large.png", compress_level=1)
+    large.convert("CMYK").save(folder / "large-cmyk.jpg", quality=90)
+    large.convert("L").save(folder / "large-grey.jpg", quality=80)
+    large.quantize(200).save(folder / "large-palette.png", compress_level=1)
+    for channels in (1, 2, 3, 4):
+        deep = rng.integers(0, 65536, (97, 131, channels), numpy.uint16)
+        png16(folder / f"deep-{channels}.png", deep)
+        png16(folder / f"deep-{channels}-one.png", deep[:1, :1])
+    gradient = numpy.stack([x[:2000, :3000] * 21, y[:2000, :3000] * 32, (x + y)[:2000, :3000] * 13], -1).astype(numpy.uint16)
+    png16(folder / "deep-large.png", gradient)
+    modes = {"1": coarse.convert("1"), "L": coarse.convert("L"), "P": coarse.quantize(16), "RGB": coarse, "CMYK": coarse.convert("CMYK")}
+    modes["RGBA"] = Image.merge("RGBA", [*coarse.split(), coarse.convert("L")])
+    modes["LA"] = modes["RGBA"].convert("LA")
+    modes["PA"] = modes["RGBA"].quantize(32)
+    takes = {
+        "png": ("1", "L", "LA", "P", "PA", "RGB", "RGBA"),
+        "jpg": ("L", "RGB", "CMYK"),
+        "gif": ("1", "L", "P", "RGB"),
+        "bmp": ("1", "L", "P", "RGB"),
+        "webp": ("L", "RGB", "RGBA"),
+    }
+    for ending, names in takes.items():
+        for name in names:
+            for width, height in ((200, 150), (1, 1), (1, 150), (200, 1), (7, 3)):
+                image = modes[name].crop((0, 0, width, height))
+                image.save(folder / f"{name}-{width}x{height}.{ending}", **({"lossless": True} if ending == "webp" else {}))
+    coarse.quantize(16).save(folder / "transparent.png", transparency=3)
+    coarse.save(folder / "transparent-colour.png", transparency=coarse.getpixel((0, 0)))
+    coarse.quantize(16).save(folder / "transparent.gif", transparency=3)
+    coarse.save(folder / "interlaced.gif", interlace=True)
+    Image.MAX_IMAGE_PIXELS = None
+    seen = {}
+    for path in sorted(folder.iterdir()):
+        rgb = Image.open(path).convert("RGB")
+        seen[path.name] = [*rgb.size, hashlib.sha256(rgb.tobytes()).hexdigest()]
+    (folder / "out.json").write_text(json.dumps(seen))
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    commands = {f.__name__: f for f in (network, training, load, save, resize, preprocess, decode)}
+    commands = {f.__name__: f for f in (network, training, load, save, many, resize, preprocess, decode, photos)}
     commands[sys.argv[1]](pathlib.Path(sys.argv[2]))

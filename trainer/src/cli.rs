@@ -218,6 +218,7 @@ pub fn main() -> ExitCode {
             last_words.leave(&TerminationMessage::Result(result));
             ExitCode::SUCCESS
         }
+        Err(failure) if failure.is_unheard() => ExitCode::SUCCESS,
         Err(failure) => {
             error!(class = failure.class().as_str(), "{failure}");
             last_words.leave(&last_words.of(&failure));

@@ -108,7 +108,7 @@ pub fn predict(args: PredictArgs) -> Result<(), Error> {
                 good += 1;
                 print(&line(&path, &predictor.classes, &probabilities, args.json, width))?;
             }
-            Err(error @ (Error::Image { .. } | Error::Data(_))) => {
+            Err(error @ (Error::Image { .. } | Error::Photo { .. })) => {
                 let text = error.to_string();
                 if args.json {
                     print(&format!("{}\n", json!({"file": path.display().to_string(), "error": text})))?;

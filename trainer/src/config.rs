@@ -294,6 +294,8 @@ fn check_numbers(of: &Hyperparameters) -> Result<(), ConfigError> {
 mod tests {
     use std::path::Path;
 
+    use anneal_api::hyperparameters::{Optimizer, Precision, Schedule};
+
     use super::*;
 
     fn parsed(yaml: &str, overrides: Overrides) -> Result<RunConfig, ConfigError> {
@@ -346,6 +348,31 @@ mod tests {
         assert!(recipes.len() >= 2, "{recipes:?}");
         for recipe in recipes {
             read(&recipe, Overrides::default()).expect("a recipe");
+        }
+    }
+
+    #[test]
+    fn the_python_pipelines_named_configurations_are_recipes() {
+        for (name, architecture, epochs, batch_size, learning_rate) in [
+            ("quick-test", Architecture::Simple, 2, 16, 1e-3),
+            ("full-simple", Architecture::Simple, 10, 32, 1e-3),
+            ("full-improved", Architecture::Improved, 15, 32, 5e-4),
+            ("production", Architecture::Improved, 20, 64, 1e-4),
+        ] {
+            let file = format!("{}/../examples/recipes/{name}.yaml", env!("CARGO_MANIFEST_DIR"));
+            let config = read(&PathBuf::from(file), Overrides::default()).expect("a recipe");
+            let expected = Hyperparameters {
+                epochs,
+                batch_size,
+                learning_rate,
+                optimizer: Optimizer::Adam,
+                schedule: Schedule::Constant,
+                precision: Precision::Float32,
+                ..Hyperparameters::default()
+            };
+            assert_eq!(config.hyperparameters, expected, "{name}");
+            assert_eq!((config.name.as_str(), config.model.architecture), (name, architecture));
+            assert_eq!(config.model.input_size, 224, "{name}");
         }
     }
 

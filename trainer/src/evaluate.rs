@@ -12,6 +12,8 @@ use crate::{
     batches::{self, Batch, Pass},
     data::load::Photos,
     outcome::Error,
+    progress,
+    train::Surroundings,
 };
 
 /// Photos in a batch; more would only cost memory.
@@ -93,7 +95,7 @@ impl Tally {
     }
 }
 
-/// Lets the network classify every photo, each seen once.
+/// Lets the network of a run classify every photo, each seen once.
 ///
 /// # Errors
 /// When the network does not take the photos, libtorch fails, or the process was asked to stop.
@@ -101,10 +103,11 @@ pub fn evaluate(
     network: &Network,
     photos: &Photos,
     preprocessing: &Preprocessing,
-    threads: usize,
-    stop: &AtomicBool,
+    around: &Surroundings<'_>,
 ) -> Result<Evaluation, Error> {
-    let how = How { preprocessing, views: Views::Single, threads, stop, done: &|_| {} };
+    let Surroundings { threads, stop, .. } = *around;
+    let done = |_: usize| progress::touch(&around.progress);
+    let how = How { preprocessing, views: Views::Single, threads, stop, done: &done };
     evaluate_how(network, photos, &how)
 }
 

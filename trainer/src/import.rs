@@ -1,6 +1,7 @@
 //! Unpacks a tar stream into a folder, for putting photos onto a claim with an image that has neither shell nor tar.
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::{self, BufReader, Read, Write},
     path::{Path, PathBuf},
@@ -11,6 +12,7 @@ use sha2::{Digest, Sha256 as Hasher};
 
 use crate::{
     data::{DataError, archive, load::listing_digest},
+    files,
     outcome::Error,
 };
 
@@ -25,7 +27,8 @@ pub struct Imported {
     pub digest: Sha256,
 }
 
-/// Unpacks the tar `stream` into `dir`. Existing files of the same names are replaced.
+/// Unpacks the tar `stream` into `dir`. Existing files of the same names are replaced, each at once. What was unpacked
+/// survives a crash of the node.
 ///
 /// # Errors
 /// When the tar is damaged, holds an entry that would leave the folder or is no plain file, or the file system refuses.
@@ -34,18 +37,23 @@ pub fn import(stream: impl Read, dir: &Path) -> Result<Imported, Error> {
     // Through a link in the folder an entry could leave it, so the real path of each parent is compared with this.
     let root = fs::canonicalize(dir).map_err(Error::writing(dir))?;
     let (mut digests, mut bytes) = (Vec::new(), 0);
+    let (mut written, mut folders) = (Vec::new(), BTreeSet::from([root.clone()]));
     let mut failed = None;
     let source = Path::new("standard input");
     let mut tar = tar::Archive::new(BufReader::with_capacity(1 << 20, stream));
-    let entries = tar.entries().map_err(DataError::reading(source))?;
+    let entries = tar.entries().map_err(archive::unreadable(source))?;
     archive::each_entry(source, entries, |parts, kind, entry| {
         let target: PathBuf = parts.iter().collect();
         let done = match kind {
             archive::Kind::Note => return Ok(()),
-            archive::Kind::Folder => make_folder(&root, &target).map(drop),
-            archive::Kind::File => unpack(&root, &target, entry).map(|file| {
-                bytes += file.1;
-                digests.push((parts.join("/"), file.0));
+            archive::Kind::Folder => make_folder(&root, &target).map(|folder| {
+                folders.insert(folder);
+            }),
+            archive::Kind::File => unpack(&root, &target, entry).map(|(path, digest, length)| {
+                bytes += length;
+                digests.push((parts.join("/"), digest));
+                folders.extend(path.parent().map(Path::to_owned));
+                written.push(path);
             }),
         };
         done.map_err(|source| {
@@ -59,6 +67,10 @@ pub fn import(stream: impl Read, dir: &Path) -> Result<Imported, Error> {
         Some((path, kind)) if kind != io::ErrorKind::UnexpectedEof => Error::writing(path)(kind.into()),
         _ => error.into(),
     })?;
+    // All at the end: most of it is on the volume by then, and what is left goes there together.
+    for path in written.iter().chain(&folders) {
+        fs::File::open(path).and_then(|file| file.sync_all()).map_err(Error::writing(path))?;
+    }
     Ok(Imported { files: digests.len(), bytes, digest: listing_digest(digests) })
 }
 
@@ -75,14 +87,24 @@ fn make_folder(root: &Path, folder: &Path) -> io::Result<PathBuf> {
     Ok(made)
 }
 
-fn unpack(root: &Path, target: &Path, content: &mut impl Read) -> io::Result<(Sha256, u64)> {
+fn unpack(root: &Path, target: &Path, content: &mut impl Read) -> io::Result<(PathBuf, Sha256, u64)> {
     let name = target.file_name().ok_or(io::ErrorKind::InvalidFilename)?;
     let path = make_folder(root, target.parent().unwrap_or(Path::new("")))?.join(name);
-    // A link of this name would be written through.
-    if fs::symlink_metadata(&path).is_ok_and(|about| about.is_symlink()) {
-        fs::remove_file(&path)?;
+    let temporary = files::beside(&path);
+    // A link of this name would be written through. That there is none is no error.
+    let _ = fs::remove_file(&temporary);
+    let done = fs::File::create_new(&temporary).and_then(|file| copy(content, file)).and_then(|(digest, bytes)| {
+        fs::rename(&temporary, &path)?;
+        Ok((path, digest, bytes))
+    });
+    if done.is_err() {
+        // A full volume needs its space back.
+        let _ = fs::remove_file(&temporary);
     }
-    let mut file = fs::File::create(&path)?;
+    done
+}
+
+fn copy(content: &mut impl Read, mut file: fs::File) -> io::Result<(Sha256, u64)> {
     let (mut hasher, mut buffer, mut bytes) = (Hasher::new(), vec![0; 1 << 16], 0);
     loop {
         let read = content.read(&mut buffer)?;

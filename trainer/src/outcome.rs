@@ -13,7 +13,7 @@ use tch::TchError;
 
 use crate::{
     config::ConfigError,
-    data::{DataError, load::LoadError},
+    data::{DataError, PHOTO_EXTENSIONS, load::LoadError},
     fetch::FetchError,
     init::InitError,
     optim::OptimError,
@@ -59,6 +59,17 @@ pub enum Error {
         /// Why not.
         source: ImageError,
     },
+    /// A file or folder of photos cannot be read.
+    #[error("{path:?} cannot be read: {source}; name photos, or folders of photos")]
+    Photo {
+        /// The file or folder.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A folder has nothing to classify.
+    #[error("{0:?} holds no photo ({ext}); name photos, or folders of photos", ext = PHOTO_EXTENSIONS.join(", "))]
+    NoPhoto(PathBuf),
     /// The optimiser cannot go on.
     #[error(transparent)]
     Optim(#[from] OptimError),
@@ -85,6 +96,12 @@ pub enum Error {
     /// The process was asked to stop.
     #[error("stopped by SIGTERM {0}; the next attempt goes on from the newest checkpoint")]
     Interrupted(String),
+    /// The process was asked to stop before it could train.
+    #[error(
+        "stopped by SIGTERM while the dataset was loaded; the next attempt loads it again, and goes on from the newest \
+         checkpoint where there is one"
+    )]
+    StoppedLoading,
     /// The volume is full.
     #[error("the volume is full: {cause}; {}; free space or enlarge the volume", kept(.checkpoint_step.as_ref()))]
     DiskFull {
@@ -123,7 +140,7 @@ impl From<LoadError> for Error {
     fn from(error: LoadError) -> Self {
         match error {
             LoadError::Data(error) => Self::Data(error),
-            LoadError::Stopped => Self::Interrupted("while the dataset was loaded".to_owned()),
+            LoadError::Stopped => Self::StoppedLoading,
         }
     }
 }
@@ -155,6 +172,11 @@ impl Error {
         }
     }
 
+    /// Whether the reader of standard output has gone, as `head` does when it has seen enough.
+    pub fn is_unheard(&self) -> bool {
+        matches!(self, Self::Write { source, .. } if source.kind() == io::ErrorKind::BrokenPipe)
+    }
+
     pub(crate) fn writing(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::Write { path, source }
@@ -178,14 +200,17 @@ impl Error {
             Self::OutOfMemory { .. } => FailureClass::OutOfMemory,
             Self::Data(error) => error.class(),
             Self::Image { .. } => FailureClass::DataCorrupt,
+            Self::NoPhoto(_) => FailureClass::DataMissing,
+            Self::Photo { source, .. } if source.kind() == io::ErrorKind::NotFound => FailureClass::DataMissing,
             Self::Checkpoint(error) if error.is_not_found() => FailureClass::ModelNotFound,
             Self::Checkpoint(CheckpointError::Io { source, .. } | CheckpointError::Write { source, .. })
-            | Self::Write { source, .. } => class_of_io(source),
+            | Self::Write { source, .. }
+            | Self::Photo { source, .. } => class_of_io(source),
             Self::Checkpoint(_) | Self::Optim(OptimError::Layout(_) | OptimError::Tensor(_)) => {
                 FailureClass::LoadFailed
             }
             Self::Diverged { .. } => FailureClass::Diverged,
-            Self::Interrupted(_) => FailureClass::Interrupted,
+            Self::Interrupted(_) | Self::StoppedLoading => FailureClass::Interrupted,
             Self::DiskFull { .. } => FailureClass::DiskFull,
             Self::Model(_)
             | Self::Optim(OptimError::Torch(_))

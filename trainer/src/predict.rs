@@ -15,17 +15,15 @@ use anneal_model::{
 
 use crate::{
     data::{
-        DataError, Split, arrange, listing,
+        Split, arrange, listing,
         load::{self, Loading, Photos},
         remote::Downloads,
+        walk::{Found, walk},
     },
     evaluate::{Evaluation, How, Views, evaluate_how},
     outcome::Error,
     progress,
 };
-
-/// Folders nest at most this deep, so that a link to a parent folder ends.
-const MAX_DEPTH: usize = 8;
 
 /// What single photos are taken for.
 pub struct Predictor {
@@ -50,7 +48,7 @@ impl Predictor {
     /// # Errors
     /// When the photo cannot be read or decoded, or libtorch fails.
     pub fn probabilities(&self, path: &Path) -> Result<Vec<f64>, Error> {
-        let content = fs::read(path).map_err(DataError::reading(path))?;
+        let content = fs::read(path).map_err(|source| Error::Photo { path: path.to_owned(), source })?;
         let problem = |source: ImageError| Error::Image { path: path.to_owned(), source };
         let image = preprocess::decode(&content, &ImageLimits::default()).map_err(problem)?;
         let input = preprocess::to_tensor(&[image], &self.classifier.contract().preprocessing).map_err(problem)?;
@@ -62,39 +60,27 @@ impl Predictor {
 ///
 /// # Errors
 /// When a path cannot be read, or a folder holds no photo.
-pub fn photos_of(paths: Vec<PathBuf>) -> Result<Vec<PathBuf>, DataError> {
+pub fn photos_of(paths: Vec<PathBuf>) -> Result<Vec<PathBuf>, Error> {
     let mut photos = Vec::new();
     for path in paths {
-        if fs::metadata(&path).map_err(DataError::reading(&path))?.is_dir() {
-            let mut found = BTreeSet::new();
-            walk(&path, 0, &mut found)?;
-            if found.is_empty() {
-                return Err(DataError::Empty(path));
+        let about = fs::metadata(&path).map_err(|source| Error::Photo { path: path.clone(), source })?;
+        if about.is_dir() {
+            let mut below = BTreeSet::new();
+            walk(&path, |within, path, found| {
+                if found != Found::Folder && listing::is_photo(within) {
+                    below.insert(path);
+                }
+                Ok(())
+            })?;
+            if below.is_empty() {
+                return Err(Error::NoPhoto(path));
             }
-            photos.extend(found);
+            photos.extend(below);
         } else {
             photos.push(path);
         }
     }
     Ok(photos)
-}
-
-fn walk(folder: &Path, depth: usize, found: &mut BTreeSet<PathBuf>) -> Result<(), DataError> {
-    for entry in fs::read_dir(folder).map_err(DataError::reading(folder))? {
-        let path = entry.map_err(DataError::reading(folder))?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if listing::is_hidden(&name) {
-            continue;
-        }
-        if fs::metadata(&path).map_err(DataError::reading(&path))?.is_dir() {
-            if depth < MAX_DEPTH {
-                walk(&path, depth + 1, found)?;
-            }
-        } else if listing::is_photo(&name) {
-            found.insert(path);
-        }
-    }
-    Ok(())
 }
 
 /// How a checkpoint is measured.
@@ -142,7 +128,7 @@ pub fn measure(how: &Measuring<'_>) -> Result<Measured, Error> {
     let checkpoint = Checkpoint::load(checkpoint)?;
     let contract = checkpoint.contract()?;
     let network = checkpoint.network()?;
-    let (listing, _) = listing::list(dataset, Downloads { dir: downloads, stop })?;
+    let (listing, _) = listing::list(dataset, Downloads { dir: downloads, stop, moved: &|| () })?;
     let (arrangement, split) = arrange::for_measuring(listing, &contract.classes)?;
     let size = usize::try_from(contract.preprocessing.size).unwrap_or_default();
     let bar = progress::loading_bar(arrangement.len());

@@ -64,6 +64,11 @@ pub fn change(shared: &Shared, change: impl FnOnce(&mut Progress)) {
     change(&mut shared.lock().unwrap_or_else(PoisonError::into_inner));
 }
 
+/// Says that the run has moved, though nothing that is counted has changed.
+pub fn touch(shared: &Shared) {
+    change(shared, |progress| progress.last_update_time = Timestamp::now());
+}
+
 /// A copy of what is shared.
 pub fn snapshot(shared: &Shared) -> Progress {
     shared.lock().unwrap_or_else(PoisonError::into_inner).clone()

@@ -84,7 +84,7 @@ fn conclude(mut training: Training<'_>, checkpoints: &Checkpoints) -> Result<Run
     // In float32, whatever it was trained in: as it will be served.
     let mut network = Network::new(config.model.architecture, dataset.classes.len(), config.seed())?;
     network.load(&state)?;
-    let measure = |photos| evaluate(&network, photos, &training.preprocessing, around.threads, around.stop);
+    let measure = |photos| evaluate(&network, photos, &training.preprocessing, around);
     let validation = measure(&dataset.validation)?;
     let profile = calibration::profile(&validation.answers);
     let (split, photos, evaluation) = if dataset.test.is_empty() {

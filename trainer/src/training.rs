@@ -191,7 +191,7 @@ impl<'a> Training<'a> {
             self.train_epoch(saver, tracker, ledger)?;
             self.check_weights()?;
             let Self { dataset, preprocessing, around, .. } = &*self;
-            let validated = evaluate(self.result(), &dataset.validation, preprocessing, around.threads, around.stop)?;
+            let validated = evaluate(self.result(), &dataset.validation, preprocessing, around)?;
             let result = Epoch {
                 train_loss: self.train_loss(),
                 train_acc: share(self.running.right, self.running.images),

@@ -10,6 +10,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     sync::atomic::Ordering,
+    time::Duration,
 };
 
 use anneal_api::{failure::FailureClass, termination::RunResult};
@@ -71,6 +72,58 @@ fn a_download_goes_on_where_it_broke_off_and_digests_are_compared() {
     Run::new(&asked).train().fails_as(FailureClass::DataCorrupt, "dataset.digest asks for");
     let asked = config(&format!("uri: 'http://{}/nowhere.tar'", web.address));
     Run::new(&asked).train().fails_as(FailureClass::DataMissing, "does not exist");
+}
+
+#[test]
+fn the_next_attempt_fetches_a_tar_only_if_it_has_changed() {
+    let dir = tempfile::tempdir().expect("a folder");
+    pictures(dir.path());
+    let tar = dir.path().join("set.tar");
+    let web = Web::start(dir.path(), 0, usize::MAX);
+    let run = Run::new(&config(&format!("uri: 'http://{}/set.tar'", web.address)).replace("epochs: 1", "epochs: 9000"));
+    let attempt = || {
+        let mut child = run.train().spawn();
+        child.wait_for_line("dataset loaded");
+        child.kill();
+        web.sent.load(Ordering::SeqCst)
+    };
+    let bytes = fs::metadata(&tar).expect("a tar").len();
+    assert_eq!((attempt(), attempt()), (bytes, bytes));
+    // More blocks at its end make another file of the same photos.
+    let content = [fs::read(&tar).expect("a tar"), vec![0; 10_240]].concat();
+    fs::write(&tar, &content).expect("a tar");
+    assert!(attempt() >= bytes + content.len() as u64);
+    let downloads: Vec<_> = fs::read_dir(run.path("out/dataset")).expect("downloads").flatten().collect();
+    assert_eq!(downloads.len(), 2, "{downloads:?}");
+}
+
+#[test]
+fn the_signature_of_a_url_is_told_to_nobody() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let mut tar = tar::Builder::new(fs::File::create(dir.path().join("set.tar")).expect("a file"));
+    let mut header = tar::Header::new_gnu();
+    header.set_size(4);
+    tar.append_data(&mut header, "notes.txt", &b"text"[..]).expect("an entry");
+    tar.finish().expect("a tar");
+    let web = Web::start(dir.path(), 0, usize::MAX);
+    let run = Run::new(&config(&format!("uri: 'http://{}/set.tar?X-Amz-Signature=topsecret'", web.address)));
+    let mut child = run.train().spawn();
+    let line = child.wait_for_line("holds no photo");
+    let failure = child.fails_as(FailureClass::DataMissing, "/set.tar");
+    assert!(!line.contains("topsecret") && !failure.message.contains("topsecret"), "{line}\n{failure:?}");
+}
+
+#[test]
+fn a_run_moves_for_whoever_watches_it_while_it_downloads() {
+    let dir = tempfile::tempdir().expect("a folder");
+    pictures(dir.path());
+    let bytes = fs::metadata(dir.path().join("set.tar")).expect("a tar").len();
+    let piece = usize::try_from(bytes / 600).expect("a size");
+    let web = Web::slow(dir.path(), piece, Duration::from_millis(100));
+    let run = Run::new(&config(&format!("uri: 'http://{}/set.tar'", web.address)));
+    let mut child = run.train().args(["--progress-address", "127.0.0.1:0"]).spawn();
+    child.moves_while("it downloads", |progress| progress.steps == 0);
+    child.kill();
 }
 
 #[test]

@@ -5,11 +5,18 @@
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 mod process;
 
-use std::{fs, process::Command};
+use std::{
+    fs,
+    path::Path,
+    process::Command,
+    sync::atomic::Ordering,
+    thread,
+    time::{Duration, Instant},
+};
 
 use process::{
-    Run, prints,
-    tools::{Server, free_port, tool, tools, unreliable},
+    Run, command, prints,
+    tools::{Server, free_port, slow, tool, tools, unreliable},
     trainer,
 };
 
@@ -52,6 +59,28 @@ loaded = mlflow.pyfunc.load_model('models:/pets-model@champion').predict(image)
 assert abs(loaded['probabilities'] - probabilities).max() < 1e-5
 ";
 
+/// A server that keeps everything in a folder.
+fn mlflow(dir: &Path, port: u16) -> Server {
+    let mut command = Command::new(tools().join("venv/bin/mlflow"));
+    command.args(["server", "--host", "127.0.0.1", "--port", &port.to_string(), "--workers", "1", "--serve-artifacts"]);
+    command.args(["--backend-store-uri", &format!("sqlite:///{}", dir.join("mlflow.db").display())]);
+    command.args(["--artifacts-destination", text(&dir.join("artifacts"))]).current_dir(dir);
+    // Otherwise it starts seven more processes, for what these tests have no use for.
+    command.env("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false");
+    Server::start(command, port)
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("a path in UTF-8")
+}
+
+/// What `sync` says, and whether it succeeded.
+fn sync(run: &Path) -> (bool, String) {
+    let done = trainer(["sync", text(run)]).output().expect("the trainer");
+    let said = [done.stdout, done.stderr].concat();
+    (done.status.success(), String::from_utf8(said).expect("text"))
+}
+
 #[test]
 fn mlflow_has_every_record_once_though_it_was_down_and_answers_were_lost() {
     let dir = tempfile::tempdir().expect("a folder");
@@ -68,13 +97,7 @@ tracking: {{mlflow: {{uri: 'http://127.0.0.1:{port}', experiment: pets, register
     // The server is not there yet: training neither waits nor fails.
     let mut child = run.train().spawn();
     child.wait_for_line("does not take the records");
-    let mut command = Command::new(tools().join("venv/bin/mlflow"));
-    command.args(["server", "--host", "127.0.0.1", "--port", &real.to_string(), "--workers", "1", "--serve-artifacts"]);
-    command.args(["--backend-store-uri", &format!("sqlite:///{}", path("mlflow.db"))]);
-    command.args(["--artifacts-destination", &path("artifacts")]).current_dir(dir.path());
-    // Otherwise it starts seven more processes, for what this test has no use for.
-    command.env("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false");
-    let _server = Server::start(command, real);
+    let _server = mlflow(dir.path(), real);
     let result = child.succeeds();
 
     // What is left is sent later; a command that meets a lost answer says so, and is given again.
@@ -93,4 +116,147 @@ tracking: {{mlflow: {{uri: 'http://127.0.0.1:{port}', experiment: pets, register
     let model = run.path("out").join(&result.checkpoint).display().to_string();
     let expected = prints(&["predict", "--json", "--checkpoint", &model, &picture]);
     tool("python", &["-c", SCRIPT, &format!("http://127.0.0.1:{real}"), &picture, &expected], dir.path());
+}
+
+const ARTIFACTS: &str = r"
+import sys, mlflow
+mlflow.set_tracking_uri(sys.argv[1])
+client = mlflow.MlflowClient()
+run, = client.search_runs([client.get_experiment_by_name('Default').experiment_id])
+names = lambda path: {f.path for f in client.list_artifacts(run.info.run_id, path)}
+assert 'reports/report.html' in names('reports') and 'model/MLmodel' in names('model'), names('')
+assert names('weights') == {'weights/best_model.pth'}
+assert run.info.status == 'FINISHED', run.info
+";
+
+#[test]
+fn records_are_sent_from_wherever_the_volume_is_mounted_and_none_is_given_up() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let port = free_port();
+    let run = Run::new(&format!(
+        "model: {{inputSize: 32}}
+dataset: {{uri: 'synthetic://?images=60&size=32'}}
+hyperparameters: {{epochs: 1, batchSize: 16, threads: 1}}
+tracking: {{mlflow: {{uri: 'http://127.0.0.1:{port}', experiment: Default}}}}
+"
+    ));
+    run.train().in_a_job("").succeeds();
+    fs::rename(run.path("claim"), run.path("elsewhere")).expect("another place");
+    let output = run.path("elsewhere/runs/cats-1");
+    let _server = mlflow(dir.path(), port);
+
+    // A file that is missing now may be there later.
+    let (report, kept) = (output.join("reports/report.html"), run.path("report.html"));
+    fs::rename(&report, &kept).expect("a file");
+    let (done, said) = sync(&output);
+    assert!(!done && said.contains("report.html"), "{said}");
+    fs::rename(&kept, &report).expect("a file");
+    let (done, said) = sync(&output);
+    assert!(done && said.contains("records sent"), "{said}");
+    tool("python", &["-c", ARTIFACTS, &format!("http://127.0.0.1:{port}")], dir.path());
+
+    // What the server refuses for good is no success.
+    let events = output.join("tracking/events.jsonl");
+    let sent = fs::read_to_string(&events).expect("records");
+    fs::write(&events, sent + "{\"event\": \"tags\", \"tags\": [[\"../name\", \"a name that is a path\"]]}\n")
+        .expect("a record");
+    let (done, said) = sync(&output);
+    assert!(!done && said.contains("refused.jsonl") && said.contains("0 records were sent"), "{said}");
+    assert_eq!(prints(&["sync", text(&output)]), "0 records sent\n");
+}
+
+#[test]
+fn training_does_not_wait_for_a_server_that_is_slow() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let real = free_port();
+    let _server = mlflow(dir.path(), real);
+    // A server that takes longer for an answer than the whole run does for its epochs.
+    let (port, answered) = slow(real, Duration::from_mins(1));
+    let run = Run::new(&format!(
+        "model: {{inputSize: 32}}
+dataset: {{uri: 'synthetic://?images=60&size=32'}}
+hyperparameters: {{epochs: 3, batchSize: 16, threads: 1}}
+tracking: {{mlflow: {{uri: 'http://127.0.0.1:{port}', experiment: Default}}}}
+"
+    ));
+    let mut child = run.train().spawn();
+    child.wait_for_line("\"epoch\":3,");
+    // Each epoch is a record of its own, after three about the run.
+    let answers = answered.load(Ordering::SeqCst);
+    assert!(answers < 4, "{answers} answers came before the last epoch");
+    child.succeeds();
+    let uri = format!("http://127.0.0.1:{real}");
+    let sent = prints(&["sync", text(&run.path("out")), "--uri", &uri]);
+    assert!(sent.ends_with("records sent\n"), "{sent}");
+    tool("python", &["-c", ARTIFACTS, &uri], dir.path());
+}
+
+const DIED: &str = r"
+import sys, mlflow
+uri, commit = sys.argv[1:3]
+mlflow.set_tracking_uri(uri)
+client = mlflow.MlflowClient()
+run, = client.search_runs([client.get_experiment_by_name('Default').experiment_id])
+# It was interrupted, and goes on some day.
+assert run.info.status == 'RUNNING', run.info
+history = lambda key: client.get_metric_history(run.info.run_id, key)
+steps = [point.step for point in history('train_loss')]
+assert steps == list(range(1, len(steps) + 1)) and len(steps) > 2, steps
+for key, least, most in [
+    ('system/cpu_utilization_percentage', 1, 400),
+    ('system/system_memory_usage_megabytes', 50, 8000),
+    ('system/network_receive_megabytes', 0, 1e9),
+    ('system/network_transmit_megabytes', 0, 1e9),
+]:
+    points = history(key)
+    assert points and all(least <= point.value <= most for point in points), (key, points)
+    assert [point.step for point in points] == list(range(len(points))), (key, points)
+assert run.data.tags['mlflow.source.git.commit'] == commit, run.data.tags
+assert run.data.tags['anneal.image'] == 'registry/trainer:1' and run.data.tags['anneal.attempt'] == '2', run.data.tags
+";
+
+#[test]
+fn a_server_that_dies_during_a_run_has_all_of_it_later_with_the_systems_metrics_and_the_commit() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let port = free_port();
+    let server = mlflow(dir.path(), port);
+    let run = Run::new(&format!(
+        "model: {{inputSize: 32}}
+dataset: {{uri: 'synthetic://?images=600&size=32'}}
+hyperparameters: {{epochs: 9000, batchSize: 16, threads: 1}}
+tracking: {{mlflow: {{uri: 'http://127.0.0.1:{port}', experiment: Default}}}}
+"
+    ));
+    // A further worktree of a repository whose branches are packed is the hardest place to find a commit in.
+    let (repository, checkout) = (run.path("repository"), run.path("checkout"));
+    fs::create_dir(&repository).expect("a folder");
+    let git = |args: &[&str]| {
+        let identity = ["-c", "user.name=Someone", "-c", "user.email=someone@example.org"];
+        let done = command("git").args(identity).args(args).current_dir(&repository).output().expect("git");
+        assert!(done.status.success(), "{args:?}: {}", String::from_utf8_lossy(&done.stderr));
+        String::from_utf8(done.stdout).expect("text").trim().to_owned()
+    };
+    git(&["init", "--quiet"]);
+    git(&["commit", "--quiet", "--allow-empty", "--message", "Begin"]);
+    git(&["worktree", "add", "--quiet", "-b", "some/work", text(&checkout)]);
+    git(&["pack-refs", "--all"]);
+    let commit = git(&["rev-parse", "some/work"]);
+
+    let job = [("ANNEAL_IMAGE", "registry/trainer:1"), ("ANNEAL_ATTEMPT", "2")];
+    let mut child = run.train().current_dir(&checkout).envs(job).spawn();
+    let events = run.path("out/tracking/events.jsonl");
+    let until = Instant::now() + Duration::from_mins(2);
+    while !fs::read_to_string(&events).is_ok_and(|events| events.contains("system/cpu")) {
+        assert!(Instant::now() < until && child.is_running(), "no metric of the system is recorded");
+        thread::sleep(Duration::from_millis(100));
+    }
+    drop(server);
+    child.wait_for_line("does not take the records");
+    let _server = mlflow(dir.path(), port);
+    child.wait_for_line("takes records again");
+    child.terminate();
+    assert_eq!(child.code(), Some(143));
+    let (done, said) = sync(&run.path("out"));
+    assert!(done, "{said}");
+    tool("python", &["-c", DIED, &format!("http://127.0.0.1:{port}"), &commit], dir.path());
 }

@@ -5,14 +5,14 @@
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 mod process;
 
-use std::{fs, io::Read, path::Path};
+use std::{collections::BTreeSet, fs, io::Read, os::unix::fs::symlink, path::Path};
 
 use anneal_api::{
     failure::FailureClass,
     termination::{RunResult, TerminationMessage},
 };
 use anneal_model::{Checkpoint, sha256_file};
-use anneal_pth::{DType, Value};
+use anneal_pth::{DType, Dict, TensorData, Value};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use process::{Run, import, prints, trainer};
 
@@ -152,6 +152,176 @@ fn progress_is_answered_while_training_goes_on() {
 }
 
 #[test]
+fn a_run_moves_for_whoever_watches_it_while_photos_are_decoded_and_validated() {
+    let long = SMALL.replace("images=600&size=32", "images=6000&size=128").replace("inputSize: 32", "inputSize: 128");
+    let decoding = Run::new(&long);
+    let mut child = decoding.train().args(["--progress-address", "127.0.0.1:0"]).spawn();
+    child.moves_while("photos are decoded", |progress| progress.steps == 0);
+    child.kill();
+    let settings = SMALL.replace("epochs: 3", "epochs: 300").replace("batchSize: 16", "batchSize: 512");
+    let validating = Run::new(&settings.replace("images=600", "images=8000"));
+    let mut child = validating.train().args(["--progress-address", "127.0.0.1:0"]).spawn();
+    child.moves_while("it validates", |progress| progress.step > 0 && progress.step == progress.steps / 300);
+    child.kill();
+}
+
+#[test]
+fn links_in_a_dataset_are_followed_but_never_in_circles() {
+    let run = Run::new("");
+    let set = run.path("set");
+    prints(&["synthesize", "--output", text(&set), "--images", "60", "--size", "32"]);
+    let (cats, dogs) = (set.join("train/cat"), run.path("elsewhere"));
+    fs::rename(set.join("train/dog"), &dogs).expect("a class");
+    for (link, to) in [
+        (set.join("train/dog"), dogs.as_path()),
+        (cats.join("up"), Path::new("..")),
+        (cats.join("round"), Path::new("round")),
+        (set.join("notes.txt"), Path::new("nowhere.txt")),
+        (cats.join("lost.png"), Path::new("nowhere.png")),
+    ] {
+        symlink(to, link).expect("a link");
+    }
+    let config = SMALL.replace("synthetic://?images=600&size=32", &format!("file://{}", text(&set)));
+    let run = Run::new(&config.replace("epochs: 3", "epochs: 1"));
+    let mut child = run.train().spawn();
+    child.wait_for_line("leads back");
+    let result = child.succeeds();
+    assert_eq!((result.dataset.images, result.dataset.skipped), (60, 1));
+    let skipped = fs::read_to_string(run.path("out/reports/skipped.txt")).expect("a list");
+    assert!(skipped.starts_with("train/cat/lost.png: "), "{skipped}");
+}
+
+#[test]
+fn a_run_that_is_stopped_while_it_loads_promises_no_checkpoint() {
+    let run = Run::new(&SMALL.replace("images=600&size=32", "images=20000&size=64"));
+    let mut child = run.train().args(["--progress-address", "127.0.0.1:0"]).spawn();
+    child.wait_for_line("progress is answered");
+    child.terminate();
+    child.fails_as(FailureClass::Interrupted, "the next attempt loads it again");
+}
+
+#[test]
+fn a_photo_to_classify_is_no_dataset() {
+    let run = Run::new(&SMALL.replace("images=600", "images=60").replace("epochs: 3", "epochs: 1"));
+    let model = run.path("out").join(run.train().succeeds().checkpoint);
+    let predict = |path: &Path| {
+        let done = trainer(["predict", "--checkpoint", text(&model), text(path)]).output().expect("the trainer");
+        (done.status.code(), String::from_utf8(done.stderr).expect("text"))
+    };
+    fs::create_dir(run.path("empty")).expect("a folder");
+    for (path, words) in [("nope.png", "nope.png"), ("empty", "holds no photo")] {
+        let (code, said) = predict(&run.path(path));
+        assert_eq!(code, Some(FailureClass::DataMissing.exit_code()), "{said}");
+        assert!(said.contains(words) && said.contains("name photos") && !said.contains("dataset"), "{said}");
+    }
+
+    // Whoever reads the answers may have seen enough.
+    let set = run.path("set");
+    prints(&["synthesize", "--output", text(&set), "--images", "600", "--size", "32"]);
+    let command = format!(
+        "set -o pipefail; '{}' predict --json --checkpoint '{}' '{}' | head -n 1",
+        env!("CARGO_BIN_EXE_anneal-trainer"),
+        text(&model),
+        text(&set)
+    );
+    let done = process::command("bash").args(["-c", &command]).output().expect("a shell");
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success() && said.is_empty(), "{}: {said}", done.status);
+}
+
+#[test]
+fn a_run_with_another_schedule_is_refused_by_what_was_changed() {
+    let run = Run::new(&SMALL.replace("images=600", "images=60").replace("epochs: 3", "epochs: 1"));
+    run.train().succeeds();
+    let other = SMALL.replace("images=600", "images=60").replace("epochs: 3", "epochs: 2, schedule: Cosine");
+    fs::write(run.path("run.yaml"), other).expect("a configuration");
+    let failure = run.train().fails_as(FailureClass::BadConfig, "hyperparameters.schedule");
+    assert!(!failure.message.contains("epochs is"), "{failure:?}");
+}
+
+#[test]
+fn pictures_of_a_short_run_are_drawn_without_a_word() {
+    let run = Run::new(&SMALL.replace("images=600", "images=60").replace("epochs: 3", "epochs: 1"));
+    let mut child = run.train().spawn();
+    let said = child.reads_to_the_end();
+    assert!(!said.contains("WARN"), "{said}");
+}
+
+#[test]
+fn inspect_tells_of_whatever_a_pth_file_holds() {
+    let run = Run::new("");
+    let ones = |shape: &[usize]| {
+        let count: usize = shape.iter().product();
+        let data = 1.0_f32.to_le_bytes().repeat(count);
+        Value::Tensor(TensorData::new(DType::F32, shape.to_vec(), data).expect("a tensor"))
+    };
+    let weights = || Value::Dict(Dict::ordered([("fc.weight", ones(&[2, 3])), ("fc.bias", ones(&[2]))]));
+    let newer = Value::Str(r#"{"format": 2, "network": "improved"}"#.to_owned());
+    for (value, words) in [
+        (
+            Value::Dict(Dict::plain([("state_dict", weights()), ("epoch", Value::Int(7))])),
+            ["epoch: 7", "2 tensors, 8 numbers"],
+        ),
+        (Value::Dict(Dict::plain([("epoch", Value::Int(3))])), ["epoch: 3", "0 tensors"]),
+        (Value::List(vec![Value::Int(5), ones(&[4])]), ["0: 5", "1  float32"]),
+        (
+            Value::Dict(Dict::plain([("model_state_dict", weights()), ("anneal", newer)])),
+            ["\"format\": 2", "fc.weight"],
+        ),
+    ] {
+        let path = run.path("any.pth");
+        anneal_pth::write(&mut fs::File::create(&path).expect("a file"), &value).expect("a file");
+        let said = prints(&["inspect", text(&path)]);
+        assert!(words.iter().all(|words| said.contains(words)), "{words:?} are not in {said}");
+    }
+    // What cannot be served says so by its format.
+    let said = trainer(["export", "--format", "onnx", "--checkpoint", text(&run.path("any.pth"))]).output();
+    let said = String::from_utf8(said.expect("the trainer").stderr).expect("text");
+    assert!(said.contains("its format is 2, this version reads 1"), "{said}");
+}
+
+#[test]
+fn a_photo_that_the_volume_does_not_give_now_may_be_there_for_the_next_attempt() {
+    let run = Run::new("");
+    let set = run.path("set");
+    prints(&["synthesize", "--output", text(&set), "--images", "60", "--size", "32"]);
+    // Reading its first page is an input/output error.
+    symlink("/proc/self/mem", set.join("train/cat/away.png")).expect("a link");
+    let config = SMALL.replace("synthetic://?images=600&size=32", &format!("file://{}", text(&set)));
+    Run::new(&config).train().fails_as(FailureClass::AppError, "away.png");
+}
+
+#[test]
+fn a_tar_that_lies_about_lengths_or_is_none_is_named() {
+    let run = Run::new("");
+    let path = run.path("set.tar");
+    let tar = |bytes: u64| {
+        let mut tar = tar::Builder::new(Vec::new());
+        for name in ["cat/1.jpg", "cat/2.jpg", "cat/3.jpg", "dog/1.jpg", "dog/2.jpg", "dog/3.jpg"] {
+            let mut header = tar::Header::new_gnu();
+            header.set_path(name).expect("a name");
+            header.set_size(if name == "dog/3.jpg" { bytes } else { 4 });
+            header.set_cksum();
+            tar.append(&header, &b"text"[..]).expect("an entry");
+        }
+        tar.into_inner().expect("a tar")
+    };
+    let config = SMALL.replace("synthetic://?images=600&size=32", &format!("file://{}", text(&path)));
+    let whole = tar(4);
+    for (content, words) in [
+        (tar(4 << 40), "the file ends before dog/3.jpg does"),
+        (whole[..whole.len() - 1536].to_vec(), "the file ends before dog/3.jpg does"),
+        (whole[..700].to_vec(), "copy it again"),
+        (b"\x1f\x8b\x08 and so on".to_vec(), "compressed by gzip"),
+        (b"PK\x03\x04 and so on".to_vec(), "is a zip"),
+        (vec![b'x'; 4096], "is no tar"),
+    ] {
+        fs::write(&path, content).expect("a file");
+        Run::new(&config).train().fails_as(FailureClass::DataCorrupt, words);
+    }
+}
+
+#[test]
 fn every_failure_has_its_class_exit_code_and_words() {
     let pictures = Run::new("");
     prints(&["synthesize", "--output", text(&pictures.path("set")), "--images", "60", "--size", "32"]);
@@ -215,9 +385,9 @@ fn is_finite(path: &Path) -> bool {
 
 #[test]
 fn a_run_that_diverges_leaves_only_checkpoints_that_can_be_gone_on_from() {
-    for more in ["", "maxGradientNorm: 1, ", "emaDecay: 0.9, optimizer: Adam, "] {
+    let sgd = "optimizer: SGD, weightDecay: 1";
+    for more in [sgd, &format!("{sgd}, maxGradientNorm: 1"), "optimizer: Adam, emaDecay: 0.9"] {
         let settings = format!("epochs: 3, learningRate: 100, {more}");
-        let settings = if more.contains("Adam") { settings } else { settings + "optimizer: SGD, weightDecay: 1" };
         let run = Run::new(&(SMALL.replace("epochs: 3", &settings) + "checkpoints: {intervalSteps: 1}\n"));
         let mut child = run.train().spawn();
         child.wait_for_line("checkpoint written");
@@ -244,10 +414,13 @@ fn the_best_checkpoint_answers_as_the_published_model_does_where_weights_are_ave
 
 #[test]
 fn what_is_published_is_measured_as_it_will_be_served_whatever_it_was_trained_in() {
-    let run =
-        Run::new(&SMALL.replace("images=600", "images=200").replace("epochs: 3", "epochs: 1, precision: bfloat16"));
+    // With a test split of its own, so that both measure the same photos.
+    let dir = tempfile::tempdir().expect("a folder");
+    prints(&["synthesize", "--output", text(dir.path()), "--images", "200", "--size", "32"]);
+    let data = &format!("file://{}", text(dir.path()));
+    let config = SMALL.replace("synthetic://?images=600&size=32", data);
+    let run = Run::new(&config.replace("epochs: 3", "epochs: 1, precision: bfloat16"));
     let published = run.path("out").join(run.train().succeeds().checkpoint);
-    let data = "synthetic://?images=200&size=32";
     let json = |text: &str| serde_json::from_str::<serde_json::Value>(text).expect("JSON");
     let evaluated = json(&prints(&["evaluate", "--json", "--checkpoint", text(&published), "--data", data]));
     let measured = json(&fs::read_to_string(run.path("out/reports/metrics.json")).expect("a report"));
@@ -346,6 +519,7 @@ fn photos_in_a_folder_and_in_a_tar_are_the_same_dataset() {
     let set = run.path("set");
     prints(&["synthesize", "--output", text(&set), "--images", "60", "--size", "32"]);
     fs::write(set.join("train/cat/broken.png"), "no photo").expect("a file");
+    fs::write(set.join("train/stray.png"), "of no class").expect("a file");
     let first = fs::read_dir(set.join("train/dog")).expect("a folder").next().expect("a photo").expect("a photo");
     fs::copy(first.path(), set.join("val/dog/again.png")).expect("a copy");
     let mut tar = tar::Builder::new(fs::File::create(run.path("set.tar")).expect("a file"));
@@ -358,9 +532,10 @@ fn photos_in_a_folder_and_in_a_tar_are_the_same_dataset() {
             .replace("epochs: 3", "epochs: 1");
         let run = Run::new(&config);
         let result = run.train().succeeds();
-        assert_eq!((result.dataset.images, result.dataset.skipped), (61, 1));
+        assert_eq!((result.dataset.images, result.dataset.skipped), (61, 2));
         let listed = |name| fs::read_to_string(run.path("out/reports").join(name)).expect(name);
         assert!(listed("skipped.txt").starts_with("train/cat/broken.png: "), "{}", listed("skipped.txt"));
+        assert!(listed("skipped.txt").contains("train/stray.png: it lies beside"), "{}", listed("skipped.txt"));
         assert!(listed("duplicates.txt").starts_with("val/dog/again.png (val) is the same photo as train/dog/"));
         result.dataset.digest
     });
@@ -374,6 +549,17 @@ fn an_imported_tar_stays_in_its_folder() {
     let good = import(&target, &[("cat/a.jpg", "a"), ("./dog/b.jpg", "b")]);
     assert_eq!(good, Ok("2 files, 2 bytes".to_owned()));
     assert_eq!(fs::read(target.join("dog/b.jpg")).expect("a file"), b"b");
+    // A file is there whole or not at all, whoever reads it meanwhile, and a link is replaced, not written through.
+    symlink(run.path("run.yaml"), target.join("cat/link.jpg")).expect("a link");
+    let held = fs::File::open(target.join("cat/a.jpg")).expect("a file");
+    assert!(import(&target, &[("cat/a.jpg", "another"), ("cat/link.jpg", "new")]).is_ok());
+    let mut content = String::new();
+    (&held).read_to_string(&mut content).expect("a file");
+    assert_eq!((content.as_str(), fs::read(target.join("cat/a.jpg")).expect("a file")), ("a", b"another".to_vec()));
+    assert_eq!(fs::read(run.path("run.yaml")).expect("a file"), b"");
+    let names: BTreeSet<_> =
+        fs::read_dir(target.join("cat")).expect("a folder").flatten().map(|e| e.file_name()).collect();
+    assert_eq!(names, BTreeSet::from(["a.jpg".into(), "link.jpg".into()]));
     for name in ["../outside.jpg", "cat/../../outside.jpg", "/outside.jpg"] {
         let refusal = import(&target, &[(name, "x")]).expect_err(name);
         assert!(refusal.contains("make the tar of plain files with relative names"), "{refusal}");
@@ -381,7 +567,7 @@ fn an_imported_tar_stays_in_its_folder() {
     assert!(!run.path("outside.jpg").exists());
 
     // A link that lies in the folder already is no way out either.
-    std::os::unix::fs::symlink(run.path(""), target.join("link")).expect("a link");
+    symlink(run.path(""), target.join("link")).expect("a link");
     assert!(import(&target, &[("link/outside.jpg", "x")]).is_err());
     assert!(!run.path("outside.jpg").exists());
 }

@@ -96,7 +96,7 @@ pub struct Machine {
     pub cpu: String,
     /// Threads of one operation.
     pub threads: usize,
-    /// Number format of convolutions and linear layers.
+    /// Number format of convolutions.
     pub dtype: String,
     /// Order of the numbers of an activation in memory.
     pub layout: String,

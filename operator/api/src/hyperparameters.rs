@@ -41,7 +41,7 @@ pub enum ClassWeights {
     Balanced,
 }
 
-/// Number format of convolutions and linear layers, by torch's dtype names.
+/// Number format of convolutions, by torch's dtype names; everything else is float32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {

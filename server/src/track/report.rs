@@ -8,7 +8,7 @@ use std::{
 
 use anneal_figures::{
     DrawError, confusion_matrix,
-    plot::{Axis, Line, Plot, Style},
+    plot::{self, Axis, Line, Plot, Style},
     svg, to_png,
 };
 
@@ -90,16 +90,14 @@ fn over_time(history: &[Performance]) -> String {
         line(class, colour, &|one| one.by_class.get(*class).map(|of| of.accuracy))
     };
     let by_class: Vec<Line> = classes.iter().take(CLASSES).enumerate().map(of_class).collect();
-    let draw = |title, label, lines: Vec<Line>, left| {
+    let plot = |title, label, lines: Vec<Line>| {
         let lowest = lines.iter().flat_map(|line| &line.points).map(|point| point.1).fold(1.0, f64::min);
         let (x, y) = (Axis::counts("Measurement", shown.len()), Axis::round(label, lowest, 1.0));
-        Plot { title, x, y, lines, bars: Vec::new() }.draw(left, 0.0, WIDTH, HEIGHT)
+        Plot { title, x, y, lines, bars: Vec::new() }
     };
-    let body = [
-        draw("Performance", "Share of photos; probability", all, 0.0),
-        draw("Accuracy by class", "Share of photos that were right", by_class, WIDTH),
-    ];
-    svg::document(2.0 * WIDTH, HEIGHT, &body.concat())
+    let all = plot("Performance", "Share of photos; probability", all);
+    let by_class = plot("Accuracy by class", "Share of photos that were right", by_class);
+    plot::pair([(&all, WIDTH), (&by_class, WIDTH)], HEIGHT)
 }
 
 #[cfg(test)]

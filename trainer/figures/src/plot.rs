@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::svg;
+use crate::{font, svg};
 
 /// Colours that people with any colour vision tell apart (Okabe and Ito), and grey for what is only compared with.
 const COLOURS: [&str; 9] =
@@ -115,17 +115,17 @@ impl Axis {
 impl Plot<'_> {
     /// The plot as a picture of its own.
     pub fn document(&self, width: f64, height: f64) -> String {
-        svg::document(width, height, &self.draw(0.0, 0.0, width, height))
+        svg::document(width, height, &self.draw(0.0, width, height, self.legend(width).len()))
     }
 
-    /// The plot with its upper left corner at a point.
+    /// The plot from `left` on, with room for a legend of so many lines.
     #[expect(clippy::cast_precision_loss, reason = "a handful of lines")]
-    pub fn draw(&self, left: f64, top: f64, width: f64, height: f64) -> String {
+    fn draw(&self, left: f64, width: f64, height: f64, lines: usize) -> String {
         let rows = self.legend(width);
-        let bottom = top + height - BELOW - rows.len() as f64 * LEGEND_LINE;
+        let bottom = height - BELOW - lines as f64 * LEGEND_LINE;
         let x = |value: f64| left + LEFT + (width - LEFT - RIGHT) * self.x.share(value);
-        let y = |value: f64| bottom - (bottom - top - TOP) * self.y.share(value);
-        let mut body = svg::text(left + width / 2.0, top + 26.0, svg::TITLE, self.title);
+        let y = |value: f64| bottom - (bottom - TOP) * self.y.share(value);
+        let mut body = svg::text(left + width / 2.0, 26.0, svg::TITLE, self.title);
 
         // Writing to a String cannot fail.
         for &mark in &self.y.marks {
@@ -141,7 +141,7 @@ impl Plot<'_> {
             body,
             r##"<path d="M{:.1} {:.1}V{bottom:.1}H{:.1}" fill="none" stroke="#222"/>"##,
             left + LEFT,
-            top + TOP,
+            TOP,
             left + width - RIGHT
         );
         for bar in self.bars.iter().filter(|bar| bar.height > 0.0) {
@@ -168,7 +168,7 @@ impl Plot<'_> {
         }
         let centre = left + LEFT + (width - LEFT - RIGHT) / 2.0;
         body += &svg::text(centre, bottom + 42.0, svg::MIDDLE, self.x.label);
-        body += &svg::turned(left + 20.0, f64::midpoint(bottom, top + TOP), svg::MIDDLE, self.y.label);
+        body += &svg::turned(left + 20.0, f64::midpoint(bottom, TOP), svg::MIDDLE, self.y.label);
         for (row, lines) in rows.iter().enumerate() {
             let all: f64 = lines.iter().map(|line| entry_width(line)).sum();
             let mut at = (centre - all / 2.0).max(left + 8.0);
@@ -206,8 +206,16 @@ impl Plot<'_> {
     }
 }
 
+/// Two plots of these widths side by side, their axes on one level.
+pub fn pair(plots: [(&Plot<'_>, f64); 2], height: f64) -> String {
+    let lines = plots.iter().map(|(plot, width)| plot.legend(*width).len()).max().unwrap_or(0);
+    let [(first, left), (second, right)] = plots;
+    let body = [first.draw(0.0, left, height, lines), second.draw(left, right, height, lines)].concat();
+    svg::document(left + right, height, &body)
+}
+
 fn entry_width(line: &Line) -> f64 {
-    28.0 + svg::width(&line.name, 13.0) + 14.0
+    28.0 + font::width(&line.name, 13.0) + 14.0
 }
 
 fn dash(style: Style) -> &'static str {

@@ -1,5 +1,7 @@
 //! Pieces of SVG.
 
+use crate::font;
+
 /// Attributes of a title.
 pub const TITLE: &str = r#"text-anchor="middle" font-size="16" font-weight="bold""#;
 /// Attributes of text around a point.
@@ -33,18 +35,19 @@ pub fn rectangle(x: f64, y: f64, width: f64, height: f64, colour: &str, opacity:
     )
 }
 
-/// About how wide a text is.
-#[expect(clippy::cast_precision_loss, reason = "a count of characters")]
-pub fn width(words: &str, size: f64) -> f64 {
-    words.chars().count() as f64 * size * 0.62
-}
-
 /// A text of at most so many characters.
 pub fn shortened(words: &str, most: usize) -> String {
     if words.chars().count() <= most {
         return words.to_owned();
     }
     words.chars().take(most.saturating_sub(1)).chain(std::iter::once('…')).collect()
+}
+
+/// A text of at most so many pixels.
+pub fn fitting(words: &str, size: f64, most: f64) -> String {
+    let fits = |count: &usize| font::width(&shortened(words, *count), size) <= most;
+    let count = (1..=words.chars().count()).rev().find(fits).unwrap_or(1);
+    shortened(words, count)
 }
 
 /// Class and file names may hold anything, control characters too, which XML has no place for.

@@ -302,10 +302,14 @@ pub fn digest_of(preprocessing: &Preprocessing) -> Result<Sha256, CheckpointErro
 }
 
 fn parse_info(text: &str) -> Result<CheckpointInfo, CheckpointError> {
-    let info: CheckpointInfo = serde_json::from_str(text).map_err(|error| CheckpointError::Info(error.to_string()))?;
-    if info.format != FORMAT {
-        return Err(CheckpointError::Info(format!("its format is {}, this version reads {FORMAT}", info.format)));
+    let unreadable = |error: serde_json::Error| CheckpointError::Info(error.to_string());
+    // Alone and first, for another format has other fields.
+    let said: serde_json::Value = serde_json::from_str(text).map_err(unreadable)?;
+    let format = &said["format"];
+    if *format != FORMAT {
+        return Err(CheckpointError::Info(format!("its format is {format}, this version reads {FORMAT}")));
     }
+    let info: CheckpointInfo = serde_json::from_str(text).map_err(unreadable)?;
     match &info.preprocessing_sha256 {
         Some(digest) if *digest != digest_of(&info.preprocessing)? => {
             Err(CheckpointError::Info("its preprocessing is not the one that its digest is of".to_owned()))

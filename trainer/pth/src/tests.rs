@@ -22,6 +22,11 @@ fn floats(shape: &[usize]) -> Value {
     Value::Tensor(TensorData::new(DType::F32, shape.to_vec(), data).expect("its bytes"))
 }
 
+/// The bytes of the floats 0, 1, 2, …
+fn numbers(count: u16) -> Vec<u8> {
+    (0..count).flat_map(|i| f32::from(i).to_le_bytes()).collect()
+}
+
 fn example() -> Value {
     Value::Dict(Dict::plain([
         ("epoch", Value::Int(3)),
@@ -47,8 +52,44 @@ fn text(text: &str) -> Vec<u8> {
     [&b"X"[..], &len.to_le_bytes(), text.as_bytes()].concat()
 }
 
+/// The same archive as a writer of zip64 alone makes it: every size, offset and count in 64 bits.
+fn as_zip64(file: &[u8]) -> Vec<u8> {
+    let number = |at: usize, bytes: usize| {
+        file[at..at + bytes].iter().rev().fold(0_usize, |number, byte| number << 8 | usize::from(*byte))
+    };
+    let end = file.len() - 22;
+    let (count, begin) = (number(end + 10, 2), number(end + 16, 4));
+    let (mut directory, mut at) = (Vec::new(), begin);
+    for _ in 0..count {
+        let (name, extra) = (number(at + 28, 2), number(at + 30, 2));
+        let wide = [number(at + 24, 4), number(at + 20, 4), number(at + 42, 4)];
+        directory.extend(&file[at..at + 20]);
+        directory.extend([0xff; 8]);
+        directory.extend(&file[at + 28..at + 30]);
+        directory.extend(u16::try_from(extra + 28).expect("short").to_le_bytes());
+        directory.extend(&file[at + 32..at + 42]);
+        directory.extend([0xff; 4]);
+        directory.extend(&file[at + 46..at + 46 + name]);
+        directory.extend([1, 0, 24, 0]);
+        directory.extend(wide.iter().flat_map(|value| (*value as u64).to_le_bytes()));
+        directory.extend(&file[at + 46 + name..at + 46 + name + extra]);
+        at += 46 + name + extra;
+    }
+    let long = |value: usize| (value as u64).to_le_bytes();
+    let end64 = [&b"PK\x06\x06"[..], &long(44), &[45, 0, 45, 0], &[0; 8], &long(count), &long(count)].concat();
+    let end64 = [&end64[..], &long(directory.len()), &long(begin)].concat();
+    let locator = [&b"PK\x06\x07"[..], &[0; 4], &long(begin + directory.len()), &[1, 0, 0, 0]].concat();
+    let end = [&b"PK\x05\x06\0\0\0\0"[..], &[0xff; 12], &[0, 0]].concat();
+    [&file[..begin], &directory, &end64, &locator, &end].concat()
+}
+
 /// The pickle of one float32 tensor over a storage `0` of `numel` elements.
 fn tensor_pickle(numel: i32, offset: i32, shape: &[i32], strides: &[i32]) -> Vec<u8> {
+    tensor_pickle_on("cpu", numel, offset, shape, strides)
+}
+
+/// The same, of a tensor on a device.
+fn tensor_pickle_on(device: &str, numel: i32, offset: i32, shape: &[i32], strides: &[i32]) -> Vec<u8> {
     let int = |n: i32| [&b"J"[..], &n.to_le_bytes()].concat();
     let ints = |values: &[i32]| [&b"("[..], &values.iter().flat_map(|&n| int(n)).collect::<Vec<_>>(), b"t"].concat();
     [
@@ -56,7 +97,7 @@ fn tensor_pickle(numel: i32, offset: i32, shape: &[i32], strides: &[i32]) -> Vec
         &text("storage"),
         b"ctorch\nFloatStorage\n",
         &text("0"),
-        &text("cpu"),
+        &text(device),
         &int(numel),
         b"tQ",
         &int(offset),
@@ -131,8 +172,7 @@ proptest! {
         shape in prop::collection::vec(-1..5_i32, 0..4),
         strides in prop::collection::vec(-1..9_i32, 0..4),
     ) {
-        let storage: Vec<u8> = (0..10_u16).flat_map(|i| f32::from(i).to_le_bytes()).collect();
-        let bytes = forged(&tensor_pickle(10, offset, &shape, &strides), &[&storage]);
+        let bytes = forged(&tensor_pickle(10, offset, &shape, &strides), &[&numbers(10)]);
         if let Ok(value) = read_bytes(&bytes, &Limits::default()) {
             let numbers: Vec<f32> = value.as_tensor().expect("a tensor").data().chunks_exact(4)
                 .map(|bytes| f32::from_le_bytes(bytes.try_into().expect("four bytes"))).collect();
@@ -151,6 +191,27 @@ proptest! {
 #[test]
 fn equal_values_give_equal_files() {
     assert_eq!(file(&example()), file(&example()));
+}
+
+#[test]
+fn sizes_and_offsets_in_64_bits_are_read() {
+    let wide = as_zip64(&file(&example()));
+    assert_eq!(read_bytes(&wide, &Limits::default()).expect("the same archive"), example());
+    // What it says of itself is believed no more than in 32 bits.
+    for at in 0..wide.len() {
+        let mut damaged = wide.clone();
+        damaged[at] ^= 0x80;
+        let _ = read_bytes(&damaged, &Limits::default());
+    }
+}
+
+#[test]
+fn a_tensor_of_another_device_is_read_to_memory() {
+    for device in ["cuda:0", "cuda:7", "mps", "xpu:1"] {
+        let bytes = forged(&tensor_pickle_on(device, 6, 0, &[2, 3], &[3, 1]), &[&numbers(6)]);
+        let value = read_bytes(&bytes, &Limits::default()).expect("a tensor");
+        assert_eq!(value, floats(&[2, 3]), "{device}");
+    }
 }
 
 #[test]

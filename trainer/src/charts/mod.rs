@@ -3,6 +3,7 @@
 mod mistakes;
 
 use anneal_figures::{
+    names_of,
     plot::{self, Axis, Bar, Line, Plot, Style},
     svg,
 };
@@ -20,6 +21,8 @@ const WIDTH: f64 = 520.0;
 const HEIGHT: f64 = 380.0;
 /// Curves that one picture of ROC curves has at most.
 const CURVES: usize = 8;
+/// Points of a curve that lie closer together are one.
+const FINE: f64 = 0.001;
 
 /// Loss and accuracy over the epochs, side by side.
 pub fn training_curves(history: &History) -> String {
@@ -46,28 +49,25 @@ pub fn training_curves(history: &History) -> String {
         lines: accuracy,
         bars: Vec::new(),
     };
-    let body = [loss.draw(0.0, 0.0, WIDTH, HEIGHT), accuracy.draw(WIDTH, 0.0, WIDTH, HEIGHT)].concat();
-    svg::document(2.0 * WIDTH, HEIGHT, &body)
+    plot::pair([(&loss, WIDTH), (&accuracy, WIDTH)], HEIGHT)
 }
 
 /// ROC curves: of two classes the second one's, otherwise of each class against all others, the worst ones first.
-pub fn roc_curve(answers: &Answers, names: &[String]) -> String {
-    let of = |class: usize| roc::curve(answers, class).map(|curve| (class, curve));
-    let mut curves: Vec<_> =
-        if names.len() == 2 { of(1).into_iter().collect() } else { (0..names.len()).filter_map(of).collect() };
-    curves.sort_by(|a, b| a.1.area.total_cmp(&b.1.area));
-    let left_out = curves.len().saturating_sub(CURVES);
-    let mut lines: Vec<Line> = curves
-        .into_iter()
-        .take(CURVES)
-        .enumerate()
-        .map(|(colour, (class, curve))| Line {
-            name: format!("{} (area {:.4})", svg::shortened(&names[class], 24), curve.area),
-            colour,
-            style: Style::Solid,
-            points: curve.points,
-        })
-        .collect();
+pub fn roc_curve(answers: &Answers, classes: &[String]) -> String {
+    let names = names_of(classes);
+    // A curve has a point for nearly every photo, so only those that are drawn are kept.
+    let area = |class: usize| Some((roc::curve(answers, class)?.area, class));
+    let wanted = if names.len() == 2 { 1..2 } else { 0..names.len() };
+    let mut areas: Vec<_> = wanted.filter_map(area).collect();
+    areas.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let left_out = areas.len().saturating_sub(CURVES);
+    let line = |(colour, (area, class)): (usize, (f64, usize))| Line {
+        name: format!("{} (area {area:.4})", svg::shortened(&names[class], 24)),
+        colour,
+        style: Style::Solid,
+        points: roc::curve(answers, class).map_or_else(Vec::new, |curve| coarse(&curve.points)),
+    };
+    let mut lines: Vec<Line> = areas.into_iter().take(CURVES).enumerate().map(line).collect();
     lines.push(Line {
         name: "chance".to_owned(),
         colour: plot::GREY,
@@ -87,6 +87,18 @@ pub fn roc_curve(answers: &Answers, names: &[String]) -> String {
         bars: Vec::new(),
     };
     plot.document(560.0, 540.0)
+}
+
+/// The points of a curve that can be told apart, with both ends.
+fn coarse(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
+    let mut kept: Vec<(f64, f64)> = Vec::new();
+    for (at, point) in points.iter().enumerate() {
+        let far = kept.last().is_none_or(|last| point.0 - last.0 >= FINE || point.1 - last.1 >= FINE);
+        if far || at + 1 == points.len() {
+            kept.push(*point);
+        }
+    }
+    kept
 }
 
 /// Accuracy over confidence, before and after the temperature, and how many photos have which confidence.
@@ -135,8 +147,7 @@ pub fn calibration_plot(answers: &Answers, temperature: f64) -> String {
         lines: Vec::new(),
         bars,
     };
-    let body = [reliability.draw(0.0, 0.0, 540.0, 460.0), histogram.draw(540.0, 0.0, 460.0, 460.0)].concat();
-    svg::document(1000.0, 460.0, &body)
+    plot::pair([(&reliability, 540.0), (&histogram, 460.0)], 460.0)
 }
 
 #[cfg(test)]
@@ -147,6 +158,32 @@ mod tests {
 
     fn names(names: &[&str]) -> Vec<String> {
         names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    #[test]
+    fn a_curve_has_no_more_points_than_can_be_seen() {
+        let mut answers = Answers::new(12);
+        for photo in 0..24_000_u16 {
+            let share = f32::from(photo % 997) / 997.0;
+            let row: Vec<f32> = (0..12_u16).map(|class| -1.0 - share * f32::from(1 + (photo + class) % 11)).collect();
+            answers.extend(std::iter::once(usize::from(photo % 12)), &row);
+        }
+        let picture = roc_curve(&answers, &(0..12).map(|class| format!("kind-{class}")).collect::<Vec<_>>());
+        assert_eq!(picture.matches("<polyline").count(), CURVES + 1);
+        assert!(picture.len() < 400_000, "{} bytes", picture.len());
+    }
+
+    #[test]
+    fn the_axes_of_plots_side_by_side_are_on_one_level() {
+        let mut answers = Answers::new(2);
+        answers.extend(std::iter::once(0), &[-0.1, -2.4]);
+        answers.extend(std::iter::once(1), &[-0.9, -0.5]);
+        let picture = calibration_plot(&answers, 1.5);
+        let level = |text: &str| text.split("y=\"").nth(1).and_then(|rest| rest.split('"').next()).map(str::to_owned);
+        let levels: Vec<_> =
+            picture.split("<text").filter(|text| text.contains(">Confidence<")).filter_map(level).collect();
+        assert_eq!(levels.len(), 3, "{picture}");
+        assert!(levels.iter().filter(|level| **level == levels[0]).count() == 2, "{levels:?}");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::Read,
+    io::{self, Read, Seek},
     path::{Component, Path},
     sync::Arc,
 };
@@ -56,6 +56,32 @@ pub fn kind(entry: EntryType) -> Result<Kind, &'static str> {
     }
 }
 
+/// Every entry fills up its last block.
+const BLOCK: u64 = 512;
+/// What a file that is no tar is, by its first bytes.
+const OTHERS: [(&[u8], &str); 6] = [
+    (b"\x1f\x8b", "is compressed by gzip; make it a plain tar with gunzip"),
+    (b"BZh", "is compressed by bzip2; make it a plain tar with bunzip2"),
+    (b"\xfd7zXZ\0", "is compressed by xz; make it a plain tar with unxz"),
+    (b"\x28\xb5\x2f\xfd", "is compressed by zstd; make it a plain tar with unzstd"),
+    (b"PK\x03\x04", "is a zip; unpack it, and name the folder or make it a plain tar"),
+    (b"7z\xbc\xaf\x27\x1c", "is a 7z archive; unpack it, and name the folder or make it a plain tar"),
+];
+
+/// Why a tar cannot be read, for a person: the tar library tells of its numbers and buffers.
+pub fn unreadable(archive: &Path) -> impl FnOnce(io::Error) -> DataError {
+    move |error| {
+        let problem = match error.kind() {
+            io::ErrorKind::UnexpectedEof => "breaks off; copy it again".to_owned(),
+            io::ErrorKind::Other | io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput => {
+                "is no tar, or a damaged one; copy it again or make it anew".to_owned()
+            }
+            _ => return DataError::reading(archive)(error),
+        };
+        DataError::Archive { path: archive.to_owned(), problem }
+    }
+}
+
 /// Calls `take` with the parts of the name, the kind and the content of each entry that is not refused.
 ///
 /// # Errors
@@ -66,8 +92,8 @@ pub fn each_entry<R: Read>(
     mut take: impl FnMut(&[&str], Kind, &mut tar::Entry<'_, R>) -> Result<(), DataError>,
 ) -> Result<(), DataError> {
     for entry in entries {
-        let mut entry = entry.map_err(DataError::reading(archive))?;
-        let name = entry.path().map_err(DataError::reading(archive))?.into_owned();
+        let mut entry = entry.map_err(unreadable(archive))?;
+        let name = entry.path().map_err(unreadable(archive))?.into_owned();
         let refuse = |problem| DataError::UnsafeEntry {
             archive: archive.to_owned(),
             entry: name.display().to_string(),
@@ -83,9 +109,17 @@ pub fn each_entry<R: Read>(
 /// Lists the photos of a tar; their bytes stay where they are.
 ///
 /// # Errors
-/// When the tar cannot be read or holds an entry that is refused.
+/// When the file is no tar, cannot be read or ends before an entry does, or holds an entry that is refused.
 pub fn list(path: &Path) -> Result<Listing, DataError> {
-    let file = File::open(path).map_err(DataError::reading(path))?;
+    let mut file = File::open(path).map_err(DataError::reading(path))?;
+    let length = file.metadata().map_err(DataError::reading(path))?.len();
+    let unusable = |problem: String| DataError::Archive { path: path.to_owned(), problem };
+    let mut begin = Vec::new();
+    (&mut file).take(8).read_to_end(&mut begin).map_err(DataError::reading(path))?;
+    if let Some((_, problem)) = OTHERS.into_iter().find(|(magic, _)| begin.starts_with(magic)) {
+        return Err(unusable(problem.to_owned()));
+    }
+    file.rewind().map_err(DataError::reading(path))?;
     let shared: Arc<Path> = path.into();
     let mut listing = Listing::default();
     let mut tar = tar::Archive::new(file);
@@ -95,6 +129,12 @@ pub fn list(path: &Path) -> Result<Listing, DataError> {
             return Ok(());
         }
         let name = parts.join("/");
+        // Nobody else looks at what a header promises.
+        let end = entry.raw_file_position().checked_add(entry.size());
+        if kind == Kind::File && end.and_then(|end| end.checked_next_multiple_of(BLOCK)).is_none_or(|end| end > length)
+        {
+            return Err(unusable(format!("breaks off: the file ends before {name} does; copy it again")));
+        }
         match kind {
             Kind::Folder => {
                 listing.folders.insert(name);

@@ -19,6 +19,8 @@ pub struct Arrangement {
     pub validation: Vec<Labelled>,
     /// Photos for the final metrics. Empty where the dataset has splits of its own, but no test split.
     pub test: Vec<Labelled>,
+    /// Paths of photos that lie beside the class folders, and so have no class.
+    pub beside: Vec<String>,
 }
 
 /// A photo and its class.
@@ -49,7 +51,7 @@ type ByClass = BTreeMap<String, Vec<Photo>>;
 /// # Errors
 /// When the folders fit no layout, or the classes of the splits do not fit each other.
 pub fn arrange(listing: Listing, share: f64, seed: u64) -> Result<Arrangement, DataError> {
-    let mut splits = by_split(listing)?;
+    let (mut splits, beside) = by_split(listing)?;
     let train = splits.remove(&Split::Train);
     let train = train.ok_or_else(|| DataError::Layout("without train/".to_owned()))?;
     let classes: Vec<String> = train.keys().cloned().collect();
@@ -64,6 +66,7 @@ pub fn arrange(listing: Listing, share: f64, seed: u64) -> Result<Arrangement, D
         train: Vec::new(),
         validation: labelled(own_validation.unwrap_or_default()),
         test: labelled(own_test.unwrap_or_default()),
+        beside,
     };
     for (label, (class, mut photos)) in train.into_iter().enumerate() {
         let with_label = |photos: Vec<Photo>| photos.into_iter().map(move |photo| Labelled { photo, label });
@@ -88,7 +91,7 @@ pub fn arrange(listing: Listing, share: f64, seed: u64) -> Result<Arrangement, D
 /// # Errors
 /// When the folders fit no layout, or their classes are not those expected.
 pub fn for_measuring(listing: Listing, expected: &[String]) -> Result<(Arrangement, Split), DataError> {
-    let mut splits = by_split(listing)?;
+    let (mut splits, beside) = by_split(listing)?;
     let best = [Split::Test, Split::Validation, Split::Train].into_iter().find(|split| splits.contains_key(split));
     let split = best.unwrap_or(Split::Train);
     let measured = splits.remove(&split).unwrap_or_default();
@@ -97,7 +100,7 @@ pub fn for_measuring(listing: Listing, expected: &[String]) -> Result<(Arrangeme
         return Err(DataError::OtherClasses { found, expected: expected.to_vec() });
     }
     let test = labelled(measured);
-    Ok((Arrangement { classes: expected.to_vec(), train: Vec::new(), validation: Vec::new(), test }, split))
+    Ok((Arrangement { classes: expected.to_vec(), train: Vec::new(), validation: Vec::new(), test, beside }, split))
 }
 
 /// Photos of a class that each of `parts` parts gets, if that leaves any for training.
@@ -120,8 +123,8 @@ fn labelled(photos: ByClass) -> Vec<Labelled> {
     photos.into_iter().enumerate().flat_map(one_class).collect()
 }
 
-/// Sorts photos by the split and class that their folders name.
-fn by_split(listing: Listing) -> Result<BTreeMap<Split, ByClass>, DataError> {
+/// Sorts photos by the split and class that their folders name; the second part is those that no class folder holds.
+fn by_split(listing: Listing) -> Result<(BTreeMap<Split, ByClass>, Vec<String>), DataError> {
     let first = |path: &str| path.split('/').next().unwrap_or_default().to_owned();
     let in_folders = || listing.photos.iter().filter(|photo| photo.path.contains('/')).map(|photo| &photo.path);
     let tops: BTreeSet<String> = in_folders().chain(&listing.folders).map(|path| first(path)).collect();
@@ -142,16 +145,16 @@ fn by_split(listing: Listing) -> Result<BTreeMap<Split, ByClass>, DataError> {
     for (split, class) in listing.folders.iter().filter_map(|folder| place(folder)) {
         splits.entry(split).or_default().entry(class).or_default();
     }
+    let mut beside = Vec::new();
     for photo in listing.photos {
-        // A photo that lies beside the class folders belongs to no class.
-        if photo.path.split('/').count() < 2 + usize::from(has_splits) {
-            continue;
-        }
-        if let Some((split, class)) = place(&photo.path) {
-            splits.entry(split).or_default().entry(class).or_default().push(photo);
+        match place(&photo.path) {
+            Some((split, class)) if photo.path.split('/').count() >= 2 + usize::from(has_splits) => {
+                splits.entry(split).or_default().entry(class).or_default().push(photo);
+            }
+            _ => beside.push(photo.path),
         }
     }
-    Ok(splits)
+    Ok((splits, beside))
 }
 
 fn quoted(names: &BTreeSet<String>) -> String {
@@ -240,6 +243,13 @@ mod tests {
         let names = ["train/cat/1.jpg", "train/dog/2.jpg", "valid/cat/3.jpg", "valid/dog/4.jpg"];
         let made = arrange(listing(names.map(str::to_owned)), 0.5, 0).expect("an arrangement");
         assert_eq!((made.train.len(), made.validation.len(), made.test.len()), (2, 2, 0));
+    }
+
+    #[test]
+    fn photos_beside_the_class_folders_have_no_class_and_are_told_of() {
+        let names = ["train/cat/1.jpg", "train/dog/2.jpg", "val/cat/3.jpg", "val/dog/4.jpg", "train/5.jpg", "6.jpg"];
+        let made = arrange(listing(names.map(str::to_owned)), 0.5, 0).expect("an arrangement");
+        assert_eq!((made.len(), made.beside.as_slice()), (4, &["train/5.jpg".to_owned(), "6.jpg".to_owned()][..]));
     }
 
     #[test]

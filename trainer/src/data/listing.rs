@@ -14,12 +14,11 @@ use anneal_api::dataset::{DatasetUri, Synthetic};
 
 use super::{
     DataError, PHOTO_EXTENSIONS, Split, archive,
+    pixels::zeros,
     remote::{self, Downloads},
     synthetic,
+    walk::{Found, walk},
 };
-
-/// Folders nest at most this deep, so that a link to a parent folder ends.
-const MAX_DEPTH: usize = 8;
 
 /// What a dataset holds.
 #[derive(Clone, Debug, Default)]
@@ -53,6 +52,8 @@ pub enum Place {
         /// How many bytes.
         bytes: u64,
     },
+    /// Nowhere: a link leads to nothing.
+    Nowhere,
     /// Nowhere: the trainer draws it.
     Drawn {
         /// The set it belongs to.
@@ -76,7 +77,7 @@ pub fn list(uri: &DatasetUri, to: Downloads<'_>) -> Result<(Listing, Vec<String>
         DatasetUri::Dvc { url } => remote::list_dvc(url, to)?,
     };
     if listing.photos.is_empty() {
-        return Err(DataError::Empty(uri.to_string().into()));
+        return Err(DataError::Empty(uri.shown().into()));
     }
     Ok((listing.in_order(), digests))
 }
@@ -89,9 +90,7 @@ pub fn drawn(set: Synthetic) -> Listing {
 fn list_path(path: &Path) -> Result<Listing, DataError> {
     let about = fs::metadata(path).map_err(DataError::reading(path))?;
     let listing = if about.is_dir() {
-        let mut listing = Listing::default();
-        walk(path, "", 0, &mut listing)?;
-        listing
+        list_folder(path)?
     } else if has_extension(&path.to_string_lossy(), "tar") {
         archive::list(path)?
     } else {
@@ -100,34 +99,40 @@ fn list_path(path: &Path) -> Result<Listing, DataError> {
     if listing.photos.is_empty() { Err(DataError::Empty(path.to_owned())) } else { Ok(listing) }
 }
 
-fn walk(folder: &Path, below: &str, depth: usize, listing: &mut Listing) -> Result<(), DataError> {
-    for entry in fs::read_dir(folder).map_err(DataError::reading(folder))? {
-        let entry = entry.map_err(DataError::reading(folder))?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if is_hidden(&name) {
-            continue;
+/// The photos and folders below a folder; tars in it that are named after splits are taken for folders.
+fn list_folder(folder: &Path) -> Result<Listing, DataError> {
+    let mut listing = Listing::default();
+    walk(folder, |within, path, found| {
+        let name = within.rsplit('/').next().unwrap_or_default();
+        match found {
+            Found::Folder => {
+                listing.folders.insert(within.to_owned());
+            }
+            Found::File if is_photo(name) => {
+                listing.photos.push(Photo { path: within.to_owned(), place: Place::File(path) });
+            }
+            Found::Dangling if is_photo(name) => {
+                listing.photos.push(Photo { path: within.to_owned(), place: Place::Nowhere });
+            }
+            Found::File => {
+                if let Some(split) = split_of_tar(within) {
+                    let mut part = archive::list(&path)?;
+                    part.strip_common_folder();
+                    listing.append_below(split.folder(), part);
+                }
+            }
+            Found::Dangling => {}
         }
-        let path = entry.path();
-        // Follows links: Kubernetes mounts files through them.
-        let about = fs::metadata(&path).map_err(DataError::reading(&path))?;
-        let within = if below.is_empty() { name.clone() } else { format!("{below}/{name}") };
-        if about.is_dir() && depth < MAX_DEPTH {
-            walk(&path, &within, depth + 1, listing)?;
-            listing.folders.insert(within);
-        } else if is_photo(&name) {
-            listing.photos.push(Photo { path: within, place: Place::File(path) });
-        } else if let Some(split) = split_of_tar(&name).filter(|_| depth == 0) {
-            let mut part = archive::list(&path)?;
-            part.strip_common_folder();
-            listing.append_below(split.folder(), part);
-        }
-    }
-    Ok(())
+        Ok(())
+    })?;
+    Ok(listing)
 }
 
 /// The split that a tar such as `train.tar` holds.
-fn split_of_tar(name: &str) -> Option<Split> {
-    has_extension(name, "tar").then(|| Path::new(name).file_stem()?.to_str().and_then(Split::from_name)).flatten()
+fn split_of_tar(path: &str) -> Option<Split> {
+    path.rsplit_once('.')
+        .filter(|(_, extension)| extension.eq_ignore_ascii_case("tar"))
+        .and_then(|(name, _)| Split::from_name(name))
 }
 
 impl Listing {
@@ -166,7 +171,7 @@ impl Listing {
 }
 
 impl Photo {
-    /// The photo's bytes, or `None` where it is drawn.
+    /// The photo's bytes, or `None` where it has none.
     ///
     /// # Errors
     /// When the file cannot be read.
@@ -174,12 +179,12 @@ impl Photo {
         match &self.place {
             Place::File(path) => fs::read(path).map(Some),
             Place::InTar { archive, offset, bytes } => {
-                let too_large = |_| io::Error::new(io::ErrorKind::InvalidData, "larger than memory");
-                let mut content = vec![0; usize::try_from(*bytes).map_err(too_large)?];
+                let content = usize::try_from(*bytes).ok().and_then(zeros);
+                let mut content = content.ok_or(io::ErrorKind::OutOfMemory)?;
                 File::open(archive)?.read_exact_at(&mut content, *offset)?;
                 Ok(Some(content))
             }
-            Place::Drawn { .. } => Ok(None),
+            Place::Nowhere | Place::Drawn { .. } => Ok(None),
         }
     }
 }
@@ -231,6 +236,7 @@ mod tests {
     fn a_tar_named_after_a_split_is_one() {
         assert_eq!(split_of_tar("validation.tar"), Some(Split::Validation));
         assert_eq!(split_of_tar("photos.tar"), None);
+        assert_eq!(split_of_tar("cat/train.tar"), None);
         assert_eq!(split_of_tar("train.zip"), None);
     }
 

@@ -123,7 +123,7 @@ pub enum LoadError {
 /// When there is no room for the photos, too many are broken, or a class has none left.
 pub fn load(uri: &DatasetUri, arrangement: Arrangement, how: &Loading<'_>) -> Result<Dataset, LoadError> {
     let count = arrangement.len();
-    let Arrangement { classes, train, validation, test } = arrangement;
+    let Arrangement { classes, train, validation, test, beside } = arrangement;
     let in_memory = fit_memory(count, how);
     if !in_memory {
         info!(folder = ?how.spill, "the decoded photos are kept in a file: they are much for the memory limit");
@@ -150,12 +150,12 @@ pub fn load(uri: &DatasetUri, arrangement: Arrangement, how: &Loading<'_>) -> Re
         let duplicates = duplicates(&digests);
         (listing_digest(digests.into_iter().flatten().collect()), duplicates)
     };
+    let images = count - broken.len();
+    broken
+        .extend(beside.into_iter().map(|path| format!("{path}: it lies beside the class folders, so it has no class")));
     let whole = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
-    let identity = DatasetResult {
-        digest: format!("sha256:{digest}"),
-        images: whole(count - broken.len()),
-        skipped: whole(broken.len()),
-    };
+    let identity =
+        DatasetResult { digest: format!("sha256:{digest}"), images: whole(images), skipped: whole(broken.len()) };
     Ok(Dataset { classes, train, validation, test, identity, broken, duplicates })
 }
 
@@ -234,7 +234,8 @@ fn load_photos(
     let bytes = photo_bytes(how.size);
     let cache = |source| DataError::Cache { source };
     let mut pixels = if in_memory {
-        Pixels::in_memory(photos.len() * bytes)
+        let bytes = photos.len().saturating_mul(bytes);
+        Pixels::in_memory(bytes).ok_or(DataError::Memory(bytes))?
     } else {
         fs::create_dir_all(how.spill).and_then(|()| Pixels::in_file(how.spill)).map_err(cache)?
     };
@@ -297,6 +298,7 @@ fn load_photo(photo: &Photo, size: usize, room: Room<'_>) -> Result<Fate, DataEr
 fn decode(photo: &Photo, content: &[u8], size: usize) -> Result<RgbImage, String> {
     let image = match &photo.place {
         Place::Drawn { set, index } => synthetic::image(*set, *index),
+        Place::Nowhere => return Err("the link leads to nothing".to_owned()),
         _ => preprocess::decode(content, &ImageLimits::default()).map_err(|error| error.to_string())?,
     };
     let pixels = u32::try_from(size).map_err(|error| error.to_string())?;
@@ -310,7 +312,7 @@ mod tests {
 
     fn loaded(memory: Option<u64>, spill: &Path) -> Result<Dataset, LoadError> {
         let uri = "synthetic://?images=40&size=16&seed=0".parse().expect("an address");
-        let to = Downloads { dir: spill, stop: &AtomicBool::new(false) };
+        let to = Downloads { dir: spill, stop: &AtomicBool::new(false), moved: &|| () };
         let (listing, _) = listing::list(&uri, to).expect("a listing");
         let arrangement = arrange::arrange(listing, 0.2, 1).expect("splits");
         let how = Loading { size: 16, threads: 2, memory, spill, stop: &AtomicBool::new(false), done: &|_| () };

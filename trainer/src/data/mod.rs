@@ -7,6 +7,7 @@ pub mod load;
 pub mod pixels;
 pub mod remote;
 pub mod synthetic;
+pub mod walk;
 
 use std::{fmt, io, path::PathBuf};
 
@@ -108,6 +109,14 @@ pub enum DataError {
     /// It is neither a folder nor a tar.
     #[error("the dataset {0:?} is neither a folder nor a file that ends in .tar; unpack it or make it a plain tar")]
     NotATar(PathBuf),
+    /// It has the name of a tar and is none.
+    #[error("{path:?} {problem}")]
+    Archive {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, and what to do.
+        problem: String,
+    },
     /// It cannot be read.
     #[error("{path:?} cannot be read: {source}")]
     Unreadable {
@@ -181,6 +190,9 @@ pub enum DataError {
         /// The first few with reasons.
         first: String,
     },
+    /// The decoded photos do not fit into memory.
+    #[error("there is no memory for {0} bytes of decoded photos; raise the memory limit or lower model.inputSize")]
+    Memory(usize),
     /// The decoded photos do not fit into memory, nor onto the volume.
     #[error(
         "the decoded photos, which take more than a quarter of the memory limit, cannot be kept on the volume of the run's \
@@ -198,8 +210,15 @@ impl DataError {
         match self {
             Self::Uri(_) | Self::Claim(_) => FailureClass::BadConfig,
             Self::Cache { source } => class_of_io(source),
+            Self::Memory(_) => FailureClass::OutOfMemory,
             Self::Missing(_) | Self::Empty(_) => FailureClass::DataMissing,
             Self::Remote(error) => error.class(),
+            // A volume or a server that is away for a while, and rights that somebody mends, say nothing about the photos.
+            Self::Unreadable { source, .. }
+                if ![io::ErrorKind::UnexpectedEof, io::ErrorKind::InvalidData].contains(&source.kind()) =>
+            {
+                class_of_io(source)
+            }
             _ => FailureClass::DataCorrupt,
         }
     }
@@ -222,7 +241,8 @@ impl DataError {
 /// When the dataset cannot be used, or the process was asked to stop.
 pub fn open(config: &RunConfig, around: &Surroundings<'_>) -> Result<Dataset, Error> {
     let downloads = config.downloads();
-    let to = Downloads { dir: &downloads, stop: around.stop };
+    let moved = || progress::touch(&around.progress);
+    let to = Downloads { dir: &downloads, stop: around.stop, moved: &moved };
     let (listing, md5s) = listing::list(&config.dataset, to)?;
     check_digest(config.digest.as_deref(), "md5:", || format!("md5:{}", md5s.join(", md5:")))?;
     let arrangement = arrange::arrange(listing, config.hyperparameters.validation_share, config.seed())?;
@@ -233,7 +253,10 @@ pub fn open(config: &RunConfig, around: &Surroundings<'_>) -> Result<Dataset, Er
         memory: around.memory,
         spill: &config.output,
         stop: around.stop,
-        done: &|done| bar.set_position(done as u64),
+        done: &|done| {
+            bar.set_position(done as u64);
+            moved();
+        },
     };
     let dataset = load::load(&config.dataset, arrangement, &loading)?;
     bar.finish_and_clear();
@@ -244,7 +267,7 @@ pub fn open(config: &RunConfig, around: &Surroundings<'_>) -> Result<Dataset, Er
     if let Some(first) = dataset.duplicates.first() {
         warn!(
             photos = dataset.duplicates.len(),
-            "photos lie in two splits, so the accuracy there is too good: {first}; all are in reports/duplicates.txt"
+            "photos lie in two splits, so the accuracy there is too good: {first}; reports/duplicates.txt will have all of them when the run is done"
         );
     }
     info!(

@@ -1,6 +1,6 @@
 //! Where decoded photos are kept.
 
-use std::{borrow::Cow, fs::File, io, os::unix::fs::FileExt, path::Path, slice::ChunksExactMut};
+use std::{borrow::Cow, fs::File, hint::black_box, io, os::unix::fs::FileExt, path::Path, slice::ChunksExactMut};
 
 /// The pixels of photos of one size, photo after photo.
 #[derive(Debug)]
@@ -73,9 +73,9 @@ impl<'a> Iterator for Rooms<'a> {
 }
 
 impl Pixels {
-    /// Room for bytes in memory.
-    pub fn in_memory(bytes: usize) -> Self {
-        Self::Memory(vec![0; bytes])
+    /// Room for bytes in memory, or `None` where there is not so much of it.
+    pub fn in_memory(bytes: usize) -> Option<Self> {
+        zeros(bytes).map(Self::Memory)
     }
 
     /// Room that grows, in a file without a name on the volume of a folder.
@@ -132,6 +132,16 @@ impl Pixels {
     }
 }
 
+/// So many zeros, if there is memory for them. It is asked for first, since `vec!` would end the process; but `vec!` alone
+/// gets pages that cost nothing before they are written to.
+pub(super) fn zeros(bytes: usize) -> Option<Vec<u8>> {
+    let mut asked = Vec::<u8>::new();
+    asked.try_reserve_exact(bytes).ok()?;
+    // The compiler may leave out what nobody uses.
+    drop(black_box(asked));
+    Some(vec![0; bytes])
+}
+
 fn offset(index: usize, bytes: usize) -> u64 {
     index as u64 * bytes as u64
 }
@@ -142,13 +152,19 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn more_than_there_is_of_memory_is_an_answer() {
+        assert!(Pixels::in_memory(1 << 50).is_none());
+    }
+
     proptest! {
         #[test]
         fn photos_are_the_same_from_memory_and_from_a_file(
             photos in proptest::collection::vec((any::<[u8; 12]>(), any::<bool>()), 0..20),
         ) {
             let kept: Vec<usize> = (0..photos.len()).filter(|index| photos[*index].1).collect();
-            for mut pixels in [Pixels::in_memory(photos.len() * 12), Pixels::in_file(&std::env::temp_dir())?] {
+            let memory = Pixels::in_memory(photos.len() * 12).expect("memory");
+            for mut pixels in [memory, Pixels::in_file(&std::env::temp_dir())?] {
                 for (room, (photo, _)) in pixels.rooms(12).zip(&photos) {
                     room.fill(photo)?;
                 }

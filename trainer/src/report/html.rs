@@ -47,11 +47,11 @@ pub(super) fn page(report: &Report<'_>, metrics: &Value, pictures: &[Picture]) -
     ] {
         let _ = write!(page, "<div><b>{value}</b>{label}</div>");
     }
-    page += "</div>\n<h2>Classes</h2>\n<table><tr><th>class</th><th>precision</th><th>recall</th><th>F1</th><th>photos</th></tr>\n";
-    for (class, of) in report.classes.iter().zip(confusion.by_class()) {
+    page += "</div>\n<h2>Classes</h2>\n<table><tr><th>class</th><th>number</th><th>precision</th><th>recall</th><th>F1</th><th>photos</th></tr>\n";
+    for (number, (class, of)) in (1..).zip(report.classes.iter().zip(confusion.by_class())) {
         let _ = writeln!(
             page,
-            "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
+            "<tr><td>{}</td><td>{number}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
             escaped(class),
             percent(of.precision),
             percent(of.recall),

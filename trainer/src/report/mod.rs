@@ -4,7 +4,7 @@ mod html;
 
 use std::{fs, path::Path};
 
-use anneal_figures::{DrawError, confusion_matrix, to_png};
+use anneal_figures::{DrawError, confusion_matrix, names_of, to_png};
 use serde_json::{Map, Value, json};
 use tracing::warn;
 
@@ -127,7 +127,8 @@ fn pictures(report: &Report<'_>) -> Vec<Picture> {
 }
 
 fn worst_mistakes(report: &Report<'_>) -> Result<Vec<u8>, DrawError> {
-    let Report { classes, photos, evaluation, .. } = report;
+    let Report { photos, evaluation, .. } = report;
+    let classes = names_of(report.classes);
     let mut wrong: Vec<_> = evaluation.answers.iter().enumerate().filter(|(_, answer)| !answer.is_right()).collect();
     wrong.sort_by(|a, b| b.1.confidence().total_cmp(&a.1.confidence()));
     let title = match wrong.len() {

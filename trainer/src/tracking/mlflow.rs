@@ -1,6 +1,10 @@
 //! The few calls of MLflow's REST API that recording a run takes.
 
-use std::{env, path::Path, time::Duration};
+use std::{
+    env, fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use reqwest::{Client, Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
@@ -27,6 +31,14 @@ pub(super) enum CallError {
     /// It will never succeed.
     #[error("{0}")]
     Never(String),
+    /// The file that it is about cannot be read.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// Which file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
 }
 
 /// A server.
@@ -135,7 +147,7 @@ impl Server {
         };
         // Some servers write their own address between: mlflow-artifacts://host:port/experiment/run/artifacts.
         let root = root.strip_prefix("//").map_or(root, |rest| rest.split_once('/').map_or("", |(_, path)| path));
-        let content = std::fs::read(file).map_err(|error| CallError::Never(format!("{}: {error}", file.display())))?;
+        let content = fs::read(file).map_err(|source| CallError::File { path: file.to_owned(), source })?;
         let url = format!("{}/api/2.0/mlflow-artifacts/artifacts/{}/{path}", self.uri, root.trim_matches('/'));
         let request = authorise(self.client.put(url)).timeout(UPLOAD_TIMEOUT).body(content);
         answer(request).await.map(drop)

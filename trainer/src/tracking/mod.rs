@@ -11,13 +11,14 @@ mod system;
 
 use std::{
     env, fs,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
 };
 
 use anneal_api::{
+    failure::FailureClass,
     names::env as names,
     tracking::{Mlflow, check_address},
 };
@@ -27,7 +28,7 @@ use serde_json::Value;
 use tracing::{info, warn};
 
 use self::{
-    sender::Sender,
+    sender::{Done, Sender},
     spool::{Event, Metric, Spool},
 };
 use crate::{
@@ -159,7 +160,7 @@ impl Recorder {
         recording.add(&Event::Tags { tags });
         recording.add_files(&config.reports(), "reports");
         let weights = config.models.join(published.sha256.file_name());
-        recording.add(&Event::Artifact { file: absolute(&weights), path: "weights/best_model.pth".to_owned() });
+        recording.add_file(&weights, "weights/best_model.pth".to_owned());
         let Some(model) = model else { return };
         let dir = recording.output.join(DIR).join("model");
         if let Err(error) = artifacts::write_model(model, &dir) {
@@ -177,7 +178,7 @@ impl Recorder {
     pub fn end(mut self, failure: Option<&Error>) {
         let Some(mut recording) = self.0.take() else { return };
         drop(recording.sampler.take());
-        let interrupted = failure.is_some_and(|error| matches!(error, Error::Interrupted(_)));
+        let interrupted = failure.is_some_and(|error| error.class() == FailureClass::Interrupted);
         if !interrupted && recording.is_open() {
             let status = if failure.is_none() { "FINISHED" } else { "FAILED" };
             if let Some(failure) = failure {
@@ -223,8 +224,12 @@ impl Recording {
         files.sort();
         for file in files {
             let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            self.add(&Event::Artifact { file: absolute(&file), path: format!("{path}/{name}") });
+            self.add_file(&file, format!("{path}/{name}"));
         }
+    }
+
+    fn add_file(&self, file: &Path, path: String) {
+        self.add(&Event::Artifact { file: from_folder(&self.output.join(DIR), file), path });
     }
 
     fn is_open(&self) -> bool {
@@ -235,7 +240,7 @@ impl Recording {
 /// Sends what lies in the spool of a run's directory, and says how much that was.
 ///
 /// # Errors
-/// When there is no spool, or the server does not take all of it.
+/// When there is no spool, a file is missing, or the server does not take all of it.
 pub fn sync(output: &Path, uri: Option<&str>) -> Result<String, Error> {
     let dir = if output.join(spool::EVENTS).exists() { output.to_owned() } else { output.join(DIR) };
     if !dir.join(spool::EVENTS).exists() {
@@ -246,9 +251,15 @@ pub fn sync(output: &Path, uri: Option<&str>) -> Result<String, Error> {
         )));
     }
     uri.map_or(Ok(()), check_address).map_err(ConfigError::Tracking)?;
-    let done = sender::send_all(&dir, uri).map_err(|error| Error::Internal(error.to_string()))?;
-    info!(records = done, "sent");
-    Ok(format!("{done} records sent\n"))
+    let Done { sent, refused } = sender::send_all(&dir, uri).map_err(|error| Error::Internal(error.to_string()))?;
+    if refused > 0 {
+        return Err(Error::Internal(format!(
+            "{sent} records were sent, and {refused} are refused for good; {} has them with the server's reasons",
+            dir.join(spool::REFUSED).display()
+        )));
+    }
+    info!(records = sent, "sent");
+    Ok(format!("{sent} records sent\n"))
 }
 
 fn metrics(values: &[(&str, f64)], step: i64) -> Vec<Metric> {
@@ -271,24 +282,55 @@ fn flatten(path: &str, value: &Value, into: &mut Vec<(String, String)>) {
     }
 }
 
-fn absolute(path: &Path) -> PathBuf {
-    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+/// A file's path from a folder, so that it is found wherever their volume is mounted later; absolute where they have nothing
+/// in common.
+fn from_folder(folder: &Path, file: &Path) -> PathBuf {
+    let real =
+        |path: &Path| fs::canonicalize(path).or_else(|_| std::path::absolute(path)).unwrap_or_else(|_| path.to_owned());
+    let (folder, file) = (real(folder), real(file));
+    let common = folder.components().zip(file.components()).take_while(|(one, other)| one == other).count();
+    if common < 2 {
+        return file;
+    }
+    let up = folder.components().skip(common).map(|_| Component::ParentDir);
+    up.chain(file.components().skip(common)).collect()
 }
 
 /// The commit that is checked out in a folder or above it.
 fn git_commit(folder: &Path) -> Option<String> {
-    let git = folder.ancestors().map(|above| above.join(".git")).find(|git| git.is_dir())?;
-    let head = fs::read_to_string(git.join("HEAD")).ok()?;
-    let commit = match head.trim().strip_prefix("ref: ") {
-        Some(reference) => fs::read_to_string(git.join(reference)).ok()?,
-        None => head,
+    let read = |path: PathBuf| fs::read_to_string(path).ok().map(|text| text.trim().to_owned());
+    let (checkout, git) = folder.ancestors().map(|above| (above, above.join(".git"))).find(|(_, git)| git.exists())?;
+    // In a further worktree it is a file that names the folder, and branches lie in the first one's.
+    let git = match read(git.clone()) {
+        Some(text) => checkout.join(text.strip_prefix("gitdir: ")?),
+        None => git,
     };
-    Some(commit.trim().to_owned())
+    let shared = read(git.join("commondir")).map_or_else(|| git.clone(), |shared| git.join(shared));
+    let head = read(git.join("HEAD"))?;
+    let Some(branch) = head.strip_prefix("ref: ") else { return Some(head) };
+    read(shared.join(branch)).or_else(|| {
+        let packed = read(shared.join("packed-refs"))?;
+        packed.lines().find_map(|line| Some(line.strip_suffix(branch)?.strip_suffix(' ')?.to_owned()))
+    })
 }
 
 /// Sleeps until `until` in short steps, so that the thread ends soon after it is asked to.
 fn nap(until: Instant, stop: &std::sync::atomic::AtomicBool) {
     while Instant::now() < until && !stop.load(std::sync::atomic::Ordering::Relaxed) {
         thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_found_from_the_spool_wherever_the_volume_is_mounted() {
+        let path = |folder: &str, file: &str| from_folder(Path::new(folder), Path::new(file));
+        let spool = "/claim/runs/cats-1/tracking";
+        assert_eq!(path(spool, "/claim/runs/cats-1/reports/a.png"), Path::new("../reports/a.png"));
+        assert_eq!(path(spool, "/claim/models/1.pth"), Path::new("../../../models/1.pth"));
+        assert_eq!(path(spool, "/elsewhere/1.pth"), Path::new("/elsewhere/1.pth"));
     }
 }

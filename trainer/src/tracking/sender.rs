@@ -37,6 +37,16 @@ pub(super) enum SendError {
         /// What it says.
         problem: String,
     },
+    /// A file of the run is not where it was; a later call may find it.
+    #[error(
+        "{}, which is to be sent, cannot be read: {source}; put it back, or take its line out of {EVENTS}", path.display()
+    )]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why it cannot be read.
+        source: io::Error,
+    },
     /// The spool cannot be read or its state not be written.
     #[error("the records cannot be read or marked as sent: {0}")]
     Spool(#[from] io::Error),
@@ -88,15 +98,25 @@ impl Sender {
     }
 }
 
-/// Sends all that lies in a spool, and gives the count of records.
-pub(super) fn send_all(dir: &Path, uri: Option<&str>) -> Result<usize, SendError> {
+/// What became of records.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Done {
+    /// The server has them.
+    pub(super) sent: usize,
+    /// The server does not want them, now or ever.
+    pub(super) refused: usize,
+}
+
+/// Sends all that lies in a spool.
+pub(super) fn send_all(dir: &Path, uri: Option<&str>) -> Result<Done, SendError> {
     let runtime = runtime()?;
-    let mut done = 0;
+    let mut all = Done::default();
     loop {
-        match step(&runtime, dir, uri)? {
-            0 => return Ok(done),
-            sent => done += sent,
+        let done = step(&runtime, dir, uri)?;
+        if done == Done::default() {
+            return Ok(all);
         }
+        all = Done { sent: all.sent + done.sent, refused: all.refused + done.refused };
     }
 }
 
@@ -110,8 +130,10 @@ fn send(runtime: &Runtime, dir: &Path, uri: &str, woken: &Receiver<()>, stop: &A
     while !stop.load(Ordering::Relaxed) {
         let last = finishing.load(Ordering::Relaxed);
         match step(runtime, dir, Some(uri)) {
-            Ok(0) if last => return,
-            Ok(0) => {
+            Ok(done) if done == Done::default() => {
+                if last {
+                    return;
+                }
                 if woken.recv_timeout(IDLE) == Err(RecvTimeoutError::Disconnected) {
                     return;
                 }
@@ -141,8 +163,8 @@ fn send(runtime: &Runtime, dir: &Path, uri: &str, woken: &Receiver<()>, stop: &A
     }
 }
 
-/// Sends the next record, or as many with metrics as go into one batch; gives their count.
-fn step(runtime: &Runtime, dir: &Path, uri: Option<&str>) -> Result<usize, SendError> {
+/// Sends the next record, or as many with metrics as go into one batch.
+fn step(runtime: &Runtime, dir: &Path, uri: Option<&str>) -> Result<Done, SendError> {
     let mut state = spool::read_state(dir);
     if let Some(uri) = uri {
         uri.clone_into(&mut state.uri);
@@ -152,31 +174,33 @@ fn step(runtime: &Runtime, dir: &Path, uri: Option<&str>) -> Result<usize, SendE
         spool::write_state(dir, &state)?;
     }
     let (lines, _) = spool::read(&dir.join(EVENTS), state.sent)?;
-    let Some(first) = lines.first() else { return Ok(0) };
+    let Some(first) = lines.first() else { return Ok(Done::default()) };
     let (batch, metrics) = batch(&lines);
     let server = Server::new(&state.uri);
     let sent = server.and_then(|server| {
         runtime.block_on(async {
             match &first.event {
                 _ if !metrics.is_empty() => server.metrics(run(&state)?, &metrics).await,
-                Some(event) => call(&server, event, &mut state).await,
+                Some(event) => call(&server, event, dir, &mut state).await,
                 None => Err(CallError::Never("it is no record".to_owned())),
             }
         })
     });
-    match sent {
-        Ok(()) => {}
+    let done = match sent {
+        Ok(()) => Done { sent: batch, refused: 0 },
         Err(CallError::Later(problem)) => return Err(SendError::Server { uri: state.uri, problem }),
+        Err(CallError::File { path, source }) => return Err(SendError::File { path, source }),
         Err(CallError::Never(problem)) => {
             warn!("{} refuses a record, which is kept in refused.jsonl: {problem}", state.uri);
             for line in &lines[..batch] {
                 spool::keep_refused(dir, &line.text, &problem)?;
             }
+            Done { sent: 0, refused: batch }
         }
-    }
+    };
     state.sent = lines[batch - 1].end;
     spool::write_state(dir, &state)?;
-    Ok(batch)
+    Ok(done)
 }
 
 /// How many lines go together, and their metrics: only lines with metrics do.
@@ -195,7 +219,7 @@ fn batch(lines: &[Line]) -> (usize, Vec<Metric>) {
     (count.max(1), all)
 }
 
-async fn call(server: &Server, event: &Event, state: &mut State) -> Result<(), CallError> {
+async fn call(server: &Server, event: &Event, dir: &Path, state: &mut State) -> Result<(), CallError> {
     match event {
         Event::Begin { experiment, run_name, start_time } => {
             if let Some(run) = &state.run_id {
@@ -209,7 +233,7 @@ async fn call(server: &Server, event: &Event, state: &mut State) -> Result<(), C
         Event::Tags { tags } => server.tags(run(state)?, tags).await,
         // Lines without metrics.
         Event::Metrics { .. } | Event::Epoch { .. } => Ok(()),
-        Event::Artifact { file, path } => server.upload(&state.artifact_uri, file, path).await,
+        Event::Artifact { file, path } => server.upload(&state.artifact_uri, &dir.join(file), path).await,
         Event::Register { name, alias, path } => {
             server.register(run(state)?, &state.artifact_uri, name, alias.as_deref(), path).await
         }

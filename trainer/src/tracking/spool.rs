@@ -15,7 +15,7 @@ pub(super) const EVENTS: &str = "events.jsonl";
 /// How far they were sent.
 const STATE: &str = "state.json";
 /// Lines that the server refused for good.
-const REFUSED: &str = "refused.jsonl";
+pub(super) const REFUSED: &str = "refused.jsonl";
 
 /// One value of a metric.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -50,7 +50,7 @@ pub(super) enum Event {
         epoch: u32,
         metrics: Vec<Metric>,
     },
-    /// A file, and its path among the run's artifacts.
+    /// A file, by its path from the spool's folder, and its path among the run's artifacts.
     Artifact {
         file: PathBuf,
         path: String,
@@ -94,11 +94,16 @@ impl Spool {
     pub(super) fn open(dir: &Path) -> io::Result<Self> {
         fs::create_dir_all(dir)?;
         let path = dir.join(EVENTS);
+        let sent = read_state(dir);
         let mut file = OpenOptions::new().create(true).read(true).append(true).open(&path)?;
         let (lines, whole) = read(&path, 0)?;
         if file.metadata()?.len() > whole {
             file.set_len(whole)?;
             file.seek(SeekFrom::End(0))?;
+        }
+        // Lines that are not there any more were sent; those that come in their place are to be.
+        if sent.sent > whole {
+            write_state(dir, &State { sent: whole, ..sent })?;
         }
         let newest_epoch = lines
             .iter()
@@ -172,8 +177,10 @@ pub(super) fn read_state(dir: &Path) -> State {
     serde_json::from_str(&text).unwrap_or_default()
 }
 
-/// Remembers how far a spool was sent.
+/// Remembers how far a spool was sent. What was sent is made durable first: a crash of the node must not leave a position
+/// behind the lines.
 pub(super) fn write_state(dir: &Path, state: &State) -> io::Result<()> {
+    File::open(dir.join(EVENTS))?.sync_data()?;
     files::write(&dir.join(STATE), &serde_json::to_vec(state)?)
 }
 
@@ -210,5 +217,25 @@ mod tests {
         assert!(lines.iter().map(|line| line.event.clone()).eq([Some(epoch(1)), Some(epoch(2))]));
         assert_eq!(read(&path, lines[0].end).expect("lines").0.len(), 1);
         assert_eq!(end, fs::metadata(&path).expect("a file").len());
+    }
+
+    #[test]
+    fn what_follows_lines_that_a_crash_of_the_node_took_is_sent() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let mut spool = Spool::open(dir.path()).expect("a spool");
+        spool.add(&epoch(1)).expect("a line");
+        spool.add(&epoch(2)).expect("a line");
+        let path = dir.path().join(EVENTS);
+        let sent = fs::metadata(&path).expect("a file").len();
+        write_state(dir.path(), &State { sent, key: "a".to_owned(), ..State::default() }).expect("a state");
+        let first = read(&path, 0).expect("lines").0.remove(0).end;
+        File::options().write(true).open(&path).and_then(|file| file.set_len(first)).expect("a shorter file");
+
+        let mut spool = Spool::open(dir.path()).expect("a spool");
+        spool.add(&epoch(2)).expect("a line");
+        let state = read_state(dir.path());
+        assert_eq!((state.sent, state.key.as_str()), (first, "a"));
+        let left: Vec<_> = read(&path, state.sent).expect("lines").0.into_iter().map(|line| line.event).collect();
+        assert_eq!(left, [Some(epoch(2))]);
     }
 }

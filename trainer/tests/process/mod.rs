@@ -6,16 +6,20 @@
 pub mod tools;
 
 use std::{
+    collections::BTreeSet,
     ffi::OsStr,
     fs,
     io::{BufRead, BufReader, Read, Write},
     net::TcpStream,
     path::{Path, PathBuf},
     process::{Child, ChildStderr, Command, ExitStatus, Stdio},
+    thread,
+    time::{Duration, Instant},
 };
 
 use anneal_api::{
     failure::{Failure, FailureClass},
+    progress::Progress,
     termination::{RunResult, TerminationMessage},
 };
 
@@ -155,6 +159,12 @@ impl<'a> Train<'a> {
         self
     }
 
+    #[allow(dead_code, reason = "each test binary uses a part of it")]
+    pub fn current_dir(mut self, dir: &Path) -> Self {
+        self.command.current_dir(dir);
+        self
+    }
+
     pub fn args<S: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
         self.command.args(args);
         self
@@ -195,11 +205,35 @@ impl Training<'_> {
         }
     }
 
+    /// Asks for the progress, which is answered at an address that the log tells, until it has moved twice while it was like this.
+    pub fn moves_while(&mut self, what: &str, like_this: impl Fn(&Progress) -> bool) {
+        let line = self.wait_for_line("progress is answered");
+        let line: serde_json::Value = serde_json::from_str(&line).expect("JSON");
+        let address = line["address"].as_str().expect("an address").to_owned();
+        let until = Instant::now() + Duration::from_mins(1);
+        let mut moves = BTreeSet::new();
+        while moves.len() < 3 {
+            assert!(Instant::now() < until, "it does not move while {what}: {moves:?}\n{}", self.said);
+            let progress: Progress = serde_json::from_str(&get(&address, "/progress")).expect("a progress");
+            if like_this(&progress) {
+                moves.insert(progress.last_update_time);
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// As the kernel does it when memory runs out. Gives back what the process had said.
     pub fn kill(mut self) -> String {
         self.child.kill().expect("a process");
         self.end();
         self.said
+    }
+
+    /// All that it says until its end, which is a success.
+    pub fn reads_to_the_end(&mut self) -> String {
+        let status = self.end();
+        assert!(status.success(), "{status}:\n{}", self.said);
+        self.said.clone()
     }
 
     /// Whether it has not ended yet.

@@ -77,23 +77,41 @@ pub struct Web {
     pub sent: Arc<AtomicU64>,
 }
 
+/// How badly a web server answers.
+#[derive(Clone, Copy)]
+struct Line {
+    /// Answers longer than this are broken off, while there are some to break off.
+    longest: usize,
+    /// A pause after so many bytes.
+    slow: Option<(usize, Duration)>,
+}
+
 impl Web {
     /// Breaks off the first `broken` answers that are longer than `longest` bytes.
     pub fn start(root: &Path, broken: usize, longest: usize) -> Self {
+        Self::on(root, broken, Line { longest, slow: None })
+    }
+
+    /// Sends `bytes`, rests, and goes on.
+    pub fn slow(root: &Path, bytes: usize, pause: Duration) -> Self {
+        Self::on(root, 0, Line { longest: usize::MAX, slow: Some((bytes, pause)) })
+    }
+
+    fn on(root: &Path, broken: usize, line: Line) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let web = Self { address: listener.local_addr().expect("an address"), sent: Arc::default() };
         let (root, sent, left) = (root.to_owned(), web.sent.clone(), Arc::new(AtomicUsize::new(broken)));
         thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
                 let (root, sent, left) = (root.clone(), sent.clone(), left.clone());
-                thread::spawn(move || serve(&stream, &root, &sent, &left, longest));
+                thread::spawn(move || serve(&stream, &root, &sent, &left, line));
             }
         });
         web
     }
 }
 
-fn serve(mut stream: &TcpStream, root: &Path, sent: &AtomicU64, left: &AtomicUsize, longest: usize) -> Option<()> {
+fn serve(mut stream: &TcpStream, root: &Path, sent: &AtomicU64, left: &AtomicUsize, line: Line) -> Option<()> {
     let mut lines = BufReader::new(stream.try_clone().ok()?).lines().map_while(Result::ok);
     let path = lines.next()?.split([' ', '?']).nth(1)?.trim_start_matches('/').to_owned();
     let headers: Vec<String> =
@@ -102,17 +120,25 @@ fn serve(mut stream: &TcpStream, root: &Path, sent: &AtomicU64, left: &AtomicUsi
     let mut answer = |status: &str, more: &str, content: &[u8]| -> Option<()> {
         let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n{more}\r\n", content.len());
         stream.write_all(head.as_bytes()).ok()?;
-        let breaks = content.len() > longest
+        let breaks = content.len() > line.longest
             && left.try_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
-        let part = if breaks { &content[..longest] } else { content };
+        let part = if breaks { &content[..line.longest] } else { content };
         sent.fetch_add(part.len() as u64, Ordering::SeqCst);
-        stream.write_all(part).ok()
+        let Some((bytes, pause)) = line.slow else { return stream.write_all(part).ok() };
+        part.chunks(bytes).try_for_each(|piece| {
+            stream.write_all(piece).ok()?;
+            thread::sleep(pause);
+            Some(())
+        })
     };
     if path.starts_with("secret/") && header("authorization") != Some("bearer letmein") {
         return answer("403 Forbidden", "", b"");
     }
     let Ok(content) = fs::read(root.join(&path)) else { return answer("404 Not Found", "", b"") };
     let tag = format!("\"{}\"", content.len());
+    if header("if-none-match") == Some(tag.as_str()) {
+        return answer("304 Not Modified", "", b"");
+    }
     let from = header("range").and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse::<usize>().ok());
     match from.filter(|from| *from < content.len() && header("if-range").is_none_or(|asked| asked == tag)) {
         Some(from) => answer("206 Partial Content", &format!("ETag: {tag}\r\n"), &content[from..]),
@@ -133,6 +159,25 @@ pub fn unreliable(to: u16, refused: usize, lose_every: usize) -> u16 {
         }
     });
     port
+}
+
+/// Passes connections on to a port, but lets each wait before its answer. Also counts the answers.
+pub fn slow(to: u16, pause: Duration) -> (u16, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    let answered = Arc::new(AtomicUsize::new(0));
+    let counted = answered.clone();
+    thread::spawn(move || {
+        for client in listener.incoming().map_while(Result::ok) {
+            let counted = counted.clone();
+            thread::spawn(move || {
+                thread::sleep(pause);
+                counted.fetch_add(1, Ordering::SeqCst);
+                relay(client, to, false)
+            });
+        }
+    });
+    (port, answered)
 }
 
 fn relay(client: TcpStream, to: u16, lose: bool) -> Option<()> {

@@ -1,6 +1,6 @@
 //! Decoding, resizing and normalising are Pillow's and torchvision's.
 
-use std::fs;
+use std::{collections::BTreeMap, fs};
 
 use anneal_api::checkpoint::Preprocessing;
 use anneal_model::{
@@ -8,6 +8,7 @@ use anneal_model::{
     tensor_to_data,
 };
 use anneal_pth::{DType, Dict, TensorData, Value};
+use sha2::{Digest, Sha256};
 
 use crate::Exchange;
 
@@ -104,4 +105,27 @@ fn decoding_is_pillows_to_the_bit() {
         let most = ours.as_raw().iter().zip(theirs.data()).map(|(a, b)| a.abs_diff(*b)).max();
         assert!(most == Some(0), "{name}: differs by {most:?}");
     }
+}
+
+#[test]
+fn photos_of_every_mode_and_of_sizes_from_one_pixel_to_48_million_are_pillows_to_the_bit() {
+    let exchange = Exchange::new();
+    exchange.ask("photos");
+    let seen = fs::read(exchange.path("out.json")).expect("an answer");
+    let seen: BTreeMap<String, (u32, u32, anneal_api::Sha256)> = serde_json::from_slice(&seen).expect("JSON");
+    assert!(seen.len() > 110, "{} photos", seen.len());
+    let mut wrong = Vec::new();
+    for (name, (width, height, digest)) in seen {
+        let bytes = fs::read(exchange.path(&name)).expect("an image");
+        match decode(&bytes, &ImageLimits::default()) {
+            Err(error) => wrong.push(format!("{name}: {error}")),
+            Ok(ours) => {
+                let found = anneal_api::Sha256::from_bytes(Sha256::digest(ours.as_raw()).into());
+                if (ours.dimensions(), &found) != ((width, height), &digest) {
+                    wrong.push(format!("{name}: other pixels"));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
 }

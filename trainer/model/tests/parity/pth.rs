@@ -1,6 +1,6 @@
 //! Files go both ways between anneal-pth and `torch.save`/`torch.load`.
 
-use std::fs;
+use std::{fs, io::BufReader};
 
 use anneal_model::{Checkpoint, Network};
 use anneal_pth::{DType, Dict, Limits, ReadError, TensorData, Value, read as read_pth};
@@ -119,4 +119,20 @@ fn we_read_what_pytorch_saves() {
     assert!(matches!(refusal("refused-script.pth"), ReadError::TorchScript));
     let module = refusal("refused-module.pth").to_string();
     assert!(module.contains("Improved") && module.contains("state_dict()"), "{module}");
+}
+
+#[test]
+fn more_tensors_than_16_bits_can_count_go_both_ways() {
+    // From here on the directory of the archive is in zip64.
+    let tensor = |number: u16| {
+        let data = f32::from(number).to_le_bytes().to_vec();
+        (number.to_string(), Value::Tensor(TensorData::new(DType::F32, vec![1], data).expect("its bytes")))
+    };
+    let given = Value::Dict(Dict::plain((0..u16::MAX).map(tensor)));
+    let exchange = Exchange::new();
+    exchange.give(&given);
+    exchange.ask("many");
+    let file = fs::File::open(exchange.path("out.pth")).expect("a file of the other side");
+    let limits = Limits { max_entries: 100_000, max_pickle_bytes: 64 << 20, max_values: 1 << 22, ..Limits::default() };
+    assert!(read_pth(BufReader::new(file), &limits).expect("a file of PyTorch") == given);
 }

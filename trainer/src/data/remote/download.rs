@@ -5,15 +5,14 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{Read, Write},
     path::{Path, PathBuf},
-    sync::atomic::AtomicBool,
     time::Duration,
 };
 
 use futures::StreamExt;
 use md5::{Digest, Md5};
-use tracing::warn;
+use tracing::{info, warn};
 
-use super::{RemoteError, check_stop, store::Store};
+use super::{Downloads, RemoteError, store::Store};
 use crate::files;
 
 /// Attempts in a row that bring no byte before the download is given up.
@@ -26,23 +25,44 @@ pub(super) struct Wanted<'a> {
     pub(super) file: &'a Path,
     /// What its MD5 must be.
     pub(super) md5: Option<&'a str>,
+    /// Whether the next attempt is to ask the server if this is still what it has.
+    pub(super) revalidated: bool,
 }
 
 /// Downloads an object. What an earlier call left of it is kept, if it is still the same object.
-pub(super) async fn download(store: &Store, wanted: &Wanted<'_>, stop: &AtomicBool) -> Result<(), RemoteError> {
+pub(super) async fn download(store: &Store, wanted: &Wanted<'_>, to: Downloads<'_>) -> Result<(), RemoteError> {
     if let Some(parent) = wanted.file.parent() {
         fs::create_dir_all(parent).map_err(RemoteError::writing(parent))?;
     }
-    if wanted.md5.is_some() && wanted.file.exists() {
-        return Ok(());
-    }
     let part = Part::of(wanted.file);
+    if wanted.file.exists() {
+        if wanted.md5.is_some() {
+            return Ok(());
+        }
+        // Whole, from an earlier attempt: its tag tells whether it is still what the server has. A signature may have run out.
+        if let Some(tag) = part.tag().filter(|_| part.len() == 0) {
+            match store.is_still(wanted.key, &tag).await {
+                Ok(true) => {
+                    info!(file = ?wanted.file, "the download of an earlier attempt is still what the server has");
+                    return Ok(());
+                }
+                Err(error @ (RemoteError::Unreachable(..) | RemoteError::Refused(..))) => {
+                    warn!("{error}; the download of an earlier attempt is used");
+                    return Ok(());
+                }
+                Ok(false) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        // There need not be room for both.
+        fs::remove_file(wanted.file).map_err(RemoteError::writing(wanted.file))?;
+    }
     let mut failures = 0;
     loop {
-        check_stop(stop)?;
+        to.moved()?;
         let before = part.len();
-        let error = match attempt(store, wanted, &part, stop).await {
-            Ok(()) => return part.keep(wanted.file),
+        let error = match attempt(store, wanted, &part, to).await {
+            Ok(()) => return part.keep(wanted),
             // Parts of two objects, or a broken transfer, once; twice, the server has the wrong bytes.
             Err(RemoteError::Md5 { .. }) if before > 0 => {
                 part.discard();
@@ -60,7 +80,7 @@ pub(super) async fn download(store: &Store, wanted: &Wanted<'_>, stop: &AtomicBo
     }
 }
 
-async fn attempt(store: &Store, wanted: &Wanted<'_>, part: &Part, stop: &AtomicBool) -> Result<(), RemoteError> {
+async fn attempt(store: &Store, wanted: &Wanted<'_>, part: &Part, to: Downloads<'_>) -> Result<(), RemoteError> {
     let known = part.tag();
     // Without a tag nobody can tell whether the rest is of the same object, unless the MD5 will.
     let from = if known.is_some() || wanted.md5.is_some() { part.len() } else { 0 };
@@ -76,7 +96,7 @@ async fn attempt(store: &Store, wanted: &Wanted<'_>, part: &Part, stop: &AtomicB
     }
     let mut file = part.open(from, body.tag.as_deref())?;
     while let Some(bytes) = body.content.next().await {
-        check_stop(stop)?;
+        to.moved()?;
         let bytes = bytes.map_err(|problem| RemoteError::Unreachable(store.shown(wanted.key), problem))?;
         file.write_all(&bytes).map_err(RemoteError::writing(&part.file))?;
     }
@@ -129,11 +149,13 @@ impl Part {
         Ok(file)
     }
 
-    fn keep(&self, file: &Path) -> Result<(), RemoteError> {
-        fs::rename(&self.file, file).and_then(|()| files::sync_parent(file)).map_err(RemoteError::writing(file))?;
-        // Only the tag of a finished file is left; that it is gone already is no error.
-        let _ = fs::remove_file(&self.tag);
-        Ok(())
+    fn keep(&self, wanted: &Wanted<'_>) -> Result<(), RemoteError> {
+        let file = wanted.file;
+        if !wanted.revalidated {
+            // That it is gone already is no error.
+            let _ = fs::remove_file(&self.tag);
+        }
+        fs::rename(&self.file, file).and_then(|()| files::sync_parent(file)).map_err(RemoteError::writing(file))
     }
 
     fn discard(&self) {

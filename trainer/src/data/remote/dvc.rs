@@ -232,7 +232,7 @@ impl Remote {
         if self.store.file(&key).is_some() {
             self.verify(&key, &file, md5)?;
         } else {
-            download(&self.store, &Wanted { key: &key, file: &file, md5: Some(md5) }, to.stop).await?;
+            download(&self.store, &Wanted { key: &key, file: &file, md5: Some(md5), revalidated: false }, to).await?;
         }
         Ok(file)
     }
@@ -269,16 +269,18 @@ impl Remote {
         }
         if self.store.file("").is_some() {
             for (_, key, file, md5) in &photos {
-                super::check_stop(to.stop)?;
+                to.moved()?;
                 self.verify(key, file, md5)?;
             }
         } else {
             // Photos with the same bytes are one object.
-            let mut wanted: Vec<_> =
-                photos.iter().map(|(_, key, file, md5)| Wanted { key, file, md5: Some(md5) }).collect();
+            let mut wanted: Vec<_> = photos
+                .iter()
+                .map(|(_, key, file, md5)| Wanted { key, file, md5: Some(md5), revalidated: false })
+                .collect();
             wanted.sort_by_key(|one| one.key);
             wanted.dedup_by_key(|one| one.key);
-            download_all(&self.store, wanted, to.stop).await?;
+            download_all(&self.store, wanted, to).await?;
         }
         let photo = |(path, _, file, _)| Photo { path, place: Place::File(file) };
         Ok(Listing { photos: photos.into_iter().map(photo).collect(), ..Listing::default() })

@@ -38,6 +38,16 @@ pub struct Downloads<'a> {
     pub dir: &'a Path,
     /// Set when the process was asked to stop.
     pub stop: &'a AtomicBool,
+    /// Hears whenever something came.
+    pub moved: &'a dyn Fn(),
+}
+
+impl Downloads<'_> {
+    /// Something came; fails where the process was asked to stop.
+    fn moved(&self) -> Result<(), RemoteError> {
+        (self.moved)();
+        if self.stop.load(Ordering::Relaxed) { Err(RemoteError::Stopped) } else { Ok(()) }
+    }
 }
 
 /// A dataset cannot be fetched.
@@ -125,8 +135,8 @@ pub fn list(url: &str, to: Downloads<'_>) -> Result<Listing, DataError> {
     let (store, key) = Store::open(url, &store::Options::default())?;
     if has_extension(&key, "tar") {
         let file = to.dir.join(format!("{}.tar", identity(&[url])));
-        let wanted = Wanted { key: &key, file: &file, md5: None };
-        runtime.block_on(download(&store, &wanted, to.stop))?;
+        let wanted = Wanted { key: &key, file: &file, md5: None, revalidated: true };
+        runtime.block_on(download(&store, &wanted, to))?;
         return archive::list(&file);
     }
     runtime.block_on(folder(&store, &key, to))
@@ -139,7 +149,8 @@ pub fn list(url: &str, to: Downloads<'_>) -> Result<Listing, DataError> {
 pub fn fetch(url: &str, file: &Path, stop: &AtomicBool) -> Result<(), DataError> {
     let runtime = runtime()?;
     let (store, key) = Store::open(url, &store::Options::default())?;
-    Ok(runtime.block_on(download(&store, &Wanted { key: &key, file, md5: None }, stop))?)
+    let to = Downloads { dir: Path::new(""), stop, moved: &|| () };
+    Ok(runtime.block_on(download(&store, &Wanted { key: &key, file, md5: None, revalidated: false }, to))?)
 }
 
 /// Lists what a `.dvc` file names, after it was downloaded and verified; the MD5 that it names is the second part.
@@ -185,20 +196,20 @@ async fn folder(store: &Store, prefix: &str, to: Downloads<'_>) -> Result<Listin
             photos.push((object.key, file, below));
         }
     }
-    let wanted = photos.iter().map(|(key, file, _)| Wanted { key, file, md5: None });
-    download_all(store, wanted.collect(), to.stop).await?;
+    let wanted = photos.iter().map(|(key, file, _)| Wanted { key, file, md5: None, revalidated: false });
+    download_all(store, wanted.collect(), to).await?;
     let photo = |(_, file, path)| Photo { path, place: Place::File(file) };
     let listing = Listing { photos: photos.into_iter().map(photo).collect(), ..Listing::default() };
     if listing.photos.is_empty() { Err(DataError::Empty(PathBuf::from(store.shown(prefix).0))) } else { Ok(listing) }
 }
 
 /// Downloads what is not there yet, several files at once.
-async fn download_all(store: &Store, wanted: Vec<Wanted<'_>>, stop: &AtomicBool) -> Result<(), RemoteError> {
+async fn download_all(store: &Store, wanted: Vec<Wanted<'_>>, to: Downloads<'_>) -> Result<(), RemoteError> {
     let total = wanted.len();
     let missing: Vec<_> = wanted.into_iter().filter(|one| !one.file.exists()).collect();
     info!(files = total, missing = missing.len(), "the dataset is downloaded");
     let bar = progress::download_bar(missing.len());
-    let done = stream::iter(&missing).map(|one| download(store, one, stop)).buffer_unordered(AT_ONCE);
+    let done = stream::iter(&missing).map(|one| download(store, one, to)).buffer_unordered(AT_ONCE);
     let done = done.try_for_each(|()| {
         bar.inc(1);
         std::future::ready(Ok(()))
@@ -206,8 +217,4 @@ async fn download_all(store: &Store, wanted: Vec<Wanted<'_>>, stop: &AtomicBool)
     let done = done.await;
     bar.finish_and_clear();
     done
-}
-
-fn check_stop(stop: &AtomicBool) -> Result<(), RemoteError> {
-    if stop.load(Ordering::Relaxed) { Err(RemoteError::Stopped) } else { Ok(()) }
 }

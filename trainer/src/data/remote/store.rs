@@ -16,7 +16,7 @@ use object_store::{
 };
 use reqwest::{
     Client, Response, StatusCode, Url,
-    header::{AUTHORIZATION, ETAG, HeaderMap, IF_RANGE, RANGE},
+    header::{AUTHORIZATION, ETAG, HeaderMap, IF_NONE_MATCH, IF_RANGE, RANGE},
 };
 
 use super::{RemoteError, Shown, ini};
@@ -134,9 +134,7 @@ impl Store {
         match self {
             Self::Folder(root) => self.open_file(&root.join(key), key, from),
             Self::Web { client, base } => {
-                let url = base.join(&format!("./{key}"));
-                let url = url.map_err(|error| RemoteError::Unsupported(self.shown(key), error.to_string()))?;
-                let mut request = client.get(url);
+                let mut request = client.get(self.url(base, key)?);
                 if from > 0 {
                     request = request.header(RANGE, format!("bytes={from}-"));
                     if let Some(tag) = tag {
@@ -161,6 +159,36 @@ impl Store {
                 Ok(Body { from, tag, content: content.boxed() })
             }
         }
+    }
+
+    /// Whether an object is still the one with this tag.
+    pub(super) async fn is_still(&self, key: &str, tag: &str) -> Result<bool, RemoteError> {
+        match self {
+            Self::Folder(_) => Ok(false),
+            Self::Web { client, base } => {
+                // By GET, for a URL may be signed for that alone; the content of an answer is not waited for.
+                let answer = client.get(self.url(base, key)?).header(IF_NONE_MATCH, tag).send().await;
+                let answer = answer.map_err(|error| RemoteError::Unreachable(self.shown(key), chain(&error)))?;
+                if answer.status() == StatusCode::NOT_MODIFIED {
+                    return Ok(true);
+                }
+                self.web_body(key, 0, answer).map(|_| false)
+            }
+            Self::Bucket { store, .. } => {
+                let options = GetOptions { if_none_match: Some(tag.to_owned()), ..GetOptions::default() };
+                let path = ObjectPath::parse(key).map_err(|error| self.failed(key, &error.into()))?;
+                match store.get_opts(&path, options).await {
+                    Ok(_) => Ok(false),
+                    Err(object_store::Error::NotModified { .. }) => Ok(true),
+                    Err(error) => Err(self.failed(key, &error)),
+                }
+            }
+        }
+    }
+
+    fn url(&self, base: &Url, key: &str) -> Result<Url, RemoteError> {
+        let url = base.join(&format!("./{key}"));
+        url.map_err(|error| RemoteError::Unsupported(self.shown(key), error.to_string()))
     }
 
     fn web_body(&self, key: &str, from: u64, answer: Response) -> Result<Body, RemoteError> {
