@@ -28,7 +28,7 @@ const TOLERANCE: f64 = 9.0;
 /// Header of requests that get the candidate.
 const TESTER: &str = "x-tester";
 
-fn deployment(run: &str, steps: &Value, gate: Value) -> Value {
+fn deployment(run: &str, steps: &Value, gate: &Value) -> Value {
     let mut spec = json!({
         "model": {"trainingRunRef": {"name": run}},
         "gate": {"soakSeconds": 5},
@@ -131,7 +131,7 @@ async fn nobody_elses_route_is_taken_over(ns: &Namespace, cats: &mut Watch<Model
         "spec": {"parentRefs": [{"name": "edge"}], "rules": [{"backendRefs": [{"name": "dogs", "port": 80}]}]}
     }))
     .await?;
-    ns.apply(&deployment("first", &two_steps(), json!({}))).await?;
+    ns.apply(&deployment("first", &two_steps(), &json!({}))).await?;
     let is_told = |it: &ModelDeployment| condition(it, "Stalled").is_some_and(|(reason, _)| reason == "NameTaken");
     cats.until("it says that the name is taken", PATIENCE, is_told).await?;
     ensure!(weights(ns).await?.into_keys().eq(["dogs".to_owned()]), "somebody else's route was changed");
@@ -153,7 +153,7 @@ async fn a_canary_goes_through_its_steps_under_load_and_a_bad_one_goes_back() ->
         start(ns, "inside", &format!("http://cats.{}.svc", ns.name), &[]).await?;
 
         // A good one.
-        ns.apply(&deployment("second", &two_steps(), json!({}))).await?;
+        ns.apply(&deployment("second", &two_steps(), &json!({}))).await?;
         let (second, began) = until_step(&mut cats, 1).await?;
         ensure!(weights(ns).await?.get(&format!("cats-{second}")) == Some(&20), "{:?}", weights(ns).await?);
         for _ in 0..10 {
@@ -185,7 +185,7 @@ async fn a_canary_goes_through_its_steps_under_load_and_a_bad_one_goes_back() ->
         );
 
         // A bad one: its answers are right, and come too late for its bound.
-        ns.apply(&deployment("first", &two_steps(), json!({"soakTest": {"maxP95Milliseconds": 1}}))).await?;
+        ns.apply(&deployment("first", &two_steps(), &json!({"soakTest": {"maxP95Milliseconds": 1}}))).await?;
         let degraded = |it: &ModelDeployment| is_observed(it) && rollout(it) == Some(DeploymentPhase::Degraded);
         let rejected = cats.until("it is Degraded", PATIENCE, degraded).await?;
         let (reason, message) = condition(&rejected, "Degraded").context("it is not Degraded")?;
@@ -221,9 +221,9 @@ async fn without_the_gateway_api_the_service_serves_on_and_a_canary_begins_once_
         trained(ns, "second", json!({"hyperparameters": {"seed": 2}})).await?;
         let steps = json!([{"setWeight": 50, "pauseSeconds": 5}]);
         let mut cats = ns.watch::<ModelDeployment>("cats");
-        ns.apply(&deployment("first", &steps, json!({}))).await?;
+        ns.apply(&deployment("first", &steps, &json!({}))).await?;
         let first = stable_revision(&until_stable(&mut cats).await?).context("no revision is stable")?.to_owned();
-        ns.apply(&deployment("second", &steps, json!({}))).await?;
+        ns.apply(&deployment("second", &steps, &json!({}))).await?;
         let waits = |it: &ModelDeployment| {
             is_observed(it) && condition(it, "Stalled").is_some_and(|(reason, _)| reason == "GatewayApiNotInstalled")
         };

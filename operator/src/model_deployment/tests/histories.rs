@@ -115,34 +115,11 @@ fn happens(world: &mut World, what: &Happening) {
                 revision.replicas = (revision.replicas + more).min(10);
             }
         }
-        Happening::AutoscalerShrinks(fewer) => {
-            let spec = world.autoscaler.as_ref().and_then(|autoscaler| autoscaler.spec.clone());
-            let policy = spec.as_ref().and_then(|it| it.behavior.clone()?.scale_down?.select_policy);
-            // As the real one: what it is pointed at, never below its least, and not at all while it is told to hold.
-            if let Some(spec) = spec.filter(|_| policy.as_deref() != Some("Disabled"))
-                && let Some(name) = spec.scale_target_ref.name.rsplit('-').next().and_then(RevisionName::parse)
-                && let Some(revision) = world.revisions.get_mut(&name)
-            {
-                let least = spec.min_replicas.unwrap_or(1).min(revision.replicas);
-                revision.replicas = (revision.replicas - fewer).max(least);
-            }
-        }
+        Happening::AutoscalerShrinks(fewer) => autoscaler_shrinks(world, *fewer),
         Happening::Right(of, percent) => {
             world.accuracy.insert(*of, f64::from(*percent) / 100.0);
         }
-        Happening::SelectorEdited(to_nothing) => {
-            // Whoever makes an announced switch by hand, or moves the Service while the status is lost, is taken at
-            // their word: to the operator it looks like its own work.
-            let status = world.status();
-            let announced = status.promotion.map(|promotion| promotion.to);
-            let is_known = |name: &&String| !status.revisions.is_empty() && announced.as_ref() != Some(*name);
-            let names: Vec<String> = world.revisions.keys().map(ToString::to_string).collect();
-            let other = names.iter().rfind(is_known).filter(|_| !to_nothing).cloned();
-            if let Some(spec) = world.service.as_mut().and_then(|service| service.spec.as_mut()) {
-                let revision = other.unwrap_or_else(|| "none".to_owned());
-                spec.selector.as_mut().expect("a selector").insert("anneal.dev/revision".to_owned(), revision);
-            }
-        }
+        Happening::SelectorEdited(to_nothing) => edit_selector(world, *to_nothing),
         Happening::ServiceDeleted => {
             world.service = None;
             world.former = None;
@@ -204,6 +181,33 @@ fn happens(world: &mut World, what: &Happening) {
             }
         }
         Happening::TimePasses(seconds) => world.now += SignedDuration::from_secs(*seconds),
+    }
+}
+
+/// As the real one: what it is pointed at, never below its least, and not at all while it is told to hold.
+fn autoscaler_shrinks(world: &mut World, fewer: i32) {
+    let spec = world.autoscaler.as_ref().and_then(|autoscaler| autoscaler.spec.clone());
+    let policy = spec.as_ref().and_then(|it| it.behavior.clone()?.scale_down?.select_policy);
+    if let Some(spec) = spec.filter(|_| policy.as_deref() != Some("Disabled"))
+        && let Some(name) = spec.scale_target_ref.name.rsplit('-').next().and_then(RevisionName::parse)
+        && let Some(revision) = world.revisions.get_mut(&name)
+    {
+        let least = spec.min_replicas.unwrap_or(1).min(revision.replicas);
+        revision.replicas = (revision.replicas - fewer).max(least);
+    }
+}
+
+/// Whoever makes an announced switch by hand, or moves the Service while the status is lost, is taken at their word: to the
+/// operator it looks like its own work.
+fn edit_selector(world: &mut World, to_nothing: bool) {
+    let status = world.status();
+    let announced = status.promotion.map(|promotion| promotion.to);
+    let is_known = |name: &&String| !status.revisions.is_empty() && announced.as_ref() != Some(*name);
+    let names: Vec<String> = world.revisions.keys().map(ToString::to_string).collect();
+    let other = names.iter().rfind(is_known).filter(|_| !to_nothing).cloned();
+    if let Some(spec) = world.service.as_mut().and_then(|service| service.spec.as_mut()) {
+        let revision = other.unwrap_or_else(|| "none".to_owned());
+        spec.selector.as_mut().expect("a selector").insert("anneal.dev/revision".to_owned(), revision);
     }
 }
 

@@ -36,6 +36,7 @@ use crate::{
 };
 
 /// The cluster. Checkpoints are told apart by the first digit of their digest.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own about the cluster")]
 pub struct World {
     pub owner: ModelDeployment,
     pub run: Option<TrainingRun>,
