@@ -1,7 +1,7 @@
 # Thin: each target is a script that can be read and run by itself.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: accuracy bench-train bench-rollout chaos help demo demo-clean test unit fuzz e2e test-cluster test-chart test-dashboards test-registry test-plain test-clients test-alerts book soak lint bench-serve crds images install cluster cluster-down test-gateway plugin test-plugin bench-platform test-compose test-docs bench-operator
+.PHONY: accuracy bench-train bench-rollout chaos help demo demo-clean test test-long unit fuzz e2e test-cluster test-chart test-dashboards test-registry test-plain test-clients test-alerts book soak lint bench-serve crds images install cluster cluster-down test-gateway plugin test-plugin bench-platform test-compose test-docs bench-operator
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -12,8 +12,11 @@ demo: ## From nothing to a prediction: cluster, images, chart, training, deploym
 demo-clean: ## Remove what the demo made in the cluster
 	@scripts/demo clean
 
-test: ## All tests: unit, parity with PyTorch, end to end on a real cluster
+test: ## All tests but those of `make test-long`: unit, parity with PyTorch, end to end on a real cluster
 	@scripts/test
+
+test-long: ## Compose's services, canaries through a Gateway, the commands of the documentation (30 minutes)
+	@scripts/test long
 
 unit: ## Tests that need no cluster
 	@scripts/test unit
