@@ -142,9 +142,15 @@ pub async fn get_if_served<K: Object>(
     let params = ListParams::default().fields(&format!("metadata.name={name}"));
     match bounded(what::<K>("get", name), api::<K>(client, namespace).list(&params)).await {
         Ok(found) => Ok(Some(found.items.into_iter().next())),
-        Err(problem) if problem.says(Status::is_not_found) => Ok(None),
+        Err(problem) if problem.says(is_unknown_kind) => Ok(None),
         Err(problem) => Err(problem),
     }
+}
+
+/// Whether this answers a list of a kind that the cluster does not know: in plain words, without the reason that an API server
+/// gives for an object that is not there.
+pub fn is_unknown_kind(status: &Status) -> bool {
+    status.code == 404
 }
 
 /// Lists the objects that carry the labels.

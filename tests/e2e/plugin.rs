@@ -139,7 +139,7 @@ async fn a_training_is_followed_to_its_end_and_what_holds_it_up_is_named() -> Ou
             conditions.into_iter().any(|it| it.reason == "ImagePull")
         };
         ns.watch::<TrainingRun>("broken").until("its image cannot be pulled", PATIENCE, pulls).await?;
-        plugin.says("diagnose trun/broken", 1, &["ImagePull: the image cannot be pulled", "podTemplate.image"]).await?;
+        plugin.says("diagnose trun/broken", 1, &["ImagePull: attempt 1: the image cannot be pulled", "podTemplate.image"]).await?;
         plugin.says("logs broken", 2, &["has not started", "kubectl anneal diagnose trun/broken"]).await?;
         let list = plugin.says("status", 0, &["trun/broken", "trun/cats", "trun/long"]).await?;
         ensure!(list.starts_with("NAME "), "{list}");
@@ -163,7 +163,8 @@ async fn a_rollout_is_steered_asked_and_taken_back() -> Outcome {
         plugin.says("diagnose cats", 0, &["waits for your word", "→ kubectl anneal approve cats"]).await?;
         plugin.says("predict cats /dev/null", 2, &["no revision of mdep/cats serves yet"]).await?;
         plugin.says("approve cats", 0, &[&format!("gives the traffic to revision {first}")]).await?;
-        plugin.says("status mdep/cats --watch", 0, &["Soaking", "Stable"]).await?;
+        // A first revision has nothing to go back to, so there is no soak.
+        plugin.says("status mdep/cats --watch", 0, &["Stable", &format!("revision {first} serves")]).await?;
         plugin.says("approve cats", 2, &["mdep/cats is Stable: no revision waits for a word"]).await?;
         plugin.says("diagnose cats", 0, &["nothing is wrong"]).await?;
 

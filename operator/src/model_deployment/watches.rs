@@ -31,7 +31,7 @@ use kube::{
 
 use super::{preflight, route::HTTPRoute};
 use crate::{
-    cluster::Object,
+    cluster::{Object, is_unknown_kind},
     context::Context,
     controller::{self, api, events, metadata_of, watch},
 };
@@ -95,7 +95,7 @@ async fn until_served(api: &Api<HTTPRoute>) -> bool {
     let question = ListParams::default().limit(1);
     let mut waited = false;
     while let Err(kube::Error::Api(status)) = api.list_metadata(&question).await
-        && status.is_not_found()
+        && is_unknown_kind(&status)
     {
         tokio::time::sleep(KIND_INTERVAL).await;
         waited = true;
@@ -106,7 +106,7 @@ async fn until_served(api: &Api<HTTPRoute>) -> bool {
 fn is_not_served(problem: &watcher::Error) -> bool {
     match problem {
         watcher::Error::InitialListFailed(kube::Error::Api(status))
-        | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => status.is_not_found(),
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => is_unknown_kind(status),
         _ => false,
     }
 }
