@@ -139,7 +139,9 @@ async fn a_training_is_followed_to_its_end_and_what_holds_it_up_is_named() -> Ou
             conditions.into_iter().any(|it| it.reason == "ImagePull")
         };
         ns.watch::<TrainingRun>("broken").until("its image cannot be pulled", PATIENCE, pulls).await?;
-        plugin.says("diagnose trun/broken", 1, &["ImagePull: attempt 1: the image cannot be pulled", "podTemplate.image"]).await?;
+        plugin
+            .says("diagnose trun/broken", 1, &["ImagePull: attempt 1: the image cannot be pulled", "podTemplate.image"])
+            .await?;
         plugin.says("logs broken", 2, &["has not started", "kubectl anneal diagnose trun/broken"]).await?;
         let list = plugin.says("status", 0, &["trun/broken", "trun/cats", "trun/long"]).await?;
         ensure!(list.starts_with("NAME "), "{list}");
