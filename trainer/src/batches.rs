@@ -16,8 +16,9 @@ use crate::{
     rng::{Draws, Purpose},
 };
 
-/// Batches that a worker prepares ahead.
-const AHEAD: usize = 2;
+/// Batches that a worker has ready besides the one that it prepares. Each is as large as the network's input, and what is
+/// there when the network asks is enough.
+const AHEAD: usize = 1;
 
 /// Which photos to take in which order, and how to change them.
 pub struct Pass<'a> {
@@ -48,11 +49,10 @@ pub struct Changes<'a> {
     pub epoch: u64,
 }
 
-/// Photos as numbers: rows of normalised pixels, photo after photo, and their labels.
+/// Photos as numbers, and their labels.
 pub struct Batch {
-    pixels: Vec<f32>,
+    images: Tensor,
     labels: Vec<i64>,
-    size: usize,
     /// How long it was waited for.
     pub waited: Duration,
 }
@@ -78,10 +78,7 @@ impl Batch {
     /// # Errors
     /// When libtorch fails.
     pub fn tensors(&self) -> Result<(Tensor, Tensor), TchError> {
-        #[expect(clippy::cast_possible_wrap, reason = "counts of pixels and photos")]
-        let shape = [self.labels.len() as i64, self.size as i64, self.size as i64, 3];
-        let images = Tensor::f_from_slice(&self.pixels)?.f_view(shape)?.f_permute([0, 3, 1, 2])?;
-        Ok((images, Tensor::f_from_slice(&self.labels)?))
+        Ok((self.images.shallow_clone(), Tensor::f_from_slice(&self.labels)?))
     }
 }
 
@@ -140,7 +137,15 @@ fn prepare(pass: &Pass<'_>, photos: &[usize]) -> Result<Batch, Error> {
         augment::apply(&change, &pass.photos.pixels_of(*photo)?, (pass.photos.size, size), pass.preprocessing, out);
     }
     let label = |photo: &usize| i64::try_from(pass.photos.labels[*photo]).unwrap_or_default();
-    Ok(Batch { pixels, labels: photos.iter().map(label).collect(), size, waited: Duration::ZERO })
+    let images = rows(&pixels, photos.len(), size)?;
+    Ok(Batch { images, labels: photos.iter().map(label).collect(), waited: Duration::ZERO })
+}
+
+/// Rows of pixels of three colours, photo after photo, as the network takes them.
+fn rows(pixels: &[f32], count: usize, size: usize) -> Result<Tensor, TchError> {
+    #[expect(clippy::cast_possible_wrap, reason = "counts of pixels and photos")]
+    let shape = [count as i64, size as i64, size as i64, 3];
+    Tensor::f_from_slice(pixels)?.f_view(shape)?.f_permute([0, 3, 1, 2])
 }
 
 #[cfg(test)]
@@ -167,7 +172,7 @@ mod tests {
         let (mut labels, mut pixels) = (Vec::new(), Vec::new());
         each(&pass, |batch| {
             labels.extend(&batch.labels);
-            pixels.extend(&batch.pixels);
+            pixels.extend(Vec::<f32>::try_from(&batch.images.f_permute([0, 2, 3, 1])?.f_reshape([-1])?)?);
             Ok::<_, Error>(())
         })
         .expect("no error");

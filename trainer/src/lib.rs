@@ -25,6 +25,7 @@ pub mod inspect;
 pub mod ledger;
 pub mod loss;
 pub mod machine;
+mod memory;
 pub mod mixing;
 pub mod optim;
 pub mod outcome;

@@ -25,7 +25,7 @@ use crate::{
     history::{Epoch, History},
     ledger::Ledger,
     loss::{Divisor, Loss},
-    machine, mixing,
+    machine, memory, mixing,
     optim::{OptimError, Optimizer},
     outcome::Error,
     progress::{self, Tracker},
@@ -192,6 +192,7 @@ impl<'a> Training<'a> {
             self.check_weights()?;
             let Self { dataset, preprocessing, around, .. } = &*self;
             let validated = evaluate(self.result(), &dataset.validation, preprocessing, around)?;
+            memory::give_back();
             let result = Epoch {
                 train_loss: self.train_loss(),
                 train_acc: share(self.running.right, self.running.images),

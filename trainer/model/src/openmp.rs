@@ -1,8 +1,8 @@
-//! How libtorch's threads wait for each other, and how memory that tensors leave is used again.
+//! How libtorch's threads wait for each other.
 
 use std::{env, io, os::unix::process::CommandExt, process::Command};
 
-/// What libgomp and the C library read, once, when they are loaded: before `main`.
+/// What libgomp reads, once, when it is loaded: before `main`.
 type Variables = &'static [(&'static str, &'static str)];
 
 /// Threads sleep while they wait for each other.
@@ -11,23 +11,12 @@ type Variables = &'static [(&'static str, &'static str)];
 /// processors.
 pub const ASLEEP: Variables = &[("OMP_WAIT_POLICY", "PASSIVE")];
 
-/// What repeats the same steps: threads spin for some milliseconds before they sleep, and the memory of a step's tensors
-/// is kept for those of the next one.
+/// What repeats the same steps: threads spin for some milliseconds before they sleep.
 ///
 /// A step has hundreds of places where threads wait for each other. Alone, or below a container's quota, it makes no
 /// difference how they do; but where other programs want the processors too, each sleep may last until one of them has
 /// had its turn: two trainers on two processors made four times as many steps with this count as with a tenth of it.
-///
-/// By default each large tensor is asked of the system, which fills its pages of 4 KiB with zeros one by one, and given
-/// back; with these variables the memory is kept, and asked for in huge pages where the system has them. The sizes are in
-/// bytes.
-pub const STEPS: Variables = &[
-    ("GOMP_SPINCOUNT", "100000"),
-    ("MALLOC_MMAP_THRESHOLD_", "4294967296"),
-    ("MALLOC_TRIM_THRESHOLD_", "8589934592"),
-    ("MALLOC_TOP_PAD_", "67108864"),
-    ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"),
-];
+pub const STEPS: Variables = &[("GOMP_SPINCOUNT", "100000")];
 
 /// Starts this process anew, under its own id, with those of the variables that the environment does not have yet.
 ///
