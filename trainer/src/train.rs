@@ -13,7 +13,7 @@ use crate::{
     config::RunConfig,
     data, ema,
     evaluate::evaluate,
-    finished, init,
+    finished, init, memory,
     outcome::Error,
     progress::{self, Shared},
     publish, report,
@@ -66,6 +66,7 @@ fn attempt(config: &RunConfig, around: &Surroundings<'_>) -> Result<RunResult, E
     }
     let mut saver = Saver::new(checkpoints, config.interval, found.map(|found| found.step));
     training.all_epochs(&mut saver)?;
+    memory::give_back();
     conclude(training, &saver.finish()?)
 }
 
