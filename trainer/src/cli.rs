@@ -335,7 +335,7 @@ fn train(args: TrainArgs, progress: &Shared) -> Result<RunResult, Error> {
         recorder: &recorder,
     };
     let result = train::run(&config, &around);
-    recorder.end(result.as_ref().err());
+    recorder.end(result.as_ref().err(), &|| progress::touch(progress));
     let result = result?;
     remove_downloads(&config);
     info!(accuracy = result.metrics.accuracy, checkpoint = result.checkpoint, "run done");

@@ -56,6 +56,7 @@ pub fn evaluate(args: &EvaluateArgs) -> Result<(), Error> {
                 temperature: measured.temperature,
                 training: None,
             },
+            &|| (),
         )?;
     }
     for broken in &measured.broken {

@@ -55,7 +55,11 @@ fn a_run_learns_the_synthetic_set_and_publishes_what_it_learned() {
         assert!(!content.is_empty(), "{report} is empty");
         assert!(!report.contains(".png") || image::load_from_memory(&content).is_ok(), "{report} is no picture");
     }
+    let metrics = fs::read(run.path("out/reports/metrics.json")).expect("a report");
+    let metrics: serde_json::Value = serde_json::from_slice(&metrics).expect("JSON");
+    assert!(metrics["dataWaitShare"].as_f64().is_some_and(|share| (0.0..1.0).contains(&share)), "{metrics}");
     let page = fs::read_to_string(run.path("out/reports/report.html")).expect("a page");
+    assert!(page.contains("the network waited for photos"), "{page}");
     assert_eq!(page.matches("<img ").count(), page.matches("src=\"data:image/png;base64,").count());
     let profile = info_of(&published).validation.expect("a profile of the validation split");
     assert_eq!((profile.images, profile.class_shares.len(), profile.confidence_histogram.len()), (60, 2, 10));
@@ -137,9 +141,7 @@ fn a_job_is_told_by_its_environment_where_to_write_and_from_where_to_go_on() {
 fn progress_is_answered_while_training_goes_on() {
     let run = Run::new(&SMALL.replace("epochs: 3", "epochs: 10000"));
     let mut child = run.train().args(["--progress-address", "127.0.0.1:0"]).spawn();
-    let line = child.wait_for_line("progress is answered");
-    let address = serde_json::from_str::<serde_json::Value>(&line).expect("JSON")["address"].clone();
-    let address = address.as_str().expect("an address").to_owned();
+    let address = child.address();
     child.wait_for_line("\"epoch\":1,");
     let progress: anneal_api::progress::Progress =
         serde_json::from_str(&process::get(&address, "/progress")).expect("a progress");
@@ -156,13 +158,25 @@ fn a_run_moves_for_whoever_watches_it_while_photos_are_decoded_and_validated() {
     let long = SMALL.replace("images=600&size=32", "images=6000&size=128").replace("inputSize: 32", "inputSize: 128");
     let decoding = Run::new(&long);
     let mut child = decoding.train().args(["--progress-address", "127.0.0.1:0"]).spawn();
-    child.moves_while("photos are decoded", |progress| progress.steps == 0);
+    let address = child.address();
+    child.moves_while(&address, "photos are decoded", 2, |progress| progress.steps == 0);
     child.kill();
     let settings = SMALL.replace("epochs: 3", "epochs: 300").replace("batchSize: 16", "batchSize: 512");
     let validating = Run::new(&settings.replace("images=600", "images=8000"));
     let mut child = validating.train().args(["--progress-address", "127.0.0.1:0"]).spawn();
-    child.moves_while("it validates", |progress| progress.step > 0 && progress.step == progress.steps / 300);
+    let address = child.address();
+    child.moves_while(&address, "it validates", 2, |at| at.step > 0 && at.step == at.steps / 300);
     child.kill();
+}
+
+#[test]
+fn a_run_moves_for_whoever_watches_it_while_its_reports_are_drawn_and_written() {
+    let run = Run::new(&SMALL.replace("images=600", "images=60").replace("epochs: 3", "epochs: 1"));
+    let mut child = run.train().args(["--progress-address", "127.0.0.1:0"]).spawn();
+    let address = child.address();
+    // Before the first picture it moves four times: with the epoch, its checkpoint, and one batch of each of the two splits.
+    child.moves_while(&address, "reports are written", 8, |progress| progress.epoch == progress.epochs);
+    child.succeeds();
 }
 
 #[test]
