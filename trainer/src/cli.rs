@@ -20,7 +20,7 @@ use anneal_api::{
     progress::Progress,
     termination::{RunResult, TerminationMessage, cut},
 };
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, builder::NonEmptyStringValueParser};
 use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 
@@ -126,7 +126,7 @@ pub struct EvaluateArgs {
     #[arg(long, value_name = "FILE")]
     pub checkpoint: PathBuf,
     /// The dataset: a folder, a tar, a .dvc file, or a URI as in a configuration.
-    #[arg(long, value_name = "URI")]
+    #[arg(long, value_name = "URI", value_parser = NonEmptyStringValueParser::new())]
     pub data: String,
     /// Average the probabilities of each photo and of its mirror image: slower, and a little better.
     #[arg(long)]
