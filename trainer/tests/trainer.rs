@@ -293,10 +293,10 @@ fn every_command_says_what_to_do_about_photos_and_files_that_it_cannot_use() {
     for folder in ["folder", "photos", "three/cat", "three/dog", "three/lion"] {
         fs::create_dir_all(run.path(folder)).expect("a folder");
     }
-    // The head of a bitmap of 100,000 pixels by 100,000.
+    // The head of a bitmap of 20,000 pixels by 20,000.
     let mut huge = b"BM\0\0\0\0\0\0\0\0\x36\0\0\0\x28\0\0\0".to_vec();
-    huge.extend([100_000_u32.to_le_bytes(), 100_000_u32.to_le_bytes()].concat());
-    huge.extend(b"\x01\0\x18\0\0\0\0\0").extend([0; 20]);
+    huge.extend([20_000_u32.to_le_bytes(); 2].concat());
+    huge.extend([&b"\x01\0\x18\0\0\0\0\0"[..], &[0; 20]].concat());
     let whole = trainer(["synthesize", "--stdout", "--size", "32"]).output().expect("a picture").stdout;
     let half = &whole[..whole.len() / 2];
     for (name, content) in [
