@@ -45,7 +45,7 @@ struct Cli {
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 done; 65 damaged data; 66 no data; 67 no checkpoint; 68 another checkpoint than declared; 69 unusable checkpoint; \
-70 the loss diverged; 78 unusable configuration; 80 out of memory; 81 disk full; 143 stopped by SIGTERM; 1 anything else.";
+70 the loss diverged; 78 unusable configuration; 80 out of memory; 81 disk full; 143 stopped by SIGTERM; 2 wrong arguments; 1 anything else.";
 
 #[derive(Subcommand, Debug)]
 enum Command {
