@@ -1,7 +1,7 @@
 # Thin: each target is a script that can be read and run by itself.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: accuracy bench-train bench-rollout chaos help demo demo-clean test test-long unit fuzz e2e test-cluster test-chart test-dashboards test-registry test-plain test-clients test-alerts book soak lint bench-serve crds images install cluster cluster-down test-gateway plugin test-plugin bench-platform test-compose test-docs bench-operator
+.PHONY: ablations accuracy bench-train bench-rollout chaos help demo demo-clean test test-long unit fuzz e2e test-cluster test-chart test-dashboards test-registry test-plain test-clients test-alerts book soak lint bench-serve crds images install cluster cluster-down test-gateway plugin test-plugin bench-platform test-compose test-docs bench-operator
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,6 +77,9 @@ book: ## Build the documentation as a book in .anneal/book
 
 accuracy: ## Train with our recipe and measure it on val and test (DATA=folder with train, val, test; RECIPE=file; 70 minutes)
 	@DATA='$(DATA)' RECIPE='$(RECIPE)' tests/bench/accuracy/run
+
+ablations: ## What each ingredient of that recipe is worth, in a short, small form of it (DATA=the same EPOCHS=8; twelve trainings)
+	@DATA='$(DATA)' EPOCHS='$(EPOCHS)' tests/bench/accuracy/run ablations
 
 crds: ## Generate crds/, the chart's copies and docs/api-reference.md from the types
 	@. scripts/environment && cargo run --quiet -p anneal-operator --bin crdgen

@@ -300,6 +300,23 @@ def png16(path, pixels):
             file.write(struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content)))
 
 
+def webps(folder, images):
+    """Writes images as WebP with loss: at every quality, of even and odd sizes, with transparency, and moving ones."""
+    for name, image in images.items():
+        for quality in (0, 30, 75, 100):
+            for method in (0, 4, 6):
+                image.save(folder / f"{name}-q{quality}-m{method}.webp", quality=quality, method=method)
+        for width, height in ((1, 1), (1, 150), (200, 1), (2, 2), (7, 3), (16, 16), (17, 33)):
+            image.crop((0, 0, width, height)).save(folder / f"{name}-{width}x{height}-lossy.webp")
+    for quality in (0, 50, 100):
+        images["alpha"].save(folder / f"alpha-a{quality}.webp", alpha_quality=quality)
+    images["alpha"].save(folder / "alpha-exact.webp", exact=True)
+    images["alpha"].save(folder / "alpha-exact-lossless.webp", exact=True, lossless=True)
+    frames = [images["smooth"].rotate(angle) for angle in (90, 180)]
+    images["smooth"].save(folder / "moving.webp", save_all=True, append_images=frames)
+    images["alpha"].save(folder / "moving-alpha.webp", save_all=True, append_images=[images["alpha"].rotate(180)], lossless=True)
+
+
 def photos(folder):
     """Writes photos as large as cameras give them and as odd as programs do, and the digest of what Pillow makes of each."""
     y, x = numpy.mgrid[0:6000, 0:8000]
@@ -338,6 +355,8 @@ def photos(folder):
     coarse.save(folder / "transparent-colour.png", transparency=coarse.getpixel((0, 0)))
     coarse.quantize(16).save(folder / "transparent.gif", transparency=3)
     coarse.save(folder / "interlaced.gif", interlace=True)
+    webps(folder, {"coarse": modes["RGB"], "alpha": modes["RGBA"], "smooth": large.resize((301, 223), Image.BICUBIC)})
+    large.save(folder / "large.webp", quality=80, method=0)
     Image.MAX_IMAGE_PIXELS = None
     seen = {}
     for path in sorted(folder.iterdir()):

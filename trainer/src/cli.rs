@@ -20,7 +20,7 @@ use anneal_api::{
     progress::Progress,
     termination::{RunResult, TerminationMessage, cut},
 };
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, builder::NonEmptyStringValueParser};
 use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 
@@ -45,7 +45,7 @@ struct Cli {
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 done; 65 damaged data; 66 no data; 67 no checkpoint; 68 another checkpoint than declared; 69 unusable checkpoint; \
-70 the loss diverged; 78 unusable configuration; 80 out of memory; 81 disk full; 143 stopped by SIGTERM; 1 anything else.";
+70 the loss diverged; 78 unusable configuration; 80 out of memory; 81 disk full; 143 stopped by SIGTERM; 2 wrong arguments; 1 anything else.";
 
 #[derive(Subcommand, Debug)]
 enum Command {
@@ -126,7 +126,7 @@ pub struct EvaluateArgs {
     #[arg(long, value_name = "FILE")]
     pub checkpoint: PathBuf,
     /// The dataset: a folder, a tar, a .dvc file, or a URI as in a configuration.
-    #[arg(long, value_name = "URI")]
+    #[arg(long, value_name = "URI", value_parser = NonEmptyStringValueParser::new())]
     pub data: String,
     /// Average the probabilities of each photo and of its mirror image: slower, and a little better.
     #[arg(long)]
@@ -335,7 +335,7 @@ fn train(args: TrainArgs, progress: &Shared) -> Result<RunResult, Error> {
         recorder: &recorder,
     };
     let result = train::run(&config, &around);
-    recorder.end(result.as_ref().err());
+    recorder.end(result.as_ref().err(), &|| progress::touch(progress));
     let result = result?;
     remove_downloads(&config);
     info!(accuracy = result.metrics.accuracy, checkpoint = result.checkpoint, "run done");

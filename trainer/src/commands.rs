@@ -56,6 +56,7 @@ pub fn evaluate(args: &EvaluateArgs) -> Result<(), Error> {
                 temperature: measured.temperature,
                 training: None,
             },
+            &|| (),
         )?;
     }
     for broken in &measured.broken {
@@ -101,7 +102,7 @@ pub fn predict(args: PredictArgs) -> Result<(), Error> {
     let width = photos.iter().map(|path| path.as_os_str().len()).max().unwrap_or(0).min(60);
     // A bar and a table on one terminal would write over each other.
     let bar = if stdout().is_terminal() { None } else { Some(progress::answering_bar(photos.len())) };
-    let (mut good, mut last) = (0, None);
+    let (count, mut good) = (photos.len(), 0);
     for path in photos {
         match predictor.probabilities(&path) {
             Ok(probabilities) => {
@@ -112,10 +113,13 @@ pub fn predict(args: PredictArgs) -> Result<(), Error> {
                 let text = error.to_string();
                 if args.json {
                     print(&format!("{}\n", json!({"file": path.display().to_string(), "error": text})))?;
-                } else {
+                } else if count > 1 {
                     let _ = writeln!(stderr(), "{text}");
                 }
-                last = Some(error);
+                // The only one is what the command fails with.
+                if count == 1 {
+                    return Err(error);
+                }
             }
             Err(error) => return Err(error),
         }
@@ -126,10 +130,7 @@ pub fn predict(args: PredictArgs) -> Result<(), Error> {
     if let Some(bar) = bar {
         bar.finish_and_clear();
     }
-    match last {
-        Some(error) if good == 0 => Err(error),
-        _ => Ok(()),
-    }
+    if good == 0 { Err(Error::NoneClassified(count)) } else { Ok(()) }
 }
 
 fn line(path: &Path, classes: &[String], probabilities: &[f64], as_json: bool, width: usize) -> String {

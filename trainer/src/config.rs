@@ -12,11 +12,14 @@ use anneal_api::{
 };
 use sha2::{Digest, Sha256 as Hasher};
 
+/// What a configuration consists of: the name of its type says nothing to whoever writes one.
+const EXAMPLE: &str = "fields, such as `dataset: {uri: \"synthetic://\"}`";
+
 /// The configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("the configuration {path:?} cannot be read: {source}")]
+    #[error("the configuration {path:?} cannot be read: {source}; name a YAML file")]
     Unreadable {
         /// The file.
         path: PathBuf,
@@ -163,7 +166,7 @@ pub fn read(path: &PathBuf, overrides: Overrides) -> Result<RunConfig, ConfigErr
     let mut unknown = Vec::new();
     let reader = serde_yaml::Deserializer::from_str(&text);
     let config: TrainerConfig = serde_ignored::deserialize(reader, |field| unknown.push(field.to_string()))
-        .map_err(|error| malformed(&error))?;
+        .map_err(|error| malformed(&error.to_string().replace("struct TrainerConfig", EXAMPLE)))?;
     if let Some(field) = unknown.first() {
         return Err(malformed(&format!("unknown field `{field}`, expected one of {}", siblings(&config, field))));
     }

@@ -67,6 +67,9 @@ pub fn import(stream: impl Read, dir: &Path) -> Result<Imported, Error> {
         Some((path, kind)) if kind != io::ErrorKind::UnexpectedEof => Error::writing(path)(kind.into()),
         _ => error.into(),
     })?;
+    if digests.is_empty() {
+        return Err(Error::NothingImported);
+    }
     // All at the end: most of it is on the volume by then, and what is left goes there together.
     for path in written.iter().chain(&folders) {
         fs::File::open(path).and_then(|file| file.sync_all()).map_err(Error::writing(path))?;

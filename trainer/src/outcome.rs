@@ -110,8 +110,14 @@ pub enum Error {
         /// Optimiser step of the newest good checkpoint.
         checkpoint_step: Option<i64>,
     },
+    /// No photo of several can be used.
+    #[error("none of {0} photos can be classified, each for a reason that is told above")]
+    NoneClassified(usize),
+    /// There was nothing to unpack.
+    #[error("standard input holds no file to unpack; pipe a tar into this command, as in `tar -c cat dog | …`")]
+    NothingImported,
     /// The file system refused.
-    #[error("{path:?} cannot be written: {source}")]
+    #[error("{path:?} cannot be written: {source}{advice}", advice = advice(.source))]
     Write {
         /// What could not be written.
         path: PathBuf,
@@ -127,6 +133,21 @@ pub enum Error {
     /// The process itself is wrong.
     #[error("{0}")]
     Internal(String),
+}
+
+/// What to do where a path is wrong.
+fn advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::NotFound => "; make the folder that it lies in first, or name another one",
+        io::ErrorKind::IsADirectory => "; name a file",
+        io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory => {
+            "; a file is where a folder has to be: name another place"
+        }
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            "; name another place, or give this user the right to write there"
+        }
+        _ => "",
+    }
 }
 
 fn kept(checkpoint_step: Option<&i64>) -> String {
@@ -199,10 +220,13 @@ impl Error {
             Self::Fetch(error) => error.class(),
             Self::OutOfMemory { .. } => FailureClass::OutOfMemory,
             Self::Data(error) => error.class(),
-            Self::Image { .. } => FailureClass::DataCorrupt,
-            Self::NoPhoto(_) => FailureClass::DataMissing,
+            Self::Image { .. } | Self::NoneClassified(_) => FailureClass::DataCorrupt,
+            Self::NoPhoto(_) | Self::NothingImported => FailureClass::DataMissing,
             Self::Photo { source, .. } if source.kind() == io::ErrorKind::NotFound => FailureClass::DataMissing,
             Self::Checkpoint(error) if error.is_not_found() => FailureClass::ModelNotFound,
+            Self::Checkpoint(CheckpointError::Io { source, .. }) if source.kind() == io::ErrorKind::IsADirectory => {
+                FailureClass::LoadFailed
+            }
             Self::Checkpoint(CheckpointError::Io { source, .. } | CheckpointError::Write { source, .. })
             | Self::Write { source, .. }
             | Self::Photo { source, .. } => class_of_io(source),

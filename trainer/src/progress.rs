@@ -30,6 +30,8 @@ pub struct Tracker {
     /// Of this attempt so far.
     images: i64,
     waited: Duration,
+    /// How long the epochs before this one were trained, and how long the network waited in them.
+    earlier: Waiting,
     /// Where the epoch's training began.
     epoch_began: Point,
     last_line: Instant,
@@ -47,11 +49,35 @@ struct Point {
 }
 
 impl Point {
-    /// Share of the time since an earlier point in which the network waited for photos.
-    fn waiting_since(&self, earlier: &Self) -> Option<f64> {
-        let seconds = (self.at - earlier.at).as_secs_f64();
-        (seconds > 0.0).then(|| (self.waited.saturating_sub(earlier.waited).as_secs_f64() / seconds).min(1.0))
+    fn waiting_since(&self, earlier: &Self) -> Waiting {
+        Waiting { of: self.at - earlier.at, waited: self.waited.saturating_sub(earlier.waited) }
     }
+}
+
+/// For how much of a time the network waited for photos.
+#[derive(Clone, Copy, Default)]
+struct Waiting {
+    of: Duration,
+    waited: Duration,
+}
+
+impl Waiting {
+    fn share(&self) -> Option<f64> {
+        (!self.of.is_zero()).then(|| (self.waited.as_secs_f64() / self.of.as_secs_f64()).min(1.0))
+    }
+
+    fn and(&self, other: &Self) -> Self {
+        Self { of: self.of + other.of, waited: self.waited + other.waited }
+    }
+}
+
+/// How fast an epoch was trained.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Speed {
+    /// Images per second, over the epoch's last seconds.
+    pub images_per_second: Option<f64>,
+    /// Share of the time of the epoch's training in which the network waited for photos.
+    pub data_wait_share: Option<f64>,
 }
 
 /// A run that has not begun.
@@ -106,6 +132,7 @@ impl Tracker {
             recent: VecDeque::from([begin]),
             images: 0,
             waited: Duration::ZERO,
+            earlier: Waiting::default(),
             epoch_began: begin,
             last_line: begin.at,
             bar,
@@ -149,7 +176,7 @@ impl Tracker {
             progress.step += 1;
             progress.loss = Some(loss);
             progress.images_per_second = rate;
-            progress.data_wait_share = point.waiting_since(&since);
+            progress.data_wait_share = point.waiting_since(&since).share();
             progress.estimated_completion_time = steps_per_second.and_then(|rate| finish(progress, rate));
         });
         self.bar.inc(1);
@@ -178,13 +205,14 @@ impl Tracker {
 
     /// A new epoch begins, counted from 1; the time since the last step was for something else.
     pub fn begin_epoch(&mut self, epoch: u32, epochs: u32) {
+        self.earlier = self.earlier.and(&self.in_epoch());
         self.epoch_began = self.now();
         self.recent = VecDeque::from([self.epoch_began]);
         self.bar.set_prefix(format!("{epoch}/{epochs}"));
     }
 
-    /// An epoch is done, counted from 1.
-    pub fn epoch(&mut self, epoch: u32, result: &Epoch, best: Option<f64>) {
+    /// An epoch is done, counted from 1; tells how fast it was trained.
+    pub fn epoch(&mut self, epoch: u32, result: &Epoch, best: Option<f64>) -> Speed {
         self.change(|progress| {
             progress.epoch = i32::try_from(epoch).unwrap_or(i32::MAX);
             progress.loss = Some(result.train_loss);
@@ -193,14 +221,24 @@ impl Tracker {
         self.last_line = Instant::now();
         let Epoch { train_loss, train_acc, val_loss, val_acc } = *result;
         let images_per_second = snapshot(&self.shared).images_per_second;
-        // Of the epoch's training, which ended with its last step.
-        let data_wait_share = self.recent.back().and_then(|last| last.waiting_since(&self.epoch_began));
+        let data_wait_share = self.in_epoch().share();
         self.bar.suspend(|| {
             info!(
                 epoch,
                 train_loss, train_acc, val_loss, val_acc, best, images_per_second, data_wait_share, "epoch done"
             );
         });
+        Speed { images_per_second, data_wait_share }
+    }
+
+    /// Share of the time of this attempt's training in which the network waited for photos.
+    pub fn data_wait_share(&self) -> Option<f64> {
+        self.earlier.and(&self.in_epoch()).share()
+    }
+
+    /// Of the epoch's training, which ended with its last step so far.
+    fn in_epoch(&self) -> Waiting {
+        self.recent.back().map_or_else(Waiting::default, |last| last.waiting_since(&self.epoch_began))
     }
 
     /// Training is over.
@@ -290,6 +328,24 @@ mod tests {
         let share = snapshot(&shared).data_wait_share.expect("a share");
         assert!(share > 0.0 && share <= 1.0, "{share}");
         assert!(metrics(&snapshot(&shared)).contains("anneal_training_data_wait_share 0."), "{share}");
+    }
+
+    #[test]
+    fn what_is_waited_for_photos_is_told_of_each_epoch_and_of_all_without_what_lies_between_them() {
+        let second = Duration::from_secs(1);
+        let mut tracker = Tracker::new(not_begun(2), 0, 0, 2, None);
+        assert_eq!(tracker.data_wait_share(), None);
+        let mut shares = Vec::new();
+        for (epoch, of, waited) in [(1, 4, 1), (2, 6, 4)] {
+            // What lies between the epochs, such as validation, is no training.
+            tracker.begin_epoch(epoch, 2);
+            tracker.waited += waited * second;
+            let end = Point { at: tracker.epoch_began.at + of * second, ..tracker.now() };
+            tracker.recent.push_back(end);
+            shares.push(tracker.epoch(epoch, &RESULT, None).data_wait_share);
+        }
+        assert_eq!(shares, [Some(1.0 / 4.0), Some(4.0 / 6.0)]);
+        assert_eq!(tracker.data_wait_share(), Some(5.0 / 10.0));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::{
     progress::{self, Shared},
     publish, report,
     saver::Saver,
-    tracking::Recorder,
+    tracking::{Measured, Recorder},
     training::Training,
 };
 
@@ -81,13 +81,17 @@ fn conclude(mut training: Training<'_>, checkpoints: &Checkpoints) -> Result<Run
         training.exact &= training.history.newest_is_best();
         (training.result().state()?, training.epoch)
     };
-    let Training { config, dataset, around, .. } = training;
+    let Training { config, dataset, around, data_wait_share, .. } = training;
+    // Whatever takes a while from here on is followed by a sign of life: whoever watches the run would take it for stalled.
+    let moved = || progress::touch(&around.progress);
+    moved();
     // In float32, whatever it was trained in: as it will be served.
     let mut network = Network::new(config.model.architecture, dataset.classes.len(), config.seed())?;
     network.load(&state)?;
     let measure = |photos| evaluate(&network, photos, &training.preprocessing, around);
     let validation = measure(&dataset.validation)?;
     let profile = calibration::profile(&validation.answers);
+    moved();
     let (split, photos, evaluation) = if dataset.test.is_empty() {
         (data::Split::Validation, &dataset.validation, validation)
     } else {
@@ -103,8 +107,15 @@ fn conclude(mut training: Training<'_>, checkpoints: &Checkpoints) -> Result<Run
             photos,
             evaluation: &evaluation,
             temperature: profile.calibration.temperature,
-            training: Some(report::Trained { config, dataset, history: &training.history, best_epoch }),
+            training: Some(report::Trained {
+                config,
+                dataset,
+                history: &training.history,
+                best_epoch,
+                data_wait_share,
+            }),
         },
+        &moved,
     )?;
     let model = Checkpoint {
         info: Some(CheckpointInfo { validation: Some(profile), ..training.info(Some(metrics), None)? }),
@@ -112,9 +123,13 @@ fn conclude(mut training: Training<'_>, checkpoints: &Checkpoints) -> Result<Run
         extra: vec![("epoch".to_owned(), Value::Int(i64::from(best_epoch)))],
     };
     let model = publish::with_golden_set(model, photos)?;
+    moved();
     let tracked = around.recorder.wants_model().then(|| model.clone());
     let published = publish::publish(model, &config.models, Path::new(&config.output))?;
-    around.recorder.result(&evaluation, config, tracked.as_ref(), &published);
+    moved();
+    let measured = Measured { split, epoch: best_epoch, evaluation: &evaluation };
+    around.recorder.result(measured, config, tracked.as_ref(), &published);
+    moved();
     let progress = progress::snapshot(&around.progress);
     let result = RunResult {
         checkpoint: published.path,

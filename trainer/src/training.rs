@@ -28,7 +28,7 @@ use crate::{
     machine, memory, mixing,
     optim::{OptimError, Optimizer},
     outcome::Error,
-    progress::{self, Tracker},
+    progress::Tracker,
     rng::{Draws, Purpose},
     saver::{Saver, Snapshot},
     schedule,
@@ -53,6 +53,8 @@ pub struct Training<'a> {
     pub epoch: u32,
     /// Whether all steps were done on machines that compute alike.
     pub exact: bool,
+    /// Share of the time of this attempt's training in which the network waited for photos.
+    pub data_wait_share: Option<f64>,
     optimizer: Optimizer,
     ema: Option<Ema>,
     loss: Loss,
@@ -103,6 +105,7 @@ impl<'a> Training<'a> {
             history: History::default(),
             epoch: 0,
             exact: true,
+            data_wait_share: None,
             step: 0,
             running: Running::default(),
             machine: machine::identity(around.threads, config.hyperparameters.precision),
@@ -172,6 +175,7 @@ impl<'a> Training<'a> {
         };
         tracker.durable(saver.settled());
         tracker.finish();
+        self.data_wait_share = tracker.data_wait_share();
         done
     }
 
@@ -205,8 +209,7 @@ impl<'a> Training<'a> {
             self.running = Running::default();
             self.history.0.push(result);
             saver.save(self.snapshot(self.history.newest_is_best())?)?;
-            tracker.epoch(self.epoch, &result, self.history.best());
-            let speed = progress::snapshot(&self.around.progress).images_per_second;
+            let speed = tracker.epoch(self.epoch, &result, self.history.best());
             self.around.recorder.epoch(self.epoch, &result, rate, speed);
         }
         Ok(())

@@ -122,7 +122,8 @@ fn a_run_moves_for_whoever_watches_it_while_it_downloads() {
     let web = Web::slow(dir.path(), piece, Duration::from_millis(100));
     let run = Run::new(&config(&format!("uri: 'http://{}/set.tar'", web.address)));
     let mut child = run.train().args(["--progress-address", "127.0.0.1:0"]).spawn();
-    child.moves_while("it downloads", |progress| progress.steps == 0);
+    let address = child.address();
+    child.moves_while(&address, "it downloads", 2, |progress| progress.steps == 0);
     child.kill();
 }
 

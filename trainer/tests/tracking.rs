@@ -118,6 +118,56 @@ tracking: {{mlflow: {{uri: 'http://127.0.0.1:{port}', experiment: pets, register
     tool("python", &["-c", SCRIPT, &format!("http://127.0.0.1:{real}"), &picture, &expected], dir.path());
 }
 
+const FINAL: &str = r"
+import json, sys, mlflow
+uri, split, report = sys.argv[1:4]
+mlflow.set_tracking_uri(uri)
+client = mlflow.MlflowClient()
+run, = client.search_runs([client.get_experiment_by_name(split).experiment_id])
+report = json.load(open(report))
+best, last = report['bestEpoch'], report['epochs']
+# It ended early, and the epoch that is published was not its last one.
+assert report['split'] == split and best < last < 50, report
+history = lambda key: [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, key)]
+names = ['accuracy', 'precision', 'recall', 'f1'] + ['loss'] * (split == 'test')
+for name in names:
+    (step, value), = history(f'{split}_{name}')
+    assert step == best and abs(value - report[name]) < 1e-9, (name, step, value, report)
+everything = {f'{split}_{name}' for name in names} | {'train_loss', 'train_acc', 'val_loss', 'val_acc'}
+found = {key for key in run.data.metrics if key.startswith(('train_', 'val_', 'test_'))}
+assert found == everything, found ^ everything
+for key in ['val_loss', 'data_wait_share']:
+    assert [step for step, _ in history(key)] == list(range(1, last + 1)), (key, history(key))
+assert all(0 <= share <= 1 for _, share in history('data_wait_share'))
+";
+
+#[test]
+fn final_metrics_are_named_after_their_split_and_belong_to_the_epoch_that_is_published() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let port = free_port();
+    let _server = mlflow(dir.path(), port);
+    let (uri, set) = (format!("http://127.0.0.1:{port}"), dir.path().join("set"));
+    prints(&["synthesize", "--output", text(&set), "--images", "60", "--size", "32"]);
+    for split in ["test", "val"] {
+        if split == "val" {
+            fs::rename(set.join("test"), dir.path().join("kept")).expect("a folder");
+        }
+        // Where no step changes a weight, only the running statistics move, and those settle.
+        let run = Run::new(&format!(
+            "model: {{inputSize: 32}}
+dataset: {{uri: 'file://{}'}}
+hyperparameters: {{epochs: 50, earlyStoppingEpochs: 2, learningRate: 1.0e-9, optimizer: SGD, batchSize: 16, threads: 1}}
+tracking: {{mlflow: {{uri: '{uri}', experiment: {split}}}}}
+",
+            set.display()
+        ));
+        run.train().succeeds();
+        let (done, said) = sync(&run.path("out"));
+        assert!(done, "{said}");
+        tool("python", &["-c", FINAL, &uri, split, text(&run.path("out/reports/metrics.json"))], dir.path());
+    }
+}
+
 const ARTIFACTS: &str = r"
 import sys, mlflow
 mlflow.set_tracking_uri(sys.argv[1])
@@ -179,11 +229,15 @@ hyperparameters: {{epochs: 3, batchSize: 16, threads: 1}}
 tracking: {{mlflow: {{uri: 'http://127.0.0.1:{port}', experiment: Default}}}}
 "
     ));
-    let mut child = run.train().spawn();
+    let mut child = run.train().args(["--progress-address", "127.0.0.1:0"]).spawn();
+    let address = child.address();
     child.wait_for_line("\"epoch\":3,");
     // Each epoch is a record of its own, after three about the run.
     let answers = answered.load(Ordering::SeqCst);
     assert!(answers < 4, "{answers} answers came before the last epoch");
+    // When all is done it waits for the server for a while, and is not stalled.
+    let result = run.path("out/result.json");
+    child.moves_while(&address, "it waits for the server", 20, |_| result.exists());
     child.succeeds();
     let uri = format!("http://127.0.0.1:{real}");
     let sent = prints(&["sync", text(&run.path("out")), "--uri", &uri]);

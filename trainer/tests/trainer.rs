@@ -55,7 +55,11 @@ fn a_run_learns_the_synthetic_set_and_publishes_what_it_learned() {
         assert!(!content.is_empty(), "{report} is empty");
         assert!(!report.contains(".png") || image::load_from_memory(&content).is_ok(), "{report} is no picture");
     }
+    let metrics = fs::read(run.path("out/reports/metrics.json")).expect("a report");
+    let metrics: serde_json::Value = serde_json::from_slice(&metrics).expect("JSON");
+    assert!(metrics["dataWaitShare"].as_f64().is_some_and(|share| (0.0..1.0).contains(&share)), "{metrics}");
     let page = fs::read_to_string(run.path("out/reports/report.html")).expect("a page");
+    assert!(page.contains("the network waited for photos"), "{page}");
     assert_eq!(page.matches("<img ").count(), page.matches("src=\"data:image/png;base64,").count());
     let profile = info_of(&published).validation.expect("a profile of the validation split");
     assert_eq!((profile.images, profile.class_shares.len(), profile.confidence_histogram.len()), (60, 2, 10));
@@ -137,9 +141,7 @@ fn a_job_is_told_by_its_environment_where_to_write_and_from_where_to_go_on() {
 fn progress_is_answered_while_training_goes_on() {
     let run = Run::new(&SMALL.replace("epochs: 3", "epochs: 10000"));
     let mut child = run.train().args(["--progress-address", "127.0.0.1:0"]).spawn();
-    let line = child.wait_for_line("progress is answered");
-    let address = serde_json::from_str::<serde_json::Value>(&line).expect("JSON")["address"].clone();
-    let address = address.as_str().expect("an address").to_owned();
+    let address = child.address();
     child.wait_for_line("\"epoch\":1,");
     let progress: anneal_api::progress::Progress =
         serde_json::from_str(&process::get(&address, "/progress")).expect("a progress");
@@ -156,13 +158,25 @@ fn a_run_moves_for_whoever_watches_it_while_photos_are_decoded_and_validated() {
     let long = SMALL.replace("images=600&size=32", "images=6000&size=128").replace("inputSize: 32", "inputSize: 128");
     let decoding = Run::new(&long);
     let mut child = decoding.train().args(["--progress-address", "127.0.0.1:0"]).spawn();
-    child.moves_while("photos are decoded", |progress| progress.steps == 0);
+    let address = child.address();
+    child.moves_while(&address, "photos are decoded", 2, |progress| progress.steps == 0);
     child.kill();
     let settings = SMALL.replace("epochs: 3", "epochs: 300").replace("batchSize: 16", "batchSize: 512");
     let validating = Run::new(&settings.replace("images=600", "images=8000"));
     let mut child = validating.train().args(["--progress-address", "127.0.0.1:0"]).spawn();
-    child.moves_while("it validates", |progress| progress.step > 0 && progress.step == progress.steps / 300);
+    let address = child.address();
+    child.moves_while(&address, "it validates", 2, |at| at.step > 0 && at.step == at.steps / 300);
     child.kill();
+}
+
+#[test]
+fn a_run_moves_for_whoever_watches_it_while_its_reports_are_drawn_and_written() {
+    let run = Run::new(&SMALL.replace("images=600", "images=60").replace("epochs: 3", "epochs: 1"));
+    let mut child = run.train().args(["--progress-address", "127.0.0.1:0"]).spawn();
+    let address = child.address();
+    // Before the first picture it moves four times: with the epoch, its checkpoint, and one batch of each of the two splits.
+    child.moves_while(&address, "reports are written", 8, |progress| progress.epoch == progress.epochs);
+    child.succeeds();
 }
 
 #[test]
@@ -227,6 +241,126 @@ fn a_photo_to_classify_is_no_dataset() {
     let done = process::command("bash").args(["-c", &command]).output().expect("a shell");
     let said = String::from_utf8_lossy(&done.stderr);
     assert!(done.status.success() && said.is_empty(), "{}: {said}", done.status);
+}
+
+/// The exit code of a command that fails, and what it says, which is no tale of its own insides.
+fn refused(args: &[&str]) -> (Option<i32>, String) {
+    let done = trainer(args).output().expect("the trainer");
+    let said = [done.stdout, done.stderr].concat();
+    let said = String::from_utf8(said).expect("text");
+    assert!(!done.status.success() && !said.contains("panicked") && !said.contains("backtrace"), "{args:?}: {said}");
+    (done.status.code(), said)
+}
+
+#[test]
+fn every_command_says_what_to_do_about_a_checkpoint_that_it_cannot_use() {
+    let run = Run::new(&SMALL.replace("images=600", "images=60").replace("epochs: 3", "epochs: 1"));
+    let whole = fs::read(run.path("out").join(run.train().succeeds().checkpoint)).expect("a checkpoint");
+    let mut damaged = whole.clone();
+    damaged[whole.len() / 2] ^= 0xff;
+    fs::create_dir(run.path("folder")).expect("a folder");
+    fs::write(run.path("cut.pth"), &whole[..whole.len() / 2]).expect("a file");
+    fs::write(run.path("damaged.pth"), damaged).expect("a file");
+    fs::write(run.path("text.pth"), "no checkpoint").expect("a file");
+    fs::write(run.path("empty.pth"), "").expect("a file");
+    for (name, class, words) in [
+        ("nowhere.pth", FailureClass::ModelNotFound, "check its path"),
+        ("folder", FailureClass::LoadFailed, "is a folder; name a checkpoint in it"),
+        ("cut.pth", FailureClass::LoadFailed, "copy it again"),
+        ("damaged.pth", FailureClass::LoadFailed, "copy the file again"),
+        ("text.pth", FailureClass::LoadFailed, "is no .pth file"),
+        ("empty.pth", FailureClass::LoadFailed, "is no .pth file"),
+    ] {
+        let path = run.path(name);
+        for args in [
+            &["inspect", text(&path)][..],
+            &["predict", "--checkpoint", text(&path), "photo.png"],
+            &["evaluate", "--checkpoint", text(&path), "--data", "synthetic://"],
+            &["export", "--checkpoint", text(&path), "--format", "onnx"],
+        ] {
+            let (code, said) = refused(args);
+            assert_eq!(code, Some(class.exit_code()), "{args:?}: {said}");
+            assert!(said.contains(words), "{args:?} says {said}");
+        }
+    }
+}
+
+#[test]
+fn every_command_says_what_to_do_about_photos_and_files_that_it_cannot_use() {
+    let run = Run::new(&SMALL.replace("images=600", "images=60").replace("epochs: 3", "epochs: 1"));
+    let model = run.path("out").join(run.train().succeeds().checkpoint);
+    let path = |name: &str| text(&run.path(name)).to_owned();
+    for folder in ["folder", "photos", "three/cat", "three/dog", "three/lion"] {
+        fs::create_dir_all(run.path(folder)).expect("a folder");
+    }
+    // The head of a bitmap of 20,000 pixels by 20,000.
+    let mut huge = b"BM\0\0\0\0\0\0\0\0\x36\0\0\0\x28\0\0\0".to_vec();
+    huge.extend([20_000_u32.to_le_bytes(); 2].concat());
+    huge.extend([&b"\x01\0\x18\0\0\0\0\0"[..], &[0; 20]].concat());
+    let whole = trainer(["synthesize", "--stdout", "--size", "32"]).output().expect("a picture").stdout;
+    let half = &whole[..whole.len() / 2];
+    for (name, content) in [
+        ("photos/empty.png", &b""[..]),
+        ("photos/tiff.jpg", b"II*\0\x08\0\0\0"),
+        ("cut.png", half),
+        ("huge.bmp", &huge),
+        ("file", b"text"),
+        ("three/cat/1.png", &whole),
+        ("three/dog/1.png", &whole),
+        ("three/lion/1.png", &whole),
+    ] {
+        fs::write(run.path(name), content).expect("a file");
+    }
+    let formats = "known format; send JPEG, PNG, WebP, GIF or BMP";
+    let predict = |name: &str| vec!["predict".to_owned(), "--checkpoint".to_owned(), path("model.pth"), path(name)];
+    let evaluate = |data: &str| {
+        let data = if data.is_empty() { String::new() } else { path(data) };
+        ["evaluate", "--checkpoint", &path("model.pth"), "--data", &data].map(str::to_owned).to_vec()
+    };
+    let export = |to: &str| {
+        ["export", "--checkpoint", &path("model.pth"), "--format", "onnx", "--output", &path(to)]
+            .map(str::to_owned)
+            .to_vec()
+    };
+    let with =
+        |args: &[&str], name: &str| args.iter().map(|arg| (*arg).to_owned()).chain([path(name)]).collect::<Vec<_>>();
+    fs::copy(model, run.path("model.pth")).expect("a checkpoint");
+    let (corrupt, missing) = (FailureClass::DataCorrupt.exit_code(), FailureClass::DataMissing.exit_code());
+    let (config, other) = (FailureClass::BadConfig.exit_code(), FailureClass::AppError.exit_code());
+    for (args, code, words) in [
+        (predict("photos/empty.png"), corrupt, formats),
+        (predict("photos/tiff.jpg"), corrupt, formats),
+        (predict("cut.png"), corrupt, "check that the file is complete"),
+        (predict("huge.bmp"), corrupt, "make it smaller"),
+        (predict("photos"), corrupt, "none of 2 photos"),
+        (evaluate("nowhere"), missing, "check its path"),
+        (evaluate("folder"), missing, "expected is a folder for each class"),
+        (evaluate("file"), corrupt, "make it a plain tar"),
+        (evaluate("three"), corrupt, "name the folders of photos after the checkpoint's classes"),
+        (evaluate("three/cat"), corrupt, "has photos, but no folders"),
+        (evaluate(""), 2, "a value is required for '--data <URI>'"),
+        (export("nowhere/model.onnx"), other, "make the folder that it lies in first"),
+        (export("folder"), other, "name a file"),
+        (with(&["train", "--config"], "nowhere.yaml"), config, "name a YAML file"),
+        (with(&["train", "--config"], "file"), config, "fields, such as `dataset"),
+        (with(&["import", "--to"], "imported"), missing, "pipe a tar into this command"),
+        (with(&["synthesize", "--output"], "file"), other, "a file is where a folder has to be"),
+    ] {
+        let args: Vec<_> = args.iter().map(String::as_str).collect();
+        let (found, said) = refused(&args);
+        assert_eq!(found, Some(code), "{args:?}: {said}");
+        assert!(said.contains(words), "{args:?} says {said}");
+        assert!(words == "none of 2 photos" || said.matches(words).count() == 1, "{args:?} says {said}");
+    }
+
+    // What can be used among them is used.
+    let said = prints(&["predict", "--json", "--checkpoint", &path("model.pth"), &path("photos"), &path("three/cat")]);
+    assert_eq!((said.matches("\"error\"").count(), said.matches("\"prediction\"").count()), (2, 1), "{said}");
+    // A link stays one: whoever names /dev/stdout does not want a file in its place.
+    symlink("real.onnx", run.path("link.onnx")).expect("a link");
+    fs::write(run.path("real.onnx"), "").expect("a file");
+    prints(&["export", "--checkpoint", &path("model.pth"), "--format", "onnx", "--output", &path("link.onnx")]);
+    assert!(run.path("link.onnx").is_symlink() && fs::metadata(run.path("real.onnx")).expect("a file").len() > 0);
 }
 
 #[test]

@@ -13,7 +13,7 @@ import sys
 
 from measure import evaluate, train_config
 
-EPOCHS = int(os.environ.get("EPOCHS", "8"))
+EPOCHS = int(os.environ.get("EPOCHS") or "8")
 
 BASE = {
     "model": {"architecture": "improved", "inputSize": 80},

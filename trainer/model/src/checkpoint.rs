@@ -39,7 +39,7 @@ pub const FORMAT: u32 = 1;
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
     /// The file cannot be read from the file system.
-    #[error("{}: {source}", path.display())]
+    #[error("{}", unreadable(path, source))]
     Io {
         /// Which file.
         path: PathBuf,
@@ -91,6 +91,17 @@ pub enum CheckpointError {
     UnknownArchitecture,
 }
 
+fn unreadable(path: &Path, source: &io::Error) -> String {
+    let path = path.display();
+    match source.kind() {
+        io::ErrorKind::NotFound => format!("there is no checkpoint {path}; check its path"),
+        io::ErrorKind::IsADirectory => {
+            format!("{path} is a folder; name a checkpoint in it, a .pth or safetensors file")
+        }
+        _ => format!("{path} cannot be read: {source}"),
+    }
+}
+
 impl CheckpointError {
     /// Whether the cause is that the file to read does not exist.
     pub fn is_not_found(&self) -> bool {
@@ -137,7 +148,12 @@ impl Checkpoint {
     /// When the file cannot be opened, or as [`Checkpoint::read`] says.
     pub fn load(path: impl AsRef<Path>) -> Result<Self, CheckpointError> {
         let path = path.as_ref();
-        let file = File::open(path).map_err(|source| CheckpointError::Io { path: path.to_owned(), source })?;
+        let unreadable = |source| CheckpointError::Io { path: path.to_owned(), source };
+        let file = File::open(path).map_err(unreadable)?;
+        // A folder can be opened, too.
+        if file.metadata().map_err(unreadable)?.is_dir() {
+            return Err(unreadable(io::ErrorKind::IsADirectory.into()));
+        }
         Self::read(BufReader::new(file), &Limits::default())
     }
 

@@ -3,7 +3,7 @@
 mod jpeg;
 mod resize;
 
-use std::io::Cursor;
+use std::io::{self, Cursor};
 
 use anneal_api::checkpoint::Preprocessing;
 use image::{DynamicImage, ImageDecoder, ImageReader};
@@ -92,7 +92,7 @@ pub fn decode(bytes: &[u8], limits: &ImageLimits) -> Result<RgbImage, ImageError
     let decoder = decoder(bytes, limits)?;
     let (width, height) = decoder.dimensions();
     limits.check(width, height)?;
-    let image = DynamicImage::from_decoder(decoder).map_err(|error| ImageError::Decode(error.to_string()))?;
+    let image = DynamicImage::from_decoder(decoder).map_err(undecodable)?;
     Ok(to_rgb(image))
 }
 
@@ -124,7 +124,17 @@ fn decoder<'a>(bytes: &'a [u8], limits: &ImageLimits) -> Result<impl ImageDecode
     reader.limits(allocation);
     reader.into_decoder().map_err(|error| match error {
         image::ImageError::Unsupported(_) => ImageError::UnknownFormat,
-        other => ImageError::Decode(other.to_string()),
+        other => undecodable(other),
+    })
+}
+
+fn undecodable(error: image::ImageError) -> ImageError {
+    ImageError::Decode(match error {
+        // In the words of a reader it is about its buffer.
+        image::ImageError::IoError(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            "the file is truncated".to_owned()
+        }
+        other => other.to_string(),
     })
 }
 

@@ -106,11 +106,11 @@ pub fn each_entry<R: Read>(
     Ok(())
 }
 
-/// Lists the photos of a tar; their bytes stay where they are.
+/// Lists the photos of a tar; their bytes stay where they are. `moved` hears of each entry.
 ///
 /// # Errors
 /// When the file is no tar, cannot be read or ends before an entry does, or holds an entry that is refused.
-pub fn list(path: &Path) -> Result<Listing, DataError> {
+pub fn list(path: &Path, moved: &dyn Fn()) -> Result<Listing, DataError> {
     let mut file = File::open(path).map_err(DataError::reading(path))?;
     let length = file.metadata().map_err(DataError::reading(path))?.len();
     let unusable = |problem: String| DataError::Archive { path: path.to_owned(), problem };
@@ -125,6 +125,7 @@ pub fn list(path: &Path) -> Result<Listing, DataError> {
     let mut tar = tar::Archive::new(file);
     let entries = tar.entries_with_seek().map_err(DataError::reading(path))?;
     each_entry(path, entries, |parts, kind, entry| {
+        moved();
         if parts.is_empty() || parts.iter().any(|part| is_hidden(part)) {
             return Ok(());
         }

@@ -53,7 +53,7 @@ type ByClass = BTreeMap<String, Vec<Photo>>;
 pub fn arrange(listing: Listing, share: f64, seed: u64) -> Result<Arrangement, DataError> {
     let (mut splits, beside) = by_split(listing)?;
     let train = splits.remove(&Split::Train);
-    let train = train.ok_or_else(|| DataError::Layout("without train/".to_owned()))?;
+    let train = train.ok_or_else(|| DataError::Layout("has no train/".to_owned()))?;
     let classes: Vec<String> = train.keys().cloned().collect();
     check(&classes, &train, &splits)?;
 
@@ -129,7 +129,10 @@ fn by_split(listing: Listing) -> Result<(BTreeMap<Split, ByClass>, Vec<String>),
     let in_folders = || listing.photos.iter().filter(|photo| photo.path.contains('/')).map(|photo| &photo.path);
     let tops: BTreeSet<String> = in_folders().chain(&listing.folders).map(|path| first(path)).collect();
     let named: Vec<Option<Split>> = tops.iter().map(|top| Split::from_name(top)).collect();
-    let wrong = || DataError::Layout(if tops.is_empty() { "none".to_owned() } else { quoted(&tops) });
+    let wrong = || match tops.len() {
+        0 => DataError::Layout("has photos, but no folders".to_owned()),
+        _ => DataError::Layout(format!("has the folders {}", quoted(&tops))),
+    };
 
     let has_splits = !named.is_empty() && named.iter().all(Option::is_some);
     if tops.is_empty() || (!has_splits && named.iter().any(Option::is_some)) {
@@ -168,7 +171,7 @@ fn quoted(names: &BTreeSet<String>) -> String {
 
 fn check(classes: &[String], train: &ByClass, others: &BTreeMap<Split, ByClass>) -> Result<(), DataError> {
     match classes {
-        [] => return Err(DataError::Layout("without photos in train".to_owned())),
+        [] => return Err(DataError::Layout("has no photos in train/".to_owned())),
         [only] => return Err(DataError::OneClass(only.clone())),
         _ => {}
     }

@@ -72,7 +72,7 @@ pub fn list(uri: &DatasetUri, to: Downloads<'_>) -> Result<(Listing, Vec<String>
     let (listing, digests) = match uri {
         DatasetUri::Pvc { .. } => return Err(DataError::Claim(uri.clone())),
         DatasetUri::Synthetic(set) => return Ok((drawn(*set), Vec::new())),
-        DatasetUri::File { path } => (list_path(Path::new(path))?, Vec::new()),
+        DatasetUri::File { path } => (list_path(Path::new(path), to.moved)?, Vec::new()),
         DatasetUri::Remote { url } => (remote::list(url, to)?, Vec::new()),
         DatasetUri::Dvc { url } => remote::list_dvc(url, to)?,
     };
@@ -87,12 +87,12 @@ pub fn drawn(set: Synthetic) -> Listing {
     synthetic::list(set).in_order()
 }
 
-fn list_path(path: &Path) -> Result<Listing, DataError> {
+fn list_path(path: &Path, moved: &dyn Fn()) -> Result<Listing, DataError> {
     let about = fs::metadata(path).map_err(DataError::reading(path))?;
     let listing = if about.is_dir() {
-        list_folder(path)?
+        list_folder(path, moved)?
     } else if has_extension(&path.to_string_lossy(), "tar") {
-        archive::list(path)?
+        archive::list(path, moved)?
     } else {
         return Err(DataError::NotATar(path.to_owned()));
     };
@@ -100,9 +100,10 @@ fn list_path(path: &Path) -> Result<Listing, DataError> {
 }
 
 /// The photos and folders below a folder; tars in it that are named after splits are taken for folders.
-fn list_folder(folder: &Path) -> Result<Listing, DataError> {
+fn list_folder(folder: &Path, moved: &dyn Fn()) -> Result<Listing, DataError> {
     let mut listing = Listing::default();
     walk(folder, |within, path, found| {
+        moved();
         let name = within.rsplit('/').next().unwrap_or_default();
         match found {
             Found::Folder => {
@@ -116,7 +117,7 @@ fn list_folder(folder: &Path) -> Result<Listing, DataError> {
             }
             Found::File => {
                 if let Some(split) = split_of_tar(within) {
-                    let mut part = archive::list(&path)?;
+                    let mut part = archive::list(&path, moved)?;
                     part.strip_common_folder();
                     listing.append_below(split.folder(), part);
                 }
@@ -205,6 +206,8 @@ fn has_extension(name: &str, extension: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
 
     fn listing(paths: &[&str], folders: &[&str]) -> Listing {
@@ -230,6 +233,22 @@ mod tests {
     #[test]
     fn an_empty_class_beside_a_nested_one_keeps_the_folders_as_they_are() {
         assert_eq!(stripped(&["cat/sub/a.jpg"], &["cat", "cat/sub", "dog"]), ["cat/sub/a.jpg"]);
+    }
+
+    #[test]
+    fn whoever_watches_hears_of_each_file_of_a_folder_and_of_a_tar() {
+        let set = tempfile::tempdir().expect("a folder");
+        let cats = set.path().join("cat");
+        fs::create_dir(&cats).expect("a folder");
+        (0..5).for_each(|number| fs::write(cats.join(format!("{number}.png")), "").expect("a file"));
+        let tar = tempfile::NamedTempFile::with_suffix(".tar").expect("a file");
+        tar::Builder::new(tar.as_file()).append_dir_all("set", set.path()).expect("a tar");
+        for path in [set.path(), tar.path()] {
+            let heard = Cell::new(0);
+            let listed = list_path(path, &|| heard.set(heard.get() + 1)).expect("a listing");
+            assert_eq!(listed.photos.len(), 5);
+            assert!(heard.get() > 5, "{} of {path:?}", heard.get());
+        }
     }
 
     #[test]

@@ -87,7 +87,7 @@ pub enum DataError {
     #[error("dataset.uri {0} names a claim, which only the operator mounts; outside a cluster write file:///PATH")]
     Claim(DatasetUri),
     /// It cannot be fetched.
-    #[error("the dataset cannot be had: {0}")]
+    #[error(transparent)]
     Remote(#[from] RemoteError),
     /// It is another dataset than the one that was meant.
     #[error(
@@ -101,7 +101,7 @@ pub enum DataError {
         found: String,
     },
     /// Nothing is there.
-    #[error("the dataset {0:?} does not exist; check dataset.uri")]
+    #[error("the dataset {0:?} does not exist; check its path, or dataset.uri")]
     Missing(PathBuf),
     /// No photo is there.
     #[error("the dataset {0:?} holds no photo ({ext}); expected is a folder for each class, such as cat/ and dog/", ext = PHOTO_EXTENSIONS.join(", "))]
@@ -137,7 +137,7 @@ pub enum DataError {
     },
     /// The folders make no sense.
     #[error(
-        "the dataset's folders are {0}; expected is either a folder for each class (cat/, dog/), or train/ and val/ or \
+        "the dataset {0}; expected is either a folder for each class (cat/, dog/), or train/ and val/ or \
          test/ with a folder for each class inside"
     )]
     Layout(String),
@@ -165,7 +165,10 @@ pub enum DataError {
         expected: Vec<String>,
     },
     /// The checkpoint has other classes.
-    #[error("the dataset has the classes {found:?}, the checkpoint {expected:?}; they must be the same")]
+    #[error(
+        "the dataset has the classes {found:?}, the checkpoint {expected:?}; they must be the same: name the folders of \
+         photos after the checkpoint's classes, or another dataset or checkpoint"
+    )]
     OtherClasses {
         /// The classes of the dataset.
         found: Vec<String>,

@@ -3,7 +3,7 @@
 mod onnx;
 mod protobuf;
 
-use std::{collections::HashMap, path::Path};
+use std::{collections::HashMap, fs, path::Path};
 
 use anneal_model::{Checkpoint, StateDict};
 use anneal_pth::DType;
@@ -37,13 +37,16 @@ pub fn export(checkpoint: &Checkpoint, format: Format) -> Result<Vec<u8>, Error>
     }
 }
 
-/// Writes the checkpoint in a format to a file.
+/// Writes the checkpoint in a format to a file. What is no plain file, such as `/dev/stdout`, is written to: a file would
+/// take its place otherwise.
 ///
 /// # Errors
 /// As [`export`], and when the file system refuses.
 pub fn to_file(checkpoint: &Checkpoint, format: Format, path: &Path) -> Result<usize, Error> {
     let content = export(checkpoint, format)?;
-    files::write(path, &content).map_err(Error::writing(path))?;
+    let other = fs::symlink_metadata(path).is_ok_and(|there| !there.is_file() && !there.is_dir());
+    let written = if other { fs::write(path, &content) } else { files::write(path, &content) };
+    written.map_err(Error::writing(path))?;
     Ok(content.len())
 }
 

@@ -43,7 +43,7 @@ pub(super) fn page(report: &Report<'_>, metrics: &Value, pictures: &[Picture]) -
         ("precision", percent(all.precision)),
         ("recall", percent(all.recall)),
         ("F1", percent(all.f1)),
-        ("area under ROC", metrics["rocAuc"].as_f64().map_or_else(|| "–".to_owned(), |area| format!("{area:.4}"))),
+        ("area under ROC", metrics["rocAuc"].as_f64().map_or_else(unknown, |area| format!("{area:.4}"))),
     ] {
         let _ = write!(page, "<div><b>{value}</b>{label}</div>");
     }
@@ -75,7 +75,7 @@ pub(super) fn page(report: &Report<'_>, metrics: &Value, pictures: &[Picture]) -
 }
 
 fn training(trained: Trained<'_>) -> String {
-    let Trained { config, dataset, history, best_epoch } = trained;
+    let Trained { config, dataset, history, best_epoch, data_wait_share } = trained;
     let mut part = "<h2>Training</h2>\n<table>\n".to_owned();
     let photos = format!("{} / {} / {}", dataset.train.len(), dataset.validation.len(), dataset.test.len());
     for (label, value) in [
@@ -86,6 +86,7 @@ fn training(trained: Trained<'_>) -> String {
         ("photos that lie in two splits", dataset.duplicates.len().to_string()),
         ("epochs", history.0.len().to_string()),
         ("best epoch", best_epoch.to_string()),
+        ("share of the training in which the network waited for photos", data_wait_share.map_or_else(unknown, percent)),
     ] {
         let _ = writeln!(part, "<tr><td>{label}</td><td>{}</td></tr>", escaped(&value));
     }
@@ -104,6 +105,10 @@ fn training(trained: Trained<'_>) -> String {
         }
     }
     part
+}
+
+fn unknown() -> String {
+    "–".to_owned()
 }
 
 fn percent(share: f64) -> String {

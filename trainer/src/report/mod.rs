@@ -55,6 +55,8 @@ pub struct Trained<'a> {
     pub history: &'a History,
     /// The epoch that was evaluated, counted from 1.
     pub best_epoch: u32,
+    /// Share of the time of the last attempt's training in which the network waited for photos.
+    pub data_wait_share: Option<f64>,
 }
 
 /// A picture of the reports.
@@ -64,15 +66,16 @@ struct Picture {
     png: Vec<u8>,
 }
 
-/// Writes all reports into a directory. A picture that cannot be drawn is left out with a warning.
+/// Writes all reports into a directory. A picture that cannot be drawn is left out with a warning. `moved` hears of each
+/// picture and each file: with many classes they take a while.
 ///
 /// # Errors
 /// When the file system refuses.
-pub fn write(dir: &Path, report: &Report<'_>) -> Result<(), Error> {
+pub fn write(dir: &Path, report: &Report<'_>, moved: &dyn Fn()) -> Result<(), Error> {
     fs::create_dir_all(dir).map_err(Error::writing(dir))?;
     let pretty = |value: &Value| format!("{value:#}\n").into_bytes();
     let metrics = metrics(report);
-    let pictures = pictures(report);
+    let pictures = pictures(report, moved);
     let html = html::page(report, &metrics, &pictures);
     let mut reports = vec![
         ("metrics.json", pretty(&metrics)),
@@ -89,14 +92,19 @@ pub fn write(dir: &Path, report: &Report<'_>) -> Result<(), Error> {
     for (name, content) in reports {
         let path = dir.join(name);
         files::write(&path, &content).map_err(Error::writing(path))?;
+        moved();
     }
     Ok(())
 }
 
-fn pictures(report: &Report<'_>) -> Vec<Picture> {
+fn pictures(report: &Report<'_>, moved: &dyn Fn()) -> Vec<Picture> {
     let Report { classes, evaluation, temperature, .. } = report;
     let answers = &evaluation.answers;
-    let svg = |name, about, svg: String| (name, about, to_png(&svg));
+    let picture = |name, about, png| {
+        moved();
+        (name, about, png)
+    };
+    let svg = |name, about, svg: String| picture(name, about, to_png(&svg));
     let mut drawn = Vec::new();
     if let Some(trained) = report.training {
         let svg_text = charts::training_curves(trained.history);
@@ -114,7 +122,7 @@ fn pictures(report: &Report<'_>) -> Vec<Picture> {
             "Whether the network is as often right as it is sure",
             charts::calibration_plot(answers, *temperature),
         ),
-        ("worst_mistakes.png", "The photos that it was most wrong about", worst_mistakes(report)),
+        picture("worst_mistakes.png", "The photos that it was most wrong about", worst_mistakes(report)),
     ]);
     let kept = drawn.into_iter().filter_map(|(name, about, png)| match png {
         Ok(png) => Some(Picture { name, about, png }),
@@ -186,6 +194,7 @@ fn metrics(report: &Report<'_>) -> Value {
         value["bestEpoch"] = json!(trained.best_epoch);
         value["bestValidationAccuracy"] = json!(trained.history.best());
         value["epochs"] = json!(trained.history.0.len());
+        value["dataWaitShare"] = json!(trained.data_wait_share);
     }
     value
 }

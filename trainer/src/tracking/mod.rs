@@ -33,10 +33,11 @@ use self::{
 };
 use crate::{
     config::{ConfigError, RunConfig},
-    data::load::Dataset,
+    data::{Split, load::Dataset},
     evaluate::Evaluation,
     history::Epoch,
     outcome::Error,
+    progress::Speed,
     publish::Published,
 };
 
@@ -46,6 +47,17 @@ const DIR: &str = "tracking";
 const SAMPLE: Duration = Duration::from_secs(10);
 /// How long a run that is done waits for the server to take the rest.
 const LAST_WORDS: Duration = Duration::from_secs(30);
+
+/// What the network that is published made of the photos that it is measured on.
+#[derive(Clone, Copy)]
+pub struct Measured<'a> {
+    /// The split of these photos.
+    pub split: Split,
+    /// The epoch whose network it is, counted from 1.
+    pub epoch: u32,
+    /// What came out.
+    pub evaluation: &'a Evaluation,
+}
 
 /// Records one run; does nothing where the configuration names no server.
 pub struct Recorder(Option<Recording>);
@@ -119,7 +131,7 @@ impl Recorder {
     }
 
     /// Records an epoch, counted from 1, unless an earlier attempt has.
-    pub fn epoch(&self, epoch: u32, result: &Epoch, learning_rate: f64, images_per_second: Option<f64>) {
+    pub fn epoch(&self, epoch: u32, result: &Epoch, learning_rate: f64, speed: Speed) {
         let Some(recording) = &self.0 else { return };
         let mut values = vec![
             ("train_loss", result.train_loss),
@@ -128,8 +140,9 @@ impl Recorder {
             ("val_acc", result.val_acc),
             ("learning_rate", learning_rate),
         ];
-        values.extend(images_per_second.map(|speed| ("images_per_second", speed)));
-        recording.add_epoch(epoch, metrics(&values, i64::from(epoch)));
+        values.extend(speed.images_per_second.map(|rate| ("images_per_second", rate)));
+        values.extend(speed.data_wait_share.map(|share| ("data_wait_share", share)));
+        recording.add_epoch(epoch, metrics(values, i64::from(epoch)));
     }
 
     /// Whether [`Recorder::result`] will use the model.
@@ -141,21 +154,13 @@ impl Recorder {
     /// out with a warning.
     pub fn result(
         &self,
-        evaluation: &Evaluation,
+        measured: Measured<'_>,
         config: &RunConfig,
         model: Option<&Checkpoint>,
         published: &Published,
     ) {
         let Some(recording) = &self.0 else { return };
-        let all = evaluation.confusion.metrics();
-        let values = [
-            ("test_accuracy", all.accuracy),
-            ("test_precision", all.precision),
-            ("test_recall", all.recall),
-            ("test_f1", all.f1),
-            ("test_loss", evaluation.loss),
-        ];
-        recording.add(&Event::Metrics { metrics: metrics(&values, i64::from(config.hyperparameters.epochs)) });
+        recording.add(&Event::Metrics { metrics: metrics(measured.values(), i64::from(measured.epoch)) });
         let tags = vec![("anneal.checkpoint.sha256".to_owned(), published.sha256.to_string())];
         recording.add(&Event::Tags { tags });
         recording.add_files(&config.reports(), "reports");
@@ -173,9 +178,9 @@ impl Recorder {
         }
     }
 
-    /// Records how the run ended, and gives the server a while to take the rest. A run that was interrupted goes on
-    /// later, under the same name.
-    pub fn end(mut self, failure: Option<&Error>) {
+    /// Records how the run ended, and gives the server a while to take the rest, in which `waits` is told again and again
+    /// that this goes on. A run that was interrupted goes on later, under the same name.
+    pub fn end(mut self, failure: Option<&Error>, waits: &dyn Fn()) {
         let Some(mut recording) = self.0.take() else { return };
         drop(recording.sampler.take());
         let interrupted = failure.is_some_and(|error| error.class() == FailureClass::Interrupted);
@@ -189,7 +194,7 @@ impl Recorder {
         }
         // Whoever asked the process to stop does not wait for a server.
         let patience = if interrupted { Duration::from_secs(2) } else { LAST_WORDS };
-        let left = recording.sender.finish(patience);
+        let left = recording.sender.finish(patience, waits);
         if left > 0 {
             let output = recording.output.display();
             warn!(
@@ -197,6 +202,20 @@ impl Recorder {
                 recording.mlflow.uri
             );
         }
+    }
+}
+
+impl Measured<'_> {
+    /// The metrics by the names that they have at the server.
+    fn values(&self) -> Vec<(String, f64)> {
+        let all = self.evaluation.confusion.metrics();
+        let mut values =
+            vec![("accuracy", all.accuracy), ("precision", all.precision), ("recall", all.recall), ("f1", all.f1)];
+        // On the validation split the loss of every epoch has that name already.
+        if self.split == Split::Test {
+            values.push(("loss", self.evaluation.loss));
+        }
+        values.into_iter().map(|(name, value)| (format!("{}_{name}", self.split), value)).collect()
     }
 }
 
@@ -262,10 +281,10 @@ pub fn sync(output: &Path, uri: Option<&str>) -> Result<String, Error> {
     Ok(format!("{sent} records sent\n"))
 }
 
-fn metrics(values: &[(&str, f64)], step: i64) -> Vec<Metric> {
+fn metrics<Name: Into<String>>(values: impl IntoIterator<Item = (Name, f64)>, step: i64) -> Vec<Metric> {
     let timestamp = Timestamp::now().as_millisecond();
-    let finite = values.iter().filter(|(_, value)| value.is_finite());
-    finite.map(|(key, value)| Metric { key: (*key).to_owned(), value: *value, timestamp, step }).collect()
+    let finite = values.into_iter().filter(|(_, value)| value.is_finite());
+    finite.map(|(key, value)| Metric { key: key.into(), value, timestamp, step }).collect()
 }
 
 /// Fields of a JSON value by their paths with dots.

@@ -82,12 +82,13 @@ impl Sender {
     }
 
     /// Waits until all is sent, at most so long, and tells how many records are left.
-    pub(super) fn finish(mut self, patience: Duration) -> usize {
+    pub(super) fn finish(mut self, patience: Duration, waits: &dyn Fn()) -> usize {
         self.finishing.store(true, Ordering::Relaxed);
         self.wake();
         let until = Instant::now() + patience;
         let running = || self.thread.as_ref().is_some_and(|thread| !thread.is_finished());
         while running() && Instant::now() < until {
+            waits();
             thread::sleep(Duration::from_millis(20));
         }
         self.stop.store(true, Ordering::Relaxed);

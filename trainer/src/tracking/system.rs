@@ -76,7 +76,7 @@ fn sample(spool: &Mutex<Spool>, every: Duration, stop: &AtomicBool) {
         let _ = spool
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .add(&Event::Metrics { metrics: metrics(&values, sample) });
+            .add(&Event::Metrics { metrics: metrics(values, sample) });
         sample += 1;
     }
 }

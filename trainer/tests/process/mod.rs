@@ -205,16 +205,20 @@ impl Training<'_> {
         }
     }
 
-    /// Asks for the progress, which is answered at an address that the log tells, until it has moved twice while it was like this.
-    pub fn moves_while(&mut self, what: &str, like_this: impl Fn(&Progress) -> bool) {
+    /// The address at which progress is answered, which the log tells.
+    pub fn address(&mut self) -> String {
         let line = self.wait_for_line("progress is answered");
         let line: serde_json::Value = serde_json::from_str(&line).expect("JSON");
-        let address = line["address"].as_str().expect("an address").to_owned();
+        line["address"].as_str().expect("an address").to_owned()
+    }
+
+    /// Asks for the progress until it was seen to move so many times while it was like this.
+    pub fn moves_while(&self, address: &str, what: &str, times: usize, like_this: impl Fn(&Progress) -> bool) {
         let until = Instant::now() + Duration::from_mins(1);
         let mut moves = BTreeSet::new();
-        while moves.len() < 3 {
+        while moves.len() <= times {
             assert!(Instant::now() < until, "it does not move while {what}: {moves:?}\n{}", self.said);
-            let progress: Progress = serde_json::from_str(&get(&address, "/progress")).expect("a progress");
+            let progress: Progress = serde_json::from_str(&get(address, "/progress")).expect("a progress");
             if like_this(&progress) {
                 moves.insert(progress.last_update_time);
             }

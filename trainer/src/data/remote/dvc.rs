@@ -128,7 +128,7 @@ impl Repository<'_> {
             return Err(RemoteError::Unusable(self.store.shown(self.key), problem).into());
         }
         let file = remote.fetch(&named.md5, to).await?;
-        archive::list(&file)
+        archive::list(&file, to.moved)
     }
 
     /// The remote that the repository's configuration names.

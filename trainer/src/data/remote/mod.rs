@@ -137,7 +137,7 @@ pub fn list(url: &str, to: Downloads<'_>) -> Result<Listing, DataError> {
         let file = to.dir.join(format!("{}.tar", identity(&[url])));
         let wanted = Wanted { key: &key, file: &file, md5: None, revalidated: true };
         runtime.block_on(download(&store, &wanted, to))?;
-        return archive::list(&file);
+        return archive::list(&file, to.moved);
     }
     runtime.block_on(folder(&store, &key, to))
 }
