@@ -1,7 +1,7 @@
 # Thin: each target is a script that can be read and run by itself.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: ablations accuracy bench-train bench-rollout chaos help demo demo-clean test test-long unit fuzz e2e test-cluster test-chart test-dashboards test-registry test-plain test-clients test-alerts book soak lint bench-serve crds images install cluster cluster-down test-gateway plugin test-plugin bench-platform test-compose test-docs bench-operator
+.PHONY: ablations accuracy bench-train bench-rollout chaos help demo demo-clean test test-long unit fuzz e2e test-cluster test-chart test-dashboards test-registry test-plain test-clients test-alerts book soak lint bench-serve crds images install cluster cluster-down test-gateway plugin test-plugin bench-platform test-compose test-docs bench-operator test-reproducible
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,7 +21,7 @@ test-long: ## Compose's services, canaries through a Gateway, the commands of th
 unit: ## Tests that need no cluster
 	@scripts/test unit
 
-fuzz: ## Fuzz the reader of .pth files, each target for a minute (SECONDS=60)
+fuzz: ## Fuzz every reader of bytes from outside, each for a minute (SECONDS=10; 12 minutes)
 	@scripts/fuzz '$(or $(SECONDS),60)'
 
 e2e: ## Tests on a real cluster
@@ -53,6 +53,9 @@ test-plugin: ## kubectl's plugin as a release has it, installed by krew (a minut
 
 test-registry: ## Images and chart pushed to a real registry and pulled again (1 minute)
 	@scripts/test registry
+
+test-reproducible: ## Build the operator's image twice, once from nothing, and compare (10 minutes)
+	@tests/reproducible/run
 
 test-compose: ## The services of compose.yaml as processes, each with its own health check (2 minutes)
 	@scripts/test compose

@@ -12,6 +12,8 @@ use jiff::{SignedDuration, Timestamp};
 
 /// Bins of one pod that are kept: those of a thousand classes, and some.
 const MAX_BINS: usize = 2048;
+/// Bytes of their labels: a class may have a name of 255 letters, a pod of a stranger's image one of a million.
+const MAX_LABELS: usize = 256 << 10;
 /// Least pause between two words about the same thing that is within its bounds: a number that moves a little is no news.
 const PAUSE: SignedDuration = SignedDuration::from_mins(5);
 /// By how much an accuracy, a calibration error or an index must have moved to be news.
@@ -29,7 +31,7 @@ pub struct Counts {
 impl Counts {
     /// Reads a server's metrics in Prometheus' text format.
     pub fn parse(text: &str) -> Self {
-        let mut counts = Self::default();
+        let (mut counts, mut room) = (Self::default(), MAX_LABELS);
         for line in text.lines() {
             let Some((name, rest)) = line.split_once('{') else { continue };
             let Some((labels, value)) = rest.rsplit_once("} ") else { continue };
@@ -37,11 +39,11 @@ impl Counts {
                 continue;
             };
             match name {
-                metric::KNOWN => set(&mut counts.known, labels, 0, value),
-                metric::RIGHT => set(&mut counts.known, labels, 1, value),
-                metric::CONFIDENCE => set(&mut counts.known, labels, 2, value),
-                metric::PREDICTIONS => set(&mut counts.predictions, labels, 0, value),
-                metric::EXPECTED => set(&mut counts.predictions, labels, 1, value),
+                metric::KNOWN => set(&mut counts.known, &mut room, labels, 0, value),
+                metric::RIGHT => set(&mut counts.known, &mut room, labels, 1, value),
+                metric::CONFIDENCE => set(&mut counts.known, &mut room, labels, 2, value),
+                metric::PREDICTIONS => set(&mut counts.predictions, &mut room, labels, 0, value),
+                metric::EXPECTED => set(&mut counts.predictions, &mut room, labels, 1, value),
                 _ => {}
             }
         }
@@ -88,8 +90,12 @@ impl Counts {
     }
 }
 
-fn set<const N: usize>(bins: &mut BTreeMap<String, [f64; N]>, labels: &str, at: usize, value: f64) {
-    if bins.len() < MAX_BINS || bins.contains_key(labels) {
+/// Sets one number of a bin, where the bin is known or there is room for it.
+fn set<const N: usize>(bins: &mut BTreeMap<String, [f64; N]>, room: &mut usize, labels: &str, at: usize, value: f64) {
+    if let Some(bin) = bins.get_mut(labels) {
+        bin[at] = value;
+    } else if bins.len() < MAX_BINS && labels.len() <= *room {
+        *room -= labels.len();
         bins.entry(labels.to_owned()).or_insert([0.0; N])[at] = value;
     }
 }
@@ -287,5 +293,8 @@ mod tests {
         let line = |n| format!("anneal_prediction_newest{{bin=\"{n}\",of=\"classes\"}} 1");
         let many: Vec<String> = (0..5000).map(line).collect();
         assert_eq!(Counts::parse(&many.join("\n")).predictions.len(), MAX_BINS);
+        let long: Vec<String> = (0..100).map(|n| line(n).replace('"', &format!("\"{}", "x".repeat(10_000)))).collect();
+        let bytes: usize = Counts::parse(&long.join("\n")).predictions.keys().map(String::len).sum();
+        assert!((1..=MAX_LABELS).contains(&bytes), "{bytes}");
     }
 }

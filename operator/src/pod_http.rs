@@ -1,16 +1,21 @@
 //! Asks pods over HTTP: bounded in time and size, by their address inside the cluster and through the API server's proxy
 //! outside.
 
-use std::time::Duration;
+use std::{collections::HashSet, hash::Hash, time::Duration};
 
+use futures::{StreamExt, stream::FuturesUnordered};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Bytes;
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
-    rt::TokioExecutor,
+    rt::{TokioExecutor, TokioTimer},
 };
+use kube::client::Body;
 
-use crate::context::{Context, Reach};
+use crate::{
+    context::{Context, Reach},
+    turns::Turns,
+};
 
 /// Longest time that one read may take.
 const TIMEOUT: Duration = Duration::from_secs(3);
@@ -37,12 +42,51 @@ pub struct Question {
     pub max_bytes: usize,
 }
 
+/// How long a connection that nobody uses is kept: until the pod is read the next time.
+const IDLE: Duration = Duration::from_secs(15);
+
+/// Begins at each tick what is due, for ever: so much side by side, nothing twice at once, and namespaces in turn. Pods that
+/// never answer take their own namespace's time. What is due has a key, a namespace, and the work.
+pub async fn in_turn<K, W>(pause: Duration, at_once: usize, mut due: impl FnMut() -> Vec<(K, String, W)>)
+where
+    K: Clone + Eq + Hash,
+    W: Future<Output = ()>,
+{
+    let turns = Turns::new(at_once);
+    let mut tick = tokio::time::interval(pause);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let (mut begun, mut under_way) = (HashSet::new(), FuturesUnordered::new());
+    loop {
+        tokio::select! {
+            _ = tick.tick() => {
+                for (key, namespace, work) in due() {
+                    if !begun.insert(key.clone()) {
+                        continue;
+                    }
+                    let turns = turns.clone();
+                    under_way.push(async move {
+                        let _turn = turns.take(&namespace).await;
+                        work.await;
+                        key
+                    });
+                }
+            }
+            Some(key) = under_way.next() => {
+                begun.remove(&key);
+            }
+        }
+    }
+}
+
 /// Keeps the connections to pods.
 pub struct PodClient(Client<HttpConnector, Empty<Bytes>>);
 
 impl Default for PodClient {
     fn default() -> Self {
-        Self(Client::builder(TokioExecutor::new()).build_http())
+        let mut client = Client::builder(TokioExecutor::new());
+        // Without a timer the connections to pods that went without a word would never be closed.
+        client.pool_timer(TokioTimer::new()).pool_idle_timeout(IDLE);
+        Self(client.build_http())
     }
 }
 
@@ -69,16 +113,27 @@ impl PodClient {
         if !answer.status().is_success() {
             return Err(format!("status {}", answer.status()));
         }
-        let body =
-            Limited::new(answer.into_body(), max_bytes).collect().await.map_err(|problem| problem.to_string())?;
-        String::from_utf8(body.to_bytes().to_vec()).map_err(|problem| problem.to_string())
+        text(answer.into_body(), max_bytes).await
     }
+}
+
+/// A body of at most so many bytes, as text.
+async fn text<B>(body: B, max_bytes: usize) -> Result<String, String>
+where
+    B: hyper::body::Body<Data = Bytes>,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let body = Limited::new(body, max_bytes).collect().await.map_err(|problem| problem.to_string())?;
+    String::from_utf8(body.to_bytes().to_vec()).map_err(|problem| problem.to_string())
 }
 
 async fn by_proxy(context: &Context, target: &Target, question: Question) -> Result<String, String> {
     let Question { port, path, max_bytes } = question;
     let path = format!("/api/v1/namespaces/{}/pods/{}:{port}/proxy{path}", target.namespace, target.pod);
-    let request = hyper::Request::get(path).body(Vec::new()).map_err(|problem| problem.to_string())?;
-    let text = context.client.request_text(request).await.map_err(|problem| problem.to_string())?;
-    if text.len() > max_bytes { Err("the answer is too long".to_owned()) } else { Ok(text) }
+    let request = hyper::Request::get(path).body(Body::empty()).map_err(|problem| problem.to_string())?;
+    let answer = context.client.send(request).await.map_err(|problem| problem.to_string())?;
+    if !answer.status().is_success() {
+        return Err(format!("status {}", answer.status()));
+    }
+    text(answer.into_body(), max_bytes).await
 }

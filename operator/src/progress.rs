@@ -1,5 +1,5 @@
-//! Reads training pods' progress beside the reconciles: bounded in time, size and number, so that a slow or broken pod
-//! holds up nobody.
+//! Reads training pods' progress beside the reconciles: bounded in time, size and number, and by namespaces in turn, so that
+//! slow or broken pods hold up nobody.
 
 use std::{
     collections::HashMap,
@@ -12,7 +12,8 @@ use anneal_api::{
     progress::{MAX_BYTES, Progress},
     resources::TrainingRun,
 };
-use futures::{StreamExt, channel::mpsc};
+use futures::channel::mpsc;
+use jiff::Timestamp;
 use kube::runtime::reflector::ObjectRef;
 use tracing::debug;
 
@@ -20,7 +21,7 @@ pub use crate::pod_http::Target;
 use crate::{
     context::Context,
     metrics::Metrics,
-    pod_http::{PodClient, Question},
+    pod_http::{PodClient, Question, in_turn},
 };
 
 /// How often one pod is read. A status write follows each read that brought news, so this bounds the writes too.
@@ -57,8 +58,16 @@ struct Entry {
     target: Target,
     latest: Option<Progress>,
     due: Instant,
+    /// When it last answered, or failed to.
+    asked: Option<Timestamp>,
     /// Reads that failed in a row.
     failures: u32,
+}
+
+impl Entry {
+    fn new(target: Target) -> Self {
+        Self { target, latest: None, due: Instant::now(), asked: None, failures: 0 }
+    }
 }
 
 /// What is known about the progress of every running run.
@@ -82,7 +91,7 @@ impl Board {
     pub fn follow(&self, run: ObjectRef<TrainingRun>, target: Target) {
         let mut entries = self.entries();
         if entries.get(&run).is_none_or(|entry| entry.target != target) {
-            entries.insert(run, Entry { target, latest: None, due: Instant::now(), failures: 0 });
+            entries.insert(run, Entry::new(target));
         }
     }
 
@@ -104,6 +113,11 @@ impl Board {
         }
     }
 
+    /// When the pod of `run` was asked last. With thousands of runs that may be minutes ago.
+    pub fn asked(&self, run: &ObjectRef<TrainingRun>) -> Option<Timestamp> {
+        self.entries().get(run)?.asked
+    }
+
     fn due(&self, now: Instant) -> Vec<(ObjectRef<TrainingRun>, Target)> {
         self.entries()
             .iter()
@@ -117,6 +131,7 @@ impl Board {
         let mut entries = self.entries();
         let interval = interval(entries.len());
         let Some(entry) = entries.get_mut(run).filter(|entry| entry.target == *target) else { return false };
+        entry.asked = Some(Timestamp::now());
         let Some(progress) = read else {
             // The pod may not listen yet; an image that never does must not be asked for ever at this rate.
             entry.due = now + if entry.failures < QUICK_TRIES { TICK } else { LONGEST_PAUSE };
@@ -141,29 +156,33 @@ fn interval(pods: usize) -> Duration {
 /// Reads for ever, and sends the runs that have news.
 pub async fn read_all(context: Arc<Context>, news: mpsc::UnboundedSender<ObjectRef<TrainingRun>>) {
     let client = PodClient::default();
-    let mut tick = tokio::time::interval(TICK);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tick.tick().await;
-        let board = &context.progress;
-        futures::stream::iter(board.due(Instant::now()))
-            .for_each_concurrent(CONCURRENCY, |(run, target)| {
-                let (context, news, client) = (&context, &news, &client);
-                async move {
-                    let read = read(context, client, &target, &context.metrics).await;
-                    if board.record(&run, &target, read, Instant::now()) {
-                        // The receiver is gone only when the controller ended, and with it the process.
-                        let _ = news.unbounded_send(run);
-                    }
-                }
-            })
-            .await;
+    in_turn(TICK, CONCURRENCY, || {
+        let due = context.progress.due(Instant::now()).into_iter();
+        due.map(|(run, target)| {
+            (run.clone(), target.namespace.clone(), follow_up(&context, &client, &news, run, target))
+        })
+        .collect()
+    })
+    .await;
+}
+
+async fn follow_up(
+    context: &Context,
+    client: &PodClient,
+    news: &mpsc::UnboundedSender<ObjectRef<TrainingRun>>,
+    run: ObjectRef<TrainingRun>,
+    target: Target,
+) {
+    let read = read(context, client, &target, &context.metrics).await;
+    if context.progress.record(&run, &target, read, Instant::now()) {
+        // The receiver is gone only when the controller ended, and with it the process.
+        let _ = news.unbounded_send(run);
     }
 }
 
 async fn read(context: &Context, client: &PodClient, target: &Target, metrics: &Metrics) -> Option<Progress> {
     let text = client.get(context, target, QUESTION).await;
-    let progress = text.and_then(|text| serde_json::from_str(&text).map_err(|problem| problem.to_string()));
+    let progress = text.and_then(|text| Progress::parse(&text).map_err(|problem| problem.to_string()));
     metrics.progress_read(progress.is_ok());
     progress.map_err(|problem| debug!(pod = target.pod, problem, "progress could not be read")).ok()
 }
@@ -201,6 +220,7 @@ mod tests {
         board.follow(run.clone(), target("cats-1-a"));
         board.record(&run, &target("cats-1-a"), None, now);
         assert_eq!(board.due(now + TICK).len(), 1, "it may just be starting");
+        assert!(board.asked(&run).is_some(), "no answer is one, too");
         for _ in 0..QUICK_TRIES {
             board.record(&run, &target("cats-1-a"), None, now);
         }

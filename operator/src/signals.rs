@@ -8,14 +8,14 @@ use std::{
 };
 
 use anneal_api::{names::SERVER_PORT, resources::ModelDeployment};
-use futures::{StreamExt, channel::mpsc};
+use futures::channel::mpsc;
 use kube::runtime::reflector::ObjectRef;
 use tracing::debug;
 
 use crate::{
     context::Context,
     model_deployment::revision::RevisionName,
-    pod_http::{PodClient, Question, Target},
+    pod_http::{PodClient, Question, Target, in_turn},
 };
 
 /// How often the pods are read: a soak may last no longer than some seconds.
@@ -24,6 +24,8 @@ const INTERVAL: Duration = Duration::from_secs(1);
 const CONCURRENCY: usize = 16;
 /// Pods of one revision that are read; of more, these speak for all.
 const MAX_PODS: usize = 32;
+/// Buckets of one pod that are kept; the server has a dozen.
+const MAX_BUCKETS: usize = 64;
 /// Errors from which on their share means something.
 const MIN_ERRORS: f64 = 3.0;
 /// Answers from which on their 95th percentile means something.
@@ -85,7 +87,9 @@ impl Signals {
         for line in text.lines() {
             let Some((name, rest)) = line.split_once('{') else { continue };
             let Some((labels, value)) = rest.rsplit_once("} ") else { continue };
-            let Ok(value) = value.trim().parse::<f64>() else { continue };
+            let Some(value) = value.trim().parse::<f64>().ok().filter(|it| it.is_finite() && *it >= 0.0) else {
+                continue;
+            };
             if label(labels, "method") != Some("POST") {
                 continue;
             }
@@ -98,8 +102,12 @@ impl Signals {
                 }
                 "api_request_duration_seconds_bucket" => {
                     let bound = label(labels, "le").and_then(|le| le.trim_start_matches('+').parse::<f64>().ok());
-                    if let Some(seconds) = bound {
-                        *signals.buckets.entry(Milliseconds(seconds * 1e3)).or_default() += value;
+                    let bound = bound.filter(|seconds| *seconds >= 0.0).map(|seconds| Milliseconds(seconds * 1e3));
+                    let is_kept = |bound: &Milliseconds| {
+                        signals.buckets.len() < MAX_BUCKETS || signals.buckets.contains_key(bound)
+                    };
+                    if let Some(bound) = bound.filter(is_kept) {
+                        *signals.buckets.entry(bound).or_default() += value;
                     }
                 }
                 _ => {}
@@ -260,26 +268,24 @@ impl Entry {
 /// Reads for ever, and sends the deployments whose limits are exceeded.
 pub async fn read_all(context: Arc<Context>, news: mpsc::UnboundedSender<ObjectRef<ModelDeployment>>) {
     let client = PodClient::default();
-    let mut tick = tokio::time::interval(INTERVAL);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tick.tick().await;
-        futures::stream::iter(context.signals.targets())
-            .for_each_concurrent(CONCURRENCY, |(key, uid, target)| {
-                let (context, news, client) = (&context, &news, &client);
-                async move {
-                    match client.get(context, &target, QUESTION).await {
-                        Ok(text) if context.signals.record(&key, &uid, Signals::parse(&text)) => {
-                            // The receiver is gone only when the controller ended, and with it the process.
-                            let _ = news.unbounded_send(key);
-                        }
-                        Ok(_) => {}
-                        Err(problem) => debug!(pod = target.pod, problem, "metrics could not be read"),
+    let (context, client, news) = (&context, &client, &news);
+    in_turn(INTERVAL, CONCURRENCY, || {
+        let pods = context.signals.targets().into_iter();
+        pods.map(|(key, uid, target)| {
+            ((key.clone(), uid.clone()), target.namespace.clone(), async move {
+                match client.get(context, &target, QUESTION).await {
+                    Ok(text) if context.signals.record(&key, &uid, Signals::parse(&text)) => {
+                        // The receiver is gone only when the controller ended, and with it the process.
+                        let _ = news.unbounded_send(key);
                     }
+                    Ok(_) => {}
+                    Err(problem) => debug!(pod = target.pod, problem, "metrics could not be read"),
                 }
             })
-            .await;
-    }
+        })
+        .collect()
+    })
+    .await;
 }
 
 #[cfg(test)]
@@ -306,6 +312,20 @@ active_requests 3
         let signals = Signals::parse(TEXT);
         assert_eq!((signals.answers, signals.errors), (100.0, 10.0));
         assert!((signals.p95_milliseconds().expect("some") - 17.5).abs() < 1e-9);
+    }
+
+    #[test]
+    fn what_no_server_counts_is_not_kept() {
+        let line = |le: String, value: &str| {
+            format!("api_request_duration_seconds_bucket{{method=\"POST\",le=\"{le}\"}} {value}")
+        };
+        let many: Vec<String> = (0..5000).map(|n| line(n.to_string(), "1")).collect();
+        assert_eq!(Signals::parse(&many.join("\n")).buckets.len(), MAX_BUCKETS);
+        for (le, value) in [("1", "NaN"), ("1", "-1"), ("1", "+Inf"), ("NaN", "1"), ("-1", "1")] {
+            assert_eq!(Signals::parse(&line(le.to_owned(), value)), Signals::default(), "{le}: {value}");
+        }
+        let text = "api_requests_total{method=\"POST\",status=\"500\"} NaN";
+        assert_eq!(Signals::parse(text), Signals::default());
     }
 
     #[test]

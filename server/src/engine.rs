@@ -8,25 +8,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anneal_model::preprocess::RgbImage;
-use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use crate::{
+    input::Input,
     prediction::Prediction,
     queue::{Perishable, Queue, Refused},
 };
-
-/// What a prediction is made of.
-#[derive(Clone, Debug)]
-pub enum Input {
-    /// An encoded image.
-    File(Bytes),
-    /// An image of the network's size.
-    Pixels(RgbImage),
-    /// The network's input itself: normalised values, [3, H, W].
-    Values(Vec<f32>),
-}
 
 /// What came of a batch.
 #[derive(Debug)]
@@ -336,6 +324,8 @@ pub(crate) mod fake {
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc::channel;
+
+    use bytes::Bytes;
 
     use super::{fake::Fake, *};
 

@@ -11,6 +11,7 @@ pub mod drift;
 pub mod engine;
 pub mod feedback;
 pub mod frame;
+pub mod input;
 pub mod journal;
 pub mod last_words;
 pub mod life;

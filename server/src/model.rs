@@ -15,14 +15,15 @@ use anneal_api::{
 };
 use anneal_model::{
     Checkpoint, CheckpointError, Classifier, GoldenSet, ModelError,
-    preprocess::{self, ImageError, ImageLimits},
+    preprocess::{self, ImageLimits, PreprocessError},
     sha256_file,
 };
 use bytes::Bytes;
 use tch::{Kind, Tensor};
 
 use crate::{
-    engine::{Input, Outcome, PredictError, Predictor},
+    engine::{Outcome, PredictError, Predictor},
+    input::Input,
     options::Decode,
     picture,
     prediction::Prediction,
@@ -355,14 +356,10 @@ impl Drop for Share<'_> {
     }
 }
 
-fn image_error(error: &ImageError) -> PredictError {
+fn image_error(error: &PreprocessError) -> PredictError {
     match error {
-        ImageError::Torch(_) | ImageError::Preprocessing(..) | ImageError::Sizes(..) => {
-            PredictError::Failed(error.to_string())
-        }
-        ImageError::UnknownFormat | ImageError::Decode(_) | ImageError::TooLarge { .. } | ImageError::Empty => {
-            PredictError::Undecodable(error.to_string())
-        }
+        PreprocessError::Image(image) => PredictError::Undecodable(image.to_string()),
+        other => PredictError::Failed(other.to_string()),
     }
 }
 

@@ -17,7 +17,8 @@ use sha2::{Digest as _, Sha256 as Hasher};
 use tokio::sync::mpsc;
 
 use crate::{
-    engine::{Bounds, Engine, Input, Predictor},
+    engine::{Bounds, Engine, Predictor},
+    input::Input,
     model::{self, Loaded, Wanted},
     options::{Decode, Precision, TuneOptions},
     picture, table,

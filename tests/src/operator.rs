@@ -98,6 +98,28 @@ impl Operator {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
 
+    /// How often containers of the operator were started again.
+    ///
+    /// # Errors
+    /// When its pods cannot be listed.
+    pub async fn restarts(&self) -> Result<i32> {
+        let pods =
+            self.pods().list(&ListParams::default().labels(&labels())).await.context("no pods of the operator")?;
+        let statuses = pods.iter().filter_map(|pod| pod.status.as_ref()?.container_statuses.as_ref());
+        Ok(statuses.flatten().map(|container| container.restart_count).sum())
+    }
+
+    /// The most memory that the process which leads has had, in KiB; nothing where its node is another machine.
+    ///
+    /// # Errors
+    /// When no pod leads, or its process cannot be looked at.
+    pub async fn peak_memory(&self) -> Result<Option<u64>> {
+        let Some(process) = processes_of(&self.leader().await?)?.pop() else { return Ok(None) };
+        let status = fs::read_to_string(format!("/proc/{process}/status")).context("the operator's process is gone")?;
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse().ok());
+        Ok(Some(peak.context("the kernel tells no peak")?))
+    }
+
     /// Kills the process that leads with SIGKILL, so that it can neither finish a write nor give the Lease back; its
     /// container starts again. Where the node is another machine, its pod is deleted at once instead.
     ///

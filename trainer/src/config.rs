@@ -1,6 +1,9 @@
 //! The configuration of a run: read, overridden by the environment, and checked before anything else happens.
 
-use std::{fmt::Display, fs, io, path::PathBuf};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 use anneal_api::{
     Sha256,
@@ -162,15 +165,27 @@ impl RunConfig {
 /// When the file cannot be read, has an unknown or malformed field, or a value out of range.
 pub fn read(path: &PathBuf, overrides: Overrides) -> Result<RunConfig, ConfigError> {
     let text = fs::read_to_string(path).map_err(|source| ConfigError::Unreadable { path: path.clone(), source })?;
-    let malformed = |problem: &dyn Display| ConfigError::Malformed { path: path.clone(), problem: problem.to_string() };
+    parse(&text, path, overrides)
+}
+
+/// Checks the text of a configuration file; `path` is its name in messages.
+///
+/// # Errors
+/// When it has an unknown or malformed field, or a value out of range.
+pub fn parse(text: &str, path: &Path, overrides: Overrides) -> Result<RunConfig, ConfigError> {
+    let config = fields(text).map_err(|problem| ConfigError::Malformed { path: path.to_owned(), problem })?;
+    check(config, overrides, Sha256::from_bytes(Hasher::digest(text).into()))
+}
+
+fn fields(text: &str) -> Result<TrainerConfig, String> {
     let mut unknown = Vec::new();
-    let reader = serde_yaml::Deserializer::from_str(&text);
+    let reader = serde_yaml::Deserializer::from_str(text);
     let config: TrainerConfig = serde_ignored::deserialize(reader, |field| unknown.push(field.to_string()))
-        .map_err(|error| malformed(&error.to_string().replace("struct TrainerConfig", EXAMPLE)))?;
-    if let Some(field) = unknown.first() {
-        return Err(malformed(&format!("unknown field `{field}`, expected one of {}", siblings(&config, field))));
+        .map_err(|error| error.to_string().replace("struct TrainerConfig", EXAMPLE))?;
+    match unknown.first() {
+        Some(field) => Err(format!("unknown field `{field}`, expected one of {}", siblings(&config, field))),
+        None => Ok(config),
     }
-    check(config, overrides, Sha256::from_bytes(Hasher::digest(&text).into()))
 }
 
 /// The fields that stand where `field` (a path with dots) stands.
@@ -295,8 +310,6 @@ fn check_numbers(of: &Hyperparameters) -> Result<(), ConfigError> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use anneal_api::hyperparameters::{Optimizer, Precision, Schedule};
 
     use super::*;

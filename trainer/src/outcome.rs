@@ -8,7 +8,7 @@ use std::{
 };
 
 use anneal_api::{failure::FailureClass, termination::TerminationMessage};
-use anneal_model::{CheckpointError, ModelError, StateError, preprocess::ImageError};
+use anneal_model::{CheckpointError, ModelError, StateError, preprocess::PreprocessError};
 use tch::TchError;
 
 use crate::{
@@ -57,7 +57,7 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// Why not.
-        source: ImageError,
+        source: PreprocessError,
     },
     /// A file or folder of photos cannot be read.
     #[error("{path:?} cannot be read: {source}; name photos, or folders of photos")]

@@ -10,7 +10,7 @@ use std::{
 use anneal_api::{dataset::DatasetUri, termination::DatasetResult};
 use anneal_model::{
     Checkpoint, Classifier,
-    preprocess::{self, ImageError, ImageLimits},
+    preprocess::{self, ImageLimits, PreprocessError},
 };
 
 use crate::{
@@ -49,8 +49,8 @@ impl Predictor {
     /// When the photo cannot be read or decoded, or libtorch fails.
     pub fn probabilities(&self, path: &Path) -> Result<Vec<f64>, Error> {
         let content = fs::read(path).map_err(|source| Error::Photo { path: path.to_owned(), source })?;
-        let problem = |source: ImageError| Error::Image { path: path.to_owned(), source };
-        let image = preprocess::decode(&content, &ImageLimits::default()).map_err(problem)?;
+        let problem = |source: PreprocessError| Error::Image { path: path.to_owned(), source };
+        let image = preprocess::decode(&content, &ImageLimits::default()).map_err(|error| problem(error.into()))?;
         let input = preprocess::to_tensor(&[image], &self.classifier.contract().preprocessing).map_err(problem)?;
         Ok(self.classifier.probabilities(&input)?.into_iter().flatten().map(f64::from).collect())
     }

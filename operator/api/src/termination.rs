@@ -91,13 +91,29 @@ pub struct DatasetResult {
 
 /// A message is not one of ours.
 #[derive(Debug, thiserror::Error)]
-#[error("the termination message is not one of Anneal's: {0}")]
-pub struct NotOurs(#[from] serde_json::Error);
+pub enum NotOurs {
+    /// It is not the JSON of one.
+    #[error("the termination message is not one of Anneal's: {0}")]
+    Json(#[from] serde_json::Error),
+    /// A result that no status could hold.
+    #[error("the termination message is not one of Anneal's: {0} of its result {1}")]
+    Result(&'static str, &'static str),
+}
+
+/// Longest message of a failure or a smoke test that a status takes, in bytes.
+const MAX_MESSAGE: usize = 2048;
+/// Longest path of a checkpoint, in bytes.
+const MAX_PATH: usize = 256;
+/// Most classes, and the longest name of one in bytes.
+const MAX_CLASSES: usize = 1000;
+const MAX_CLASS: usize = 255;
+/// Longest digest of a dataset, in bytes.
+const MAX_DIGEST: usize = 80;
 
 impl TerminationMessage {
     /// A failure with its message cut so that the whole stays within [`MAX_BYTES`].
     pub fn failure(class: FailureClass, message: impl Into<String>) -> Self {
-        Self::Failure(Failure::new(class, cut(&message.into(), 2048)))
+        Self::Failure(Failure::new(class, cut(&message.into(), MAX_MESSAGE)))
     }
 
     /// The message as JSON of at most [`MAX_BYTES`] bytes.
@@ -118,13 +134,45 @@ impl TerminationMessage {
         serde_json::to_string(&failure)
     }
 
-    /// Reads the message that a container left behind.
+    /// Reads the message that a container left behind. Any image may write one, so that what passes fits into a status and
+    /// moves no terminal's cursor.
     ///
     /// # Errors
-    /// [`NotOurs`] when it is not the JSON of a [`TerminationMessage`]; another image may write what it likes.
+    /// [`NotOurs`] when it is not the JSON of a [`TerminationMessage`], or its result is beyond what a status takes.
     pub fn parse(text: &str) -> Result<Self, NotOurs> {
-        Ok(serde_json::from_str(text.trim())?)
+        Ok(match serde_json::from_str(text.trim())? {
+            Self::Failure(failure) => Self::Failure(Failure { message: shown(&failure.message), ..failure }),
+            Self::Smoke(report) => Self::Smoke(SmokeReport { message: shown(&report.message), ..report }),
+            Self::Result(result) => Self::Result(result.checked()?),
+        })
     }
+}
+
+impl RunResult {
+    fn checked(self) -> Result<Self, NotOurs> {
+        let is_below = |path: &str| path.split('/').all(|part| !matches!(part, "" | "." | ".."));
+        let is_shown = |text: &str| !text.contains(char::is_control);
+        let Self { checkpoint, classes, dataset, .. } = &self;
+        let wrong = if checkpoint.len() > MAX_PATH || !is_below(checkpoint) || !is_shown(checkpoint) {
+            Some(("checkpoint", "is no path below the output claim, or too long"))
+        } else if classes.len() > MAX_CLASSES {
+            Some(("classes", "are too many"))
+        } else if classes.iter().any(|class| class.len() > MAX_CLASS || !is_shown(class)) {
+            Some(("classes", "have a name that is too long or has control characters"))
+        } else if dataset.digest.len() > MAX_DIGEST || !is_shown(&dataset.digest) {
+            Some(("dataset.digest", "is no digest"))
+        } else {
+            None
+        };
+        wrong.map_or(Ok(self), |(field, why)| Err(NotOurs::Result(field, why)))
+    }
+}
+
+/// A message as it may be shown: what would move a terminal's cursor is replaced, and it is as long as a status takes.
+fn shown(text: &str) -> String {
+    let harmless = |letter: char| matches!(letter, '\n' | '\t') || !letter.is_control();
+    let text: String = text.chars().map(|letter| if harmless(letter) { letter } else { '\u{fffd}' }).collect();
+    cut(&text, MAX_MESSAGE)
 }
 
 /// The text, cut to at most `bytes` bytes at a character's boundary.
@@ -142,6 +190,7 @@ pub fn cut(text: &str, bytes: usize) -> String {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -156,6 +205,44 @@ mod tests {
         #[test]
         fn cutting_never_splits_a_character(text in "\\PC{0,64}", bytes in 3_usize..80) {
             prop_assert!(cut(&text, bytes).len() <= bytes.max(text.len().min(bytes)));
+        }
+    }
+
+    #[test]
+    fn a_message_moves_no_cursor_and_fits_into_a_status() {
+        let said = json!({"failure": {"class": "AppError", "message": format!("red\u{1b}[31m\0\r\nnext\tcolumn{}", "é".repeat(2000))}});
+        let Ok(TerminationMessage::Failure(failure)) = TerminationMessage::parse(&said.to_string()) else {
+            panic!("it is one of ours")
+        };
+        assert!(failure.message.starts_with("red\u{fffd}[31m\u{fffd}\u{fffd}\nnext\tcolumn"), "{}", failure.message);
+        assert!(failure.message.len() <= MAX_MESSAGE);
+    }
+
+    #[test]
+    fn a_result_that_no_status_could_hold_is_none() {
+        let result = |field: &str, value: Value| {
+            let mut result = json!({
+                "checkpoint": "models/a.pth", "sha256": "0".repeat(64), "bytes": 1, "classes": ["cat"], "seed": 0, "epochs": 1,
+                "metrics": {"accuracy": 1.0, "precision": 1.0, "recall": 1.0, "f1": 1.0},
+                "dataset": {"digest": "", "images": 1, "skipped": 0},
+            });
+            *result.pointer_mut(field).expect("a field") = value;
+            TerminationMessage::parse(&json!({"result": result}).to_string()).map_err(|problem| problem.to_string())
+        };
+        assert!(result("/checkpoint", json!("models/b.pth")).is_ok());
+        assert!(result("/classes", json!(vec!["é"; 1000])).is_ok());
+        for (field, value) in [
+            ("/checkpoint", json!("m".repeat(257))),
+            ("/checkpoint", json!("models/../../etc/passwd")),
+            ("/checkpoint", json!("/etc/passwd")),
+            ("/checkpoint", json!("models/\u{1b}[2J.pth")),
+            ("/classes", json!(vec![""; 1001])),
+            ("/classes", json!(["c".repeat(256)])),
+            ("/classes", json!(["cat\n"])),
+            ("/dataset/digest", json!("d".repeat(81))),
+            ("/sha256", json!("no digest")),
+        ] {
+            assert!(result(field, value.clone()).is_err(), "{field}: {value} was taken");
         }
     }
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anneal_api::{names::SERVER_PORT, resources::ModelDeployment};
-use futures::{StreamExt, channel::mpsc};
+use futures::channel::mpsc;
 use jiff::Timestamp;
 use kube::runtime::reflector::ObjectRef;
 use tracing::debug;
@@ -16,11 +16,13 @@ use tracing::debug;
 use super::{Bounds, Counts, Measured};
 use crate::{
     context::Context,
-    pod_http::{PodClient, Question, Target},
+    pod_http::{PodClient, Question, Target, in_turn},
 };
 
 /// How often a pod is read, where there are no more than can be read in that time.
 const INTERVAL: Duration = Duration::from_secs(15);
+/// How often to look who is due.
+const TICK: Duration = Duration::from_secs(1);
 /// Pods that are read within a second, at most.
 const READS_A_SECOND: usize = 50;
 /// Reads that run side by side.
@@ -139,26 +141,24 @@ impl Entry {
 /// Reads for ever, and sends the deployments about which there is news.
 pub async fn read_all(context: Arc<Context>, news: mpsc::UnboundedSender<ObjectRef<ModelDeployment>>) {
     let client = PodClient::default();
-    let mut tick = tokio::time::interval(Duration::from_secs(1));
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tick.tick().await;
-        futures::stream::iter(context.performance.take_due(Instant::now()))
-            .for_each_concurrent(CONCURRENCY, |(key, target)| {
-                let (context, news, client) = (&context, &news, &client);
-                async move {
-                    let read = client.get(context, &target, QUESTION).await;
-                    let read = read.map(|text| Counts::parse(&text)).map_err(|problem| {
-                        debug!(pod = target.pod, problem, "metrics could not be read");
-                    });
-                    if context.performance.record(&key, read, Timestamp::now()) {
-                        // The receiver is gone only when the controller ended, and with it the process.
-                        let _ = news.unbounded_send(key.0);
-                    }
+    let (context, client, news) = (&context, &client, &news);
+    in_turn(TICK, CONCURRENCY, || {
+        let due = context.performance.take_due(Instant::now()).into_iter();
+        due.map(|(key, target)| {
+            (key.clone(), target.namespace.clone(), async move {
+                let read = client.get(context, &target, QUESTION).await;
+                let read = read.map(|text| Counts::parse(&text)).map_err(|problem| {
+                    debug!(pod = target.pod, problem, "metrics could not be read");
+                });
+                if context.performance.record(&key, read, Timestamp::now()) {
+                    // The receiver is gone only when the controller ended, and with it the process.
+                    let _ = news.unbounded_send(key.0);
                 }
             })
-            .await;
-    }
+        })
+        .collect()
+    })
+    .await;
 }
 
 #[cfg(test)]

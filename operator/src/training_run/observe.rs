@@ -55,6 +55,8 @@ pub struct Observed {
     pub pods: Vec<AttemptPod>,
     /// What the training pod said, as far as it was asked.
     pub reading: Reading,
+    /// When it was asked last.
+    pub asked: Option<Timestamp>,
     /// The end of the log of the attempt that has just ended, where the user asks for it.
     pub log: Option<String>,
     /// Who needs the run; looked at only when it is to be deleted.
@@ -151,8 +153,9 @@ pub async fn observe(
     } else {
         Vec::new()
     };
-    let reading = context.progress.reading(&ObjectRef::from(run.as_ref()));
-    let mut seen = Observed { reading, jobs, pods, run, output, dataset, init, log: None, needed_by };
+    let reference = ObjectRef::from(run.as_ref());
+    let (reading, asked) = (context.progress.reading(&reference), context.progress.asked(&reference));
+    let mut seen = Observed { reading, asked, jobs, pods, run, output, dataset, init, log: None, needed_by };
     seen.log = log::tail(context, &seen).await;
     Ok(Some(seen))
 }

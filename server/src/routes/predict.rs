@@ -19,7 +19,8 @@ use super::{
 };
 use crate::{
     answer::{Problem, json_response, timestamp},
-    engine::{Answered, Input, PredictError},
+    engine::{Answered, PredictError},
+    input::Input,
     life::Serving,
     traces::Stages,
 };

@@ -1,7 +1,8 @@
 //! From a request to the images in it: who is let in, for how long, and what is read.
 
+mod form;
+
 use std::{
-    pin::pin,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -13,9 +14,10 @@ use warp::{
     Filter,
     filters::BoxedFilter,
     http::{HeaderMap, StatusCode, header},
-    multipart::{FormData, Part},
+    multipart::FormData,
 };
 
+use self::form::{all, take};
 use super::{Context, UPLOAD_UNIT};
 use crate::{
     answer::{Problem, not_loaded},
@@ -23,10 +25,8 @@ use crate::{
     life::Serving,
 };
 
-/// Name of the form's field.
-const FIELD: &str = "file";
-/// Most images of one request.
-pub(super) const MAX_FILES: usize = 32;
+pub(super) use self::form::{File, MAX_FILES};
+
 /// How long the client will wait: seconds such as `2.5`, or `500ms`.
 pub(super) const TIMEOUT: &str = "x-request-timeout";
 
@@ -34,13 +34,6 @@ pub(super) const TIMEOUT: &str = "x-request-timeout";
 pub(super) enum Body {
     Form(FormData),
     Raw(BoxStream<'static, Result<Bytes, warp::Error>>),
-}
-
-/// An uploaded file.
-#[derive(Debug)]
-pub(super) struct File {
-    pub(super) name: Option<String>,
-    pub(super) content: Bytes,
 }
 
 /// What a request that was let in holds on to.
@@ -123,7 +116,7 @@ impl Admitted<'_> {
     pub(super) async fn files(&self, headers: &HeaderMap, body: Body) -> Result<Vec<File>, Problem> {
         let read = async {
             match body {
-                Body::Form(form) => form_files(form).await,
+                Body::Form(form) => form::files(form).await,
                 Body::Raw(stream) => {
                     let content = all(stream).await?;
                     let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
@@ -169,22 +162,6 @@ impl Admitted<'_> {
     }
 }
 
-/// The files of a form with their content types. Reads the form to its end even when it has too many, for the same reason
-/// as [`discard`].
-async fn form_files(mut form: FormData) -> Result<Vec<(Option<String>, File)>, warp::Error> {
-    let mut files = Vec::new();
-    while let Some(part) = form.try_next().await? {
-        if part.name() != FIELD || files.len() > MAX_FILES {
-            drain(part).await;
-            continue;
-        }
-        let (name, content_type) = (part.filename().map(str::to_owned), part.content_type().map(str::to_owned));
-        let content = all(part.stream().map_ok(|mut chunk| take(&mut chunk))).await?;
-        files.push((content_type, File { name, content }));
-    }
-    Ok(files)
-}
-
 /// The whole of a body that is to be short, within this time.
 pub(super) async fn short(body: Body, most: usize, limit: Duration) -> Result<Vec<u8>, Problem> {
     let Body::Raw(mut stream) = body else {
@@ -212,39 +189,19 @@ fn slow(limit: Duration) -> Problem {
     Problem::new(StatusCode::REQUEST_TIMEOUT, format!("The upload took longer than {} s", limit.as_secs_f64()))
 }
 
-/// The bytes of a stream, in memory of just their size. The chunks are slices of the connection's buffers, which are
-/// larger, and a request in the queue would hold on to those.
-async fn all(stream: impl Stream<Item = Result<Bytes, warp::Error>>) -> Result<Bytes, warp::Error> {
-    let mut stream = pin!(stream);
-    let mut content = Vec::new();
-    while let Some(chunk) = stream.try_next().await? {
-        content.extend_from_slice(&chunk);
-    }
-    Ok(content.into_boxed_slice().into())
-}
-
-fn take(chunk: &mut impl Buf) -> Bytes {
-    chunk.copy_to_bytes(chunk.remaining())
-}
-
 /// Reads a body that is refused, for a while and without keeping it.
 async fn discard(body: Body) {
     let all = async {
         match body {
             Body::Form(mut form) => {
                 while let Ok(Some(part)) = form.try_next().await {
-                    drain(part).await;
+                    form::drain(part).await;
                 }
             }
             Body::Raw(mut stream) => while let Ok(Some(_)) = stream.try_next().await {},
         }
     };
     let _ = tokio::time::timeout(LINGER, all).await;
-}
-
-async fn drain(part: Part) {
-    let mut chunks = pin!(part.stream());
-    while let Ok(Some(_)) = chunks.try_next().await {}
 }
 
 fn is_image(content_type: &str) -> bool {

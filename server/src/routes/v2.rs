@@ -23,10 +23,16 @@ use crate::{
     life::Serving,
     model::Facts,
 };
-use tensor::{Request, Wanted};
+use tensor::{Invalid, Request, Wanted};
 
 /// Length of the JSON in front of binary tensors.
 const HEAD: HeaderName = HeaderName::from_static("inference-header-content-length");
+
+impl From<Invalid> for Problem {
+    fn from(invalid: Invalid) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, invalid.to_string())
+    }
+}
 
 /// What a path below /v2 means.
 #[derive(Debug, PartialEq, Eq)]

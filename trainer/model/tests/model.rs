@@ -16,7 +16,7 @@ use anneal_model::{
     Checkpoint, CheckpointError, Classifier, GoldenSet, Mode, ModelError, Network, StateError,
     checkpoint::digest_of,
     dropout_mask,
-    preprocess::{ImageError, ImageLimits, RgbImage, decode, resize_bilinear, to_tensor},
+    preprocess::{ImageError, ImageLimits, PreprocessError, RgbImage, decode, resize_bilinear, to_tensor},
     sha256_file,
 };
 use anneal_pth::{DType, Dict, Limits, TensorData, Value};
@@ -359,7 +359,7 @@ fn inputs_have_the_networks_size_whatever_the_images_have() {
     assert_eq!((batch.size(), batch.kind()), (vec![4, 3, 64, 64], Kind::Float));
     assert_eq!(to_tensor(&[], &Preprocessing::imagenet(64)).expect("an empty batch").size(), [0, 3, 64, 64]);
     let unknown = Preprocessing { resize: "lanczos".to_owned(), ..Preprocessing::imagenet(64) };
-    assert!(matches!(to_tensor(&images, &unknown), Err(ImageError::Preprocessing(..))));
+    assert!(matches!(to_tensor(&images, &unknown), Err(PreprocessError::Preprocessing(..))));
 }
 
 /// 20 x 15 pixels of colour gradients.

@@ -11,6 +11,9 @@ use k8s_openapi::{api::batch::v1::Job, apimachinery::pkg::apis::meta::v1::Time};
 use super::super::{failure::obstacle, observe::Observed};
 use crate::progress::Reading;
 
+/// How often a pod is asked where there are not too many.
+const ASK_SECONDS: i64 = 10;
+
 fn after(start: Timestamp, seconds: i64) -> Timestamp {
     start.checked_add(SignedDuration::from_secs(seconds)).unwrap_or(Timestamp::MAX)
 }
@@ -49,6 +52,17 @@ pub fn progress(spec: &TrainingRunSpec, current: &CurrentAttempt, seen: &Observe
         Reading::Unknown => return None,
     };
     Some(after(heartbeat, seconds))
+}
+
+/// Whether a trainer stood still until `limit`. It must have been asked since: with thousands of runs each one's turn comes
+/// seldom, and a deadline shorter than that pause would end trainers that go on.
+pub fn has_stalled(limit: Timestamp, seen: &Observed, now: Timestamp) -> bool {
+    now >= limit && seen.asked.is_some_and(|asked| asked >= limit)
+}
+
+/// When to look whether it has; again and again once the deadline is over, until it was asked.
+pub fn look_at_progress(limit: Timestamp, now: Timestamp) -> Timestamp {
+    if now < limit { limit } else { after(now, ASK_SECONDS) }
 }
 
 /// The end of an attempt that a deadline has caught.

@@ -155,7 +155,7 @@ fn correct_former(status: &mut TrainingRunStatus, current: &CurrentAttempt, seen
     if let Some(former) = status.attempts.last_mut().filter(|former| former.class.is_some())
         && let Some(step) = former.step
     {
-        former.steps_lost = Some((step - current.resumed_from_step.unwrap_or(0)).max(0));
+        former.steps_lost = Some(step.saturating_sub(current.resumed_from_step.unwrap_or(0)).max(0));
     }
 }
 
@@ -236,7 +236,7 @@ fn explain(attempt: &mut Attempt, failure: &Failure, progress: Option<&Progress>
     attempt.step = failure.step.max(progress.map(|progress| progress.step));
     attempt.checkpoint_step = failure.checkpoint_step.max(progress.and_then(|progress| progress.checkpoint_step));
     let kept = attempt.checkpoint_step.max(attempt.resumed_from_step).unwrap_or(0);
-    attempt.steps_lost = attempt.step.map(|step| (step - kept).max(0));
+    attempt.steps_lost = attempt.step.map(|step| step.saturating_sub(kept).max(0));
 }
 
 /// When the Job's last condition came; a restart of the operator must not move it.

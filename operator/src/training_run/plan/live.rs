@@ -81,10 +81,10 @@ pub fn plan(
         (preparing(current, waiting, now), Some(limit).filter(|_| current.running_time.is_none()))
     } else {
         let limit = deadline::progress(spec, current, seen);
-        if limit.is_some_and(|limit| now >= limit) {
+        if limit.is_some_and(|limit| deadline::has_stalled(limit, seen, now)) {
             return end(status, deadline::stalled(spec, now));
         }
-        (running(current, &pods, now), limit)
+        (running(current, &pods, now), limit.map(|limit| deadline::look_at_progress(limit, now)))
     };
     // Nothing tells that a pod did not go in time.
     let late = pods.iter().filter_map(|attempt| stop::gone_by(&attempt.pod)).filter(|by| now < *by);

@@ -1,18 +1,23 @@
 //! The protocol's tensors: from JSON or binary data to inputs of the engine.
 
-use anneal_model::preprocess::RgbImage;
+use image::RgbImage;
 use serde::{
     Deserialize,
     de::{Deserializer, Error as _, SeqAccess, Visitor},
 };
-use warp::http::StatusCode;
 
-use crate::{answer::Problem, engine::Input};
+use crate::input::Input;
 
 /// Most images of one request.
 const MAX_ROWS: usize = 64;
 
+/// The request is not one of the protocol, or does not fit the model.
+#[derive(Debug, PartialEq, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Invalid(String);
+
 /// What is asked for.
+#[derive(Debug)]
 pub(super) struct Request {
     pub(super) id: Option<String>,
     pub(super) inputs: Vec<Input>,
@@ -148,27 +153,27 @@ impl<'de> Deserialize<'de> for Numbers {
 }
 
 /// Reads a request: `head` bytes of JSON and the binary data behind it, or JSON alone.
-pub(super) fn read(content: &[u8], head: Option<usize>, size: i32) -> Result<Request, Problem> {
+pub(super) fn read(content: &[u8], head: Option<usize>, size: i32) -> Result<Request, Invalid> {
     let (json, binary) = content
         .split_at_checked(head.unwrap_or(content.len()))
         .ok_or_else(|| invalid("Inference-Header-Content-Length is longer than the body"))?;
     let Head { id, inputs, outputs, parameters } = serde_json::from_slice(json)
-        .map_err(|error| invalid(&format!("The request is not one of the protocol: {error}")))?;
+        .map_err(|error| Invalid(format!("The request is not one of the protocol: {error}")))?;
     let [given] = <[Given; 1]>::try_from(inputs).map_err(|inputs| {
-        invalid(&format!("The request has {} inputs; send either \"image\" (UINT8) or \"input\" (FP32)", inputs.len()))
+        Invalid(format!("The request has {} inputs; send either \"image\" (UINT8) or \"input\" (FP32)", inputs.len()))
     })?;
     let outputs = wanted(&outputs, parameters.all_binary.unwrap_or(false))?;
     Ok(Request { id, inputs: rows(given, binary, size)?, outputs })
 }
 
-fn wanted(outputs: &[OutputHead], binary: bool) -> Result<Vec<Wanted>, Problem> {
+fn wanted(outputs: &[OutputHead], binary: bool) -> Result<Vec<Wanted>, Invalid> {
     let all = [Output::Probabilities, Output::Logits];
     if outputs.is_empty() {
         return Ok(all.map(|name| Wanted { name, binary }).to_vec());
     }
     let find = |output: &OutputHead| {
         let name = all.into_iter().find(|known| known.word() == output.name).ok_or_else(|| {
-            invalid(&format!("There is no output {:?}; there are \"probabilities\" and \"logits\"", output.name))
+            Invalid(format!("There is no output {:?}; there are \"probabilities\" and \"logits\"", output.name))
         })?;
         Ok(Wanted { name, binary: output.parameters.binary.unwrap_or(binary) })
     };
@@ -177,7 +182,7 @@ fn wanted(outputs: &[OutputHead], binary: bool) -> Result<Vec<Wanted>, Problem> 
         let output = find(output)?;
         // Each one that is named takes memory of its own in the answer.
         if found.iter().any(|other| other.name == output.name) {
-            return Err(invalid(&format!("The output {:?} is named twice", output.name.word())));
+            return Err(Invalid(format!("The output {:?} is named twice", output.name.word())));
         }
         found.push(output);
     }
@@ -185,13 +190,13 @@ fn wanted(outputs: &[OutputHead], binary: bool) -> Result<Vec<Wanted>, Problem> 
 }
 
 /// The images of a tensor.
-fn rows(given: Given, binary: &[u8], input_size: i32) -> Result<Vec<Input>, Problem> {
+fn rows(given: Given, binary: &[u8], input_size: i32) -> Result<Vec<Input>, Invalid> {
     let side = usize::try_from(input_size).unwrap_or_default();
     let (images, shape) = match (given.name.as_str(), given.datatype.as_str()) {
         ("image", "UINT8") => (true, [side, side, 3]),
         ("input", "FP32") => (false, [3, side, side]),
         (name, datatype) => {
-            return Err(invalid(&format!(
+            return Err(Invalid(format!(
                 "There is no input {name:?} of {datatype}; send \"image\" in UINT8 [N, {side}, {side}, 3], or \"input\" in FP32 [N, 3, {side}, {side}]"
             )));
         }
@@ -199,7 +204,7 @@ fn rows(given: Given, binary: &[u8], input_size: i32) -> Result<Vec<Input>, Prob
     let count = match given.shape.as_slice() {
         [count, rest @ ..] if *rest == shape && (1..=MAX_ROWS).contains(count) => *count,
         other => {
-            return Err(invalid(&format!(
+            return Err(Invalid(format!(
                 "The shape is {other:?}; it must be [N, {}, {}, {}] with N from 1 to {MAX_ROWS}",
                 shape[0], shape[1], shape[2]
             )));
@@ -226,7 +231,7 @@ fn rows(given: Given, binary: &[u8], input_size: i32) -> Result<Vec<Input>, Prob
             bytes.chunks_exact(each * 4).map(row).collect()
         }
         (None, Some(Numbers(numbers)), _) if numbers.len() != count * each => {
-            Err(invalid(&format!("The data has {} numbers and the shape {}", numbers.len(), count * each)))
+            Err(Invalid(format!("The data has {} numbers and the shape {}", numbers.len(), count * each)))
         }
         (None, Some(Numbers(numbers)), true) => numbers
             .chunks_exact(each)
@@ -241,31 +246,31 @@ fn rows(given: Given, binary: &[u8], input_size: i32) -> Result<Vec<Input>, Prob
     }
 }
 
-fn exactly(binary: &[u8], said: usize, needed: usize) -> Result<&[u8], Problem> {
+fn exactly(binary: &[u8], said: usize, needed: usize) -> Result<&[u8], Invalid> {
     if said == needed && binary.len() == needed {
         return Ok(binary);
     }
-    Err(invalid(&format!(
+    Err(Invalid(format!(
         "The shape needs {needed} bytes; binary_data_size says {said}, and {} follow the JSON",
         binary.len()
     )))
 }
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked")]
-fn pixel(number: f32) -> Result<u8, Problem> {
+fn pixel(number: f32) -> Result<u8, Invalid> {
     if (0.0..=255.0).contains(&number) && number.fract() == 0.0 {
         return Ok(number as u8);
     }
-    Err(invalid(&format!("{number} is no UINT8")))
+    Err(Invalid(format!("{number} is no UINT8")))
 }
 
-fn picture(side: usize, pixels: Vec<u8>) -> Result<Input, Problem> {
+fn picture(side: usize, pixels: Vec<u8>) -> Result<Input, Invalid> {
     let side = u32::try_from(side).unwrap_or_default();
     RgbImage::from_raw(side, side, pixels).map(Input::Pixels).ok_or_else(|| invalid("The image has not all its pixels"))
 }
 
-pub(super) fn invalid(detail: &str) -> Problem {
-    Problem::new(StatusCode::BAD_REQUEST, detail)
+pub(super) fn invalid(detail: &str) -> Invalid {
+    Invalid(detail.to_owned())
 }
 
 #[cfg(test)]
@@ -275,7 +280,7 @@ mod tests {
     use super::*;
 
     fn request(text: &Value) -> Result<Request, String> {
-        read(text.to_string().as_bytes(), None, 2).map_err(|problem| problem.detail.to_string())
+        read(text.to_string().as_bytes(), None, 2).map_err(|problem| problem.to_string())
     }
 
     #[test]
@@ -306,7 +311,7 @@ mod tests {
         assert!(read(&content[..content.len() - 1], Some(head), 2).is_err());
         let mut broken = content.clone();
         broken[head..head + 4].copy_from_slice(&f32::NAN.to_le_bytes());
-        assert!(read(&broken, Some(head), 2).is_err_and(|problem| problem.detail.to_string().contains("NaN")));
+        assert!(read(&broken, Some(head), 2).is_err_and(|problem| problem.to_string().contains("NaN")));
         assert!(read(&content, Some(content.len() + 1), 2).is_err());
     }
 

@@ -1,9 +1,10 @@
 //! DVC: a `.dvc` file names data by its MD5, and a remote has it, in the layout of DVC 2 or 3.
 
+mod file;
+
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
-
+use self::file::{Entry, Named};
 use super::{
     Downloads, RemoteError,
     download::{Wanted, download, md5, md5_file},
@@ -21,29 +22,6 @@ const SMALL: usize = 1 << 20;
 const LIST: usize = 1 << 30;
 /// Folders above a `.dvc` file in which its repository's configuration is looked for.
 const LEVELS: usize = 16;
-
-#[derive(Debug, Deserialize)]
-struct DvcFile {
-    #[serde(default)]
-    outs: Vec<Out>,
-}
-
-/// One output of a `.dvc` file.
-#[derive(Debug, Deserialize)]
-struct Out {
-    md5: Option<String>,
-    /// Written since DVC 3, whose remotes have another layout.
-    hash: Option<String>,
-    path: String,
-    remote: Option<String>,
-}
-
-/// A file of a folder.
-#[derive(Debug, Deserialize)]
-struct Entry {
-    md5: String,
-    relpath: String,
-}
 
 /// Lists what a `.dvc` file names, or those of the splits in a folder, and the MD5s that they name.
 pub(super) async fn list(url: &str, to: Downloads<'_>) -> Result<(Listing, Vec<String>), DataError> {
@@ -73,42 +51,10 @@ pub(super) async fn list(url: &str, to: Downloads<'_>) -> Result<(Listing, Vec<S
     Ok((listing, digests))
 }
 
-/// What one `.dvc` file names.
-struct Named {
-    /// With `.dir` at its end where it is a folder.
-    md5: String,
-    path: String,
-    /// Whether the remote has the layout of DVC 3.
-    newer: bool,
-    remote: Option<String>,
-}
-
-impl Named {
-    fn is_folder(&self) -> bool {
-        self.md5.strip_suffix(".dir").is_some()
-    }
-}
-
 async fn read_dvc(store: &Store, key: &str) -> Result<Option<Named>, RemoteError> {
     let Some(content) = store.read(key, SMALL).await? else { return Ok(None) };
-    let unusable = |problem: String| RemoteError::Unusable(store.shown(key), problem);
-    let file: DvcFile = serde_yaml::from_slice(&content)
-        .map_err(|error| unusable(format!("this is no .dvc file ({error}); name one that `dvc add` wrote")))?;
-    let Ok([out]) = <[Out; 1]>::try_from(file.outs) else {
-        return Err(unusable("it must name exactly one file or folder under `outs`".to_owned()));
-    };
-    let Some(md5) = out.md5 else {
-        let problem = "it names no md5, as with a remote that is version_aware; use a remote without that";
-        return Err(unusable(problem.to_owned()));
-    };
-    if !is_md5(md5.strip_suffix(".dir").unwrap_or(&md5)) {
-        return Err(unusable(format!("{md5:?} is no MD5")));
-    }
-    Ok(Some(Named { md5, path: out.path, newer: out.hash.is_some(), remote: out.remote }))
-}
-
-fn is_md5(text: &str) -> bool {
-    text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+    let named = file::parse(&content).map_err(|problem| RemoteError::Unusable(store.shown(key), problem))?;
+    Ok(Some(named))
 }
 
 /// The repository that a `.dvc` file lies in.
@@ -257,9 +203,6 @@ impl Remote {
             let unusable = |problem: String| RemoteError::Unusable(self.store.shown(&self.key(&named.md5)), problem);
             let parts = archive::safe_parts(Path::new(&entry.relpath))
                 .map_err(|problem| unusable(format!("it lists {:?}, which {problem}", entry.relpath)))?;
-            if !is_md5(&entry.md5) {
-                return Err(unusable(format!("{:?} is no MD5", entry.md5)).into());
-            }
             if is_photo(&entry.relpath) && !parts.iter().any(|part| is_hidden(part)) {
                 photos.push((parts.join("/"), self.key(&entry.md5), self.place(&entry.md5, to), entry.md5));
             }
@@ -295,8 +238,7 @@ impl Remote {
         if found != expected {
             return Err(RemoteError::Md5 { url: self.store.shown(&key), found, expected: expected.to_owned() });
         }
-        serde_json::from_slice(&content)
-            .map_err(|error| RemoteError::Unusable(self.store.shown(&key), format!("it is no list of files: {error}")))
+        file::entries(&content).map_err(|problem| RemoteError::Unusable(self.store.shown(&key), problem))
     }
 }
 
@@ -310,18 +252,5 @@ mod tests {
         assert_eq!(normal("repo/.dvc", "/srv/dvc").as_deref(), Some("srv/dvc"));
         assert_eq!(normal(".dvc", "../store").as_deref(), Some("store"));
         assert_eq!(normal(".dvc", "../../store"), None);
-    }
-
-    #[test]
-    fn only_lower_case_hexadecimal_is_an_md5() {
-        assert!(is_md5("d41d8cd98f00b204e9800998ecf8427e"));
-        for text in [
-            "",
-            "d41d8cd98f00b204e9800998ecf8427",
-            "../../../../../../../../etc/passwdx",
-            "D41D8CD98F00B204E9800998ECF8427E",
-        ] {
-            assert!(!is_md5(text), "{text} was taken");
-        }
     }
 }

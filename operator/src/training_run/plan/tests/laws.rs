@@ -47,6 +47,8 @@ enum Words {
     Published,
     Interrupted,
     Diverged,
+    /// What only an image of a stranger's says.
+    Absurd,
 }
 
 impl Words {
@@ -56,6 +58,12 @@ impl Words {
             Self::Published => Some(published()),
             Self::Interrupted => Some(interrupted(10)),
             Self::Diverged => Some(TerminationMessage::Failure(Failure::new(FailureClass::Diverged, "NaN"))),
+            Self::Absurd => Some(TerminationMessage::Failure(Failure {
+                step: Some(i64::MIN),
+                checkpoint_step: Some(i64::MAX),
+                resumed_from_step: Some(i64::MIN),
+                ..Failure::new(FailureClass::AppError, "")
+            })),
         }
     }
 }
@@ -65,7 +73,8 @@ fn words() -> impl Strategy<Value = Words> {
         4 => Just(Words::None),
         1 => Just(Words::Published),
         3 => Just(Words::Interrupted),
-        1 => Just(Words::Diverged)
+        1 => Just(Words::Diverged),
+        1 => Just(Words::Absurd)
     ]
 }
 
@@ -87,7 +96,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         3 => any::<bool>().prop_map(Happening::Suspend),
         1 => (0..3_u8).prop_map(Happening::Template),
         1 => any::<bool>().prop_map(Happening::Spoilt),
-        2 => (0..100_i64).prop_map(Happening::Says),
+        2 => prop_oneof![0..100_i64, Just(i64::MAX)].prop_map(Happening::Says),
         1 => Just(Happening::Silent),
         5 => (-4000..4000_i64).prop_map(Happening::Time),
         2 => Just(Happening::Crash),

@@ -380,6 +380,19 @@ fn a_trainer_that_stands_still_is_ended_and_tried_again() {
 }
 
 #[test]
+fn a_trainer_that_was_not_asked_for_longer_than_its_deadline_has_not_stood_still() {
+    let mut world = running(json!({"progressDeadlineSeconds": 60}));
+    world.wait(10).says(5, None, None);
+    world.asked = Some(world.now);
+    world.wait(100).settle();
+    assert_eq!(world.phase(), Some(RunPhase::Running), "ten thousand others are asked first");
+    assert_eq!(world.pass().wake, Wake::At(World::at(120)));
+    world.asked = None;
+    world.pass();
+    assert!(world.status().current_attempt.expect("one").stop.is_some(), "it says the same as 100 s ago");
+}
+
+#[test]
 fn an_operator_that_was_away_does_not_take_its_absence_for_a_stall() {
     let mut world = running(json!({"progressDeadlineSeconds": 60}));
     world.says(5, None, None).settle();

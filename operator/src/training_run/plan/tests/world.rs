@@ -48,6 +48,8 @@ pub struct World {
     /// What the run begins with.
     pub init: Init,
     pub reading: Reading,
+    /// When the pod was asked last, where that is not just now.
+    pub asked: Option<Timestamp>,
     pub needed_by: Vec<String>,
     pub now: Timestamp,
     /// Whether the nodes answer.
@@ -118,6 +120,7 @@ impl World {
             claim: Claim::Present,
             init: Init::Random,
             reading: Reading::Unknown,
+            asked: None,
             needed_by: Vec::new(),
             now: Timestamp::from_second(BEGIN).expect("in range"),
             nodes_answer: true,
@@ -185,6 +188,7 @@ impl World {
             jobs: self.jobs.iter().map(|(number, job)| AttemptJob { number: *number, job: job.clone() }).collect(),
             pods,
             reading: self.reading.clone(),
+            asked: self.asked.or(Some(self.now)),
             log: None,
             needed_by: self.needed_by.clone(),
         }
