@@ -78,6 +78,17 @@ fn a_revision_that_does_worse_than_it_has_to_gives_the_traffic_back_through_the_
 }
 
 #[test]
+fn bounds_that_were_edited_while_a_revision_served_give_it_no_second_chance() {
+    let mut world = after_another("Rollback");
+    world.edit(json!({"feedback": {"minAccuracy": 0.92}}));
+    world.rest();
+    world.accuracy.insert('b', 0.8);
+    world.rest();
+    assert_eq!((world.live(), world.phase()), (Some('a'), Degraded));
+    assert_eq!(world.events.iter().filter(|event| **event == "PerformanceDegraded").count(), 2, "{:?}", world.events);
+}
+
+#[test]
 fn within_the_soak_the_way_back_is_instant() {
     let mut world =
         World::serving(json!({"gate": {"soakSeconds": 60}, "feedback": {"minAccuracy": 0.9, "action": "Rollback"}}));

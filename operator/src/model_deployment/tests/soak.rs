@@ -106,6 +106,16 @@ fn a_way_back_that_is_cut_short_anywhere_is_finished_also_after_the_soak() {
 }
 
 #[test]
+fn a_bound_that_was_edited_in_the_soak_rejects_for_good() {
+    let mut world = soaking();
+    world.edit(json!({"gate": {"soakTest": {"maxErrorPercentage": 10}}}));
+    world.failing.insert('b');
+    world.rest();
+    assert_eq!((world.live(), world.phase()), (Some('a'), Degraded));
+    assert_eq!(world.events, ["SoakFailed", "RolledBack"]);
+}
+
+#[test]
 fn another_bound_is_another_chance() {
     let mut world = soaking();
     world.failing.insert('b');

@@ -72,6 +72,17 @@ fn a_revision_that_fails_under_traffic_gives_the_service_back_and_is_not_tried_a
 }
 
 #[test]
+fn a_bound_that_was_edited_in_the_soak_gives_the_service_back_once() {
+    let mut world = World::beside_another(json!({"gate": {"soakSeconds": 30}}));
+    world.until(Soaking);
+    world.edit(json!({"gate": {"soakTest": {"maxErrorPercentage": 10}}}));
+    world.failing.insert('a');
+    world.rest();
+    assert!(world.is_untouched() && world.phase() == Failed, "{:#?}", world.status());
+    assert_eq!(world.events.iter().filter(|reason| **reason == "ServiceGivenBack").count(), 1);
+}
+
+#[test]
 fn pods_keep_running_until_nobody_reaches_them_through_a_service_that_was_given_back() {
     let mut world = World::beside_another(json!({"gate": {"soakSeconds": 30}}));
     world.until(Soaking);
