@@ -366,7 +366,9 @@ pub fn transitions(
         events.push(Transition::warning("SelectorRestored", note));
     }
     if let Some(former) = old.candidate_revision.as_ref().filter(|former| {
-        let is_over = new.stable_revision.as_ref() == Some(former) || matches!(step, Step::Reject(_));
+        let is_over = new.stable_revision.as_ref() == Some(former)
+            || matches!(step, Step::Reject(_))
+            || is_rejected(new, Some(former));
         new.candidate_revision.as_ref() != Some(former) && !is_over
     }) {
         events.push(Transition::normal("RolloutCancelled", format!("revision {former} is not wanted any more")));
