@@ -133,11 +133,15 @@ pub fn patch<K: Object>(wanted: &K, existing: &K) -> Option<Value> {
     Some(patch)
 }
 
-/// The writes that are needed, in their order: what adds comes first, then the switch, then what takes away.
+/// The writes that are needed, in their order: what adds comes first, then the switch, then what takes away. On the way back
+/// the Service comes before all that may be refused.
 pub fn writes(seen: &Observed, spec: &ValidDeployment, desired: &Desired, settings: &Settings) -> Vec<Write> {
     let owner = seen.owner.as_ref();
     let mut writes = Vec::new();
     let preview = objects::preview(owner, spec, desired.preview.as_ref());
+    let (first, in_turn): (Vec<_>, Vec<_>) =
+        service(seen, spec, desired).into_iter().partition(|_| desired.is_urgent);
+    writes.extend(first);
     // What is written down comes first: the Deployment is made from it.
     writes.extend(desired.record.iter().filter_map(|(revision, number)| {
         let record = record::object(owner, revision, *number, template(seen, spec, revision, settings));
@@ -173,7 +177,7 @@ pub fn writes(seen: &Observed, spec: &ValidDeployment, desired: &Desired, settin
     writes.extend(more.into_iter().map(scale));
     // The autoscaler stops shrinking before the Service moves, and follows after it has moved.
     writes.extend(autoscaler(seen, desired));
-    writes.extend(service(seen, spec, desired));
+    writes.extend(in_turn);
     writes.extend(Change::of(preview, seen.preview.as_ref()).map(Write::Service));
     // Before any pod goes: what takes no requests any more is not sent any.
     writes.extend(route_change(seen, spec, desired));

@@ -24,6 +24,8 @@ const SILENCE: SignedDuration = SignedDuration::from_secs(10);
 pub const ROUTE_ACCEPTED: &str = "RouteAccepted";
 /// Why a canary cannot begin where the cluster does not know the kind.
 pub const NOT_INSTALLED: &str = "GatewayApiNotInstalled";
+/// The same where the route's name belongs to somebody else.
+pub const NAME_TAKEN: &str = "NameTaken";
 
 /// A share that was written down.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,7 +54,18 @@ pub fn share(seen: &Observed) -> Option<Share> {
 pub fn hindrance(seen: &Observed, spec: &ValidDeployment, revision: &Revision, now: Timestamp) -> Option<Waiting> {
     let is_way_back = held(seen, spec, now).is_some_and(|(held, _)| held == revision.name);
     let is_asked = is_wanted(seen, spec, &revision.name) && !is_way_back;
-    (is_asked && seen.route == RouteSeen::NotServed).then(|| Waiting::stalled(NOT_INSTALLED, not_installed()))
+    match seen.route {
+        RouteSeen::NotServed if is_asked => Some(Waiting::stalled(NOT_INSTALLED, not_installed())),
+        RouteSeen::Foreign if is_asked => Some(Waiting::stalled(NAME_TAKEN, name_taken(spec))),
+        _ => None,
+    }
+}
+
+fn name_taken(spec: &ValidDeployment) -> String {
+    format!(
+        "HTTPRoute {} already exists and does not belong to this ModelDeployment; delete or rename it, or set strategy.type to BlueGreen",
+        spec.name
+    )
 }
 
 fn not_installed() -> String {
@@ -165,7 +178,7 @@ fn settle(seen: &Observed, spec: &ValidDeployment, canary: &CanaryStatus, now: T
 /// Whether the Gateways go by a route with this share.
 fn is_taken(seen: &Observed, spec: &ValidDeployment, share: Option<&Share>) -> bool {
     match (&seen.route, &spec.route) {
-        (RouteSeen::NotServed, _) => true,
+        (RouteSeen::NotServed | RouteSeen::Foreign, _) => true,
         (RouteSeen::Served(existing), None) => existing.is_none(),
         (RouteSeen::Served(existing), Some(canary)) => existing
             .as_ref()
@@ -266,6 +279,7 @@ pub fn acceptance(seen: &Observed, spec: &ValidDeployment) -> Option<(bool, &'st
     let canary = spec.route.as_ref()?;
     let existing = match &seen.route {
         RouteSeen::NotServed => return Some((false, NOT_INSTALLED, not_installed())),
+        RouteSeen::Foreign => return Some((false, NAME_TAKEN, name_taken(spec))),
         RouteSeen::Served(existing) => existing.as_ref(),
     };
     let gateways: Vec<&str> = canary.parent_refs.iter().map(|parent| parent.name.as_str()).collect();

@@ -28,6 +28,8 @@ pub struct Desired {
     pub gate: Option<RevisionName>,
     /// Where the Service leads.
     pub traffic: Destination,
+    /// Whether the Service comes before everything else.
+    pub is_urgent: bool,
     /// What becomes of a Service that was there before.
     pub former: takeover::Wanted,
     /// The revision that the preview shows.
@@ -99,6 +101,7 @@ pub fn desired(
             Step::Restore(to) => to.as_ref().map_or_else(Destination::none, Destination::gated),
             _ => Destination::unchanged(live.as_ref()),
         },
+        is_urgent: step.goes_back(),
         former: takeover::Wanted::of(seen, spec, step, now),
         preview: candidate.map(|candidate| candidate.name.clone()).or(live),
         replicas: replicas(seen, spec, candidate, step, &used),

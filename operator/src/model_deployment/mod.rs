@@ -33,6 +33,7 @@ use kube::{
     Resource,
     runtime::{controller::Action, reflector::ObjectRef},
 };
+use tracing::warn;
 
 use crate::{
     cluster::{self, ClusterError},
@@ -88,8 +89,13 @@ pub async fn reconcile(known: Arc<ModelDeployment>, context: Arc<Context>) -> Re
             let plan = plan::plan(&seen, &spec, now);
             let writes =
                 plan.desired.iter().flat_map(|it| apply::writes(&seen, &spec, it, &context.settings)).collect();
-            if let Err(problem) = apply::carry_out(&context, &spec, writes).await {
-                return blocked(&context, &seen.owner, problem, now).await;
+            match apply::carry_out(&context, &spec, writes).await {
+                // What is refused beside the Service must not keep the way back from being written down and gone to its end.
+                Err(problem) if plan.step.goes_back() && problem.is_users() => {
+                    warn!(%problem, deployment = spec.name, namespace = spec.namespace, "refused on the way back");
+                }
+                Err(problem) => return blocked(&context, &seen.owner, problem, now).await,
+                Ok(()) => {}
             }
             follow(&context, &seen, &spec, &plan);
             plan

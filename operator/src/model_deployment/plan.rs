@@ -12,6 +12,7 @@ use super::{
     preflight,
     requests::{self, ABORTED, Requests},
     revision::{Past, Revision, RevisionName, Waiting, wanted},
+    route::RouteSeen,
     soak, status, takeover,
     validate::{SpecError, ValidDeployment},
 };
@@ -142,6 +143,14 @@ impl Step {
                 | Self::SwitchBack(_)
                 | Self::Withdraw(_)
                 | Self::GiveBack
+        )
+    }
+
+    /// Whether callers get back what served before, or what serves by the status: nothing else may hold that up.
+    pub fn goes_back(&self) -> bool {
+        matches!(
+            self,
+            Self::GiveUp { .. } | Self::SwitchBack(_) | Self::Restore(_) | Self::Withdraw(_) | Self::GiveBack
         )
     }
 
@@ -475,8 +484,8 @@ fn wake(seen: &Observed, spec: &ValidDeployment, status: &ModelDeploymentStatus,
     }
     let held = held(seen, spec, now).map(|(_, until)| until);
     wake = held.into_iter().chain(takeover::until(seen, spec)).fold(wake, Wake::or_at);
-    // Nothing tells of somebody else's autoscaler that goes.
-    if seen.has_foreign_autoscaler {
+    // Nothing tells of somebody else's autoscaler or route that goes.
+    if seen.has_foreign_autoscaler || seen.route == RouteSeen::Foreign {
         wake = wake.or_at(after(POLL * 3));
     }
     if let Some(look) = canary::wake(status, spec, step, now) {

@@ -107,6 +107,8 @@ pub struct ParentStatus {
 pub enum RouteSeen {
     /// The cluster does not know the kind: the Gateway API is not installed.
     NotServed,
+    /// A route of this name belongs to somebody else.
+    Foreign,
     /// The route, where there is one.
     Served(Option<Box<HTTPRoute>>),
 }
@@ -116,7 +118,7 @@ impl RouteSeen {
     pub fn route(&self) -> Option<&HTTPRoute> {
         match self {
             Self::Served(route) => route.as_deref(),
-            Self::NotServed => None,
+            Self::NotServed | Self::Foreign => None,
         }
     }
 }

@@ -410,7 +410,7 @@ pub fn transitions(
         );
         events.push(Transition::normal("WeightSet", note));
     }
-    let refused = ["GatewayApiNotInstalled", "RouteRefused"].into_iter();
+    let refused = [canary::NOT_INSTALLED, canary::NAME_TAKEN, "RouteRefused"].into_iter();
     events.extend(refused.filter(|it| reason_of(new, ROUTE_ACCEPTED) == Some(it)).filter_map(|reason| {
         let is_told = reason_of(old, ROUTE_ACCEPTED) == Some(reason)
             || step.waiting().is_some_and(|waiting| waiting.reason == reason);

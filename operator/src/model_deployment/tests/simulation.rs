@@ -56,6 +56,8 @@ pub struct World {
     pub backends: Vec<Service>,
     /// Whether the cluster knows the Gateway API.
     pub knows_gateways: bool,
+    /// Whether a route of the deployment's name belongs to somebody else.
+    pub has_foreign_route: bool,
     /// Whether the Gateways' controllers answer.
     pub gateway_answers: bool,
     pub missing_claim: Option<String>,
@@ -104,6 +106,7 @@ impl World {
             route: None,
             backends: Vec::new(),
             knows_gateways: true,
+            has_foreign_route: false,
             gateway_answers: true,
             missing_claim: None,
             claim_use: ClaimUse::default(),
@@ -237,10 +240,10 @@ impl World {
             preview: self.preview.clone(),
             autoscaler: self.autoscaler.clone(),
             budgets: self.budgets.clone(),
-            route: if self.knows_gateways {
-                RouteSeen::Served(self.route.clone().map(Box::new))
-            } else {
-                RouteSeen::NotServed
+            route: match (self.knows_gateways, self.has_foreign_route) {
+                (false, _) => RouteSeen::NotServed,
+                (true, true) => RouteSeen::Foreign,
+                (true, false) => RouteSeen::Served(self.route.clone().map(Box::new)),
             },
             backend_services: self.backends.clone(),
             backends: self.backend_pods.clone(),
@@ -513,7 +516,7 @@ impl World {
     }
 
     fn take_route(&mut self, mut route: HTTPRoute) {
-        assert!(self.knows_gateways);
+        assert!(self.knows_gateways && !self.has_foreign_route);
         self.shares_by(&route);
         let former = self.route.take();
         let generation = former.as_ref().and_then(|route| route.metadata.generation).unwrap_or_default() + 1;
