@@ -24,7 +24,10 @@ mod watches;
 #[cfg(test)]
 mod tests;
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anneal_api::resources::{DeploymentPhase, ModelDeployment, ModelDeploymentStatus};
 use futures::channel::mpsc;
@@ -81,12 +84,21 @@ pub async fn reconcile(known: Arc<ModelDeployment>, context: Arc<Context>) -> Re
     let seen = match Box::pin(observe::observe(&context, &known)).await {
         Ok(Some(seen)) => seen,
         // Everything that a deployment makes is collected with it.
-        Ok(None) => return Ok(Action::await_change()),
+        Ok(None) => {
+            takeover::leave(&context, &known).await?;
+            return Ok(Action::await_change());
+        }
         Err(problem) => return blocked(&context, &known, problem, now).await,
     };
     let plan = match validate::validate(&seen.owner) {
         Ok(spec) => {
             let plan = plan::plan(&seen, &spec, now);
+            let held = plan.desired.as_ref().and_then(|it| takeover::finalizers(&seen, it.former));
+            if let Some(finalizers) = held {
+                takeover::hold(&context, &seen.owner, &finalizers).await?;
+                // With the deployment as it is now.
+                return Ok(Action::requeue(Duration::ZERO));
+            }
             let writes =
                 plan.desired.iter().flat_map(|it| apply::writes(&seen, &spec, it, &context.settings)).collect();
             match apply::carry_out(&context, &spec, writes).await {

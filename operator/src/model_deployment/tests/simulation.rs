@@ -309,6 +309,11 @@ impl World {
     /// One reconcile. A process that is killed after `survives` writes records nothing.
     pub fn reconcile(&mut self, survives: usize) -> bool {
         let (plan, writes) = self.plan();
+        let held = plan.desired.as_ref().and_then(|it| takeover::finalizers(&self.observe(), it.former));
+        if let Some(finalizers) = held {
+            self.owner.metadata.finalizers = Some(finalizers);
+            return true;
+        }
         let is_killed = survives < writes.len();
         let changes = !writes.is_empty() || self.owner.status.as_ref() != Some(&plan.status);
         for write in writes.into_iter().take(survives) {
@@ -556,6 +561,7 @@ impl World {
         let former = self.former.clone().expect("a Service that was there before");
         match write {
             takeover::Write::Take(patch) => {
+                assert!(!self.owner.finalizers().is_empty(), "who deletes the deployment gets the Service back");
                 let Stage::Offered(service) = &former.stage else { panic!("it is taken already") };
                 let service = merged(service, patch);
                 self.moves_to(&service);
