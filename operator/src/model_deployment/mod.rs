@@ -33,7 +33,7 @@ use anneal_api::resources::{DeploymentPhase, ModelDeployment, ModelDeploymentSta
 use futures::channel::mpsc;
 use jiff::Timestamp;
 use kube::{
-    Resource,
+    Resource, ResourceExt,
     runtime::{controller::Action, reflector::ObjectRef},
 };
 use tracing::warn;
@@ -114,9 +114,9 @@ pub async fn reconcile(known: Arc<ModelDeployment>, context: Arc<Context>) -> Re
         }
         Err(problem) => plan::refuse(&seen, &problem, now),
     };
-    record(&context, &seen.owner, &plan.status, &plan.events).await?;
+    let version = record(&context, &seen.owner, &plan.status, &plan.events).await?;
     // Last, so that a request which an interrupted reconcile did not see through is seen again.
-    apply::consume(&context, &seen.owner, &plan.answered).await?;
+    apply::consume(&context, &seen.owner, version.as_deref(), &plan.answered).await?;
     match plan.step {
         plan::Step::HandOver(_) if plan.status.phase == Some(DeploymentPhase::Degraded) => {}
         plan::Step::HandOver(_) => context.metrics.rollout_finished("promoted"),
@@ -161,18 +161,21 @@ fn follow(context: &Context, seen: &observe::Observed, spec: &validate::ValidDep
     context.signals.follow(key, window, targets(revision), spec.gate.limits);
 }
 
-/// Writes the status where it changed, then tells of it: an Event is never told twice when the status is refused.
+/// Writes the status where it changed, then tells of it: an Event is never told twice when the status is refused. Returns the
+/// version of the deployment as it was observed, with this status.
 async fn record(
     context: &Context,
     owner: &ModelDeployment,
     status: &ModelDeploymentStatus,
     events: &[Transition],
-) -> Result<(), Error> {
-    if owner.status.as_ref() != Some(status) {
-        cluster::write_status(&context.client, owner, status).await?;
-    }
+) -> Result<Option<String>, Error> {
+    let version = if owner.status.as_ref() == Some(status) {
+        owner.resource_version()
+    } else {
+        cluster::write_status(&context.client, owner, status).await?.resource_version()
+    };
     context.publish(&owner.object_ref(&()), events).await;
-    Ok(())
+    Ok(version)
 }
 
 /// Tells of a problem that the user can mend; any other one is tried again.
