@@ -12,6 +12,8 @@ use jiff::{SignedDuration, Timestamp};
 
 /// Bins of one pod that are kept: those of a thousand classes, and some.
 const MAX_BINS: usize = 2048;
+/// Longest labels of a bin that are kept: a class has a name, not a novel.
+const MAX_LABELS: usize = 256;
 /// Least pause between two words about the same thing that is within its bounds: a number that moves a little is no news.
 const PAUSE: SignedDuration = SignedDuration::from_mins(5);
 /// By how much an accuracy, a calibration error or an index must have moved to be news.
@@ -61,6 +63,11 @@ impl Counts {
         }
     }
 
+    /// Bins that are kept.
+    fn bins(&self) -> usize {
+        self.known.len() + self.predictions.len()
+    }
+
     /// What follows from the counts of so many pods.
     #[expect(clippy::cast_possible_truncation, reason = "a count")]
     pub fn measured(&self, revision: &str, pods: i32) -> Measured {
@@ -89,7 +96,7 @@ impl Counts {
 }
 
 fn set<const N: usize>(bins: &mut BTreeMap<String, [f64; N]>, labels: &str, at: usize, value: f64) {
-    if bins.len() < MAX_BINS || bins.contains_key(labels) {
+    if labels.len() <= MAX_LABELS && (bins.len() < MAX_BINS || bins.contains_key(labels)) {
         bins.entry(labels.to_owned()).or_insert([0.0; N])[at] = value;
     }
 }
@@ -129,7 +136,8 @@ impl Measured {
             (Some(a), Some(b)) => (a - b).abs() >= STEP,
             (a, b) => a.is_some() != b.is_some(),
         };
-        let grown = (self.feedback_count - old.feedback_count).abs() * 10 > old.feedback_count;
+        let difference = self.feedback_count.abs_diff(old.feedback_count);
+        let grown = difference.saturating_mul(10) > old.feedback_count.unsigned_abs();
         let has_changed = was != is
             || grown
             || moved(self.accuracy, old.accuracy)
@@ -284,8 +292,11 @@ mod tests {
         let text =
             "anneal_feedback_newest{bin=\"0\"} NaN\nanneal_feedback_newest{bin=\"1\"} -3\nanneal_feedback_newest{\n";
         assert_eq!(Counts::parse(text), Counts::default());
-        let line = |n| format!("anneal_prediction_newest{{bin=\"{n}\",of=\"classes\"}} 1");
-        let many: Vec<String> = (0..5000).map(line).collect();
+        let line = |bin: String| format!("anneal_prediction_newest{{bin=\"{bin}\",of=\"classes\"}} 1");
+        let many: Vec<String> = (0..5000).map(|n| line(n.to_string())).collect();
         assert_eq!(Counts::parse(&many.join("\n")).predictions.len(), MAX_BINS);
+        assert_eq!(Counts::parse(&line("9".repeat(MAX_LABELS))), Counts::default());
+        let most = Counts::parse("anneal_feedback_newest{bin=\"0\"} 1e300").measured("r", 1);
+        assert!(most.is_news(&Measured { revision: "r".to_owned(), ..Measured::default() }, at(0), &bounds(0.9), at(300)));
     }
 }
