@@ -235,9 +235,9 @@ async fn own<K: Object>(context: &Context, namespace: &str, name: &str, uid: &st
 async fn run(context: &Context, owner: &ModelDeployment) -> Result<Option<TrainingRun>, ClusterError> {
     let (namespace, model) = (owner.namespace().unwrap_or_default(), &owner.spec.model);
     if let Some(selector) = model.training_run_selector.as_ref().filter(|it| !it.match_labels.is_empty()) {
-        let labels: Vec<String> = selector.match_labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
-        let runs = cluster::list::<TrainingRun>(&context.client, &namespace, &labels.join(",")).await?;
-        return Ok(runs::newest_success(runs));
+        let mut runs = context.runs_of(&namespace).await?;
+        runs.retain(|run| selector.matches(run.labels()));
+        return Ok(runs::newest_success(runs).map(Arc::unwrap_or_clone));
     }
     match &model.training_run_ref {
         Some(run) => cluster::get(&context.client, &namespace, &run.name).await,
