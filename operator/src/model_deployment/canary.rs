@@ -170,7 +170,7 @@ fn settle(seen: &Observed, spec: &ValidDeployment, canary: &CanaryStatus, now: T
         Waiting::soon("WaitingForGateway", message)
     };
     let is_silent = now.duration_since(canary.start_time.0) >= SILENCE;
-    let refused = acceptance(seen, spec).filter(|(accepted, ..)| !accepted);
+    let refused = acceptance(seen, spec).filter(|(accepted, ..)| *accepted != Some(true));
     let waiting = refused.map(|(_, reason, message)| Waiting::soon(reason, message));
     Step::Canary { canary: Some(canary.clone()), waiting: waiting.or_else(|| is_silent.then(silent)) }
 }
@@ -274,33 +274,34 @@ pub fn was_approved(old: &ModelDeploymentStatus, next: &ModelDeploymentStatus) -
     Some(went_on || next.promotion.as_ref().is_some_and(|promotion| promotion.to == waited.revision))
 }
 
-/// What the Gateways say about the route, for the condition `RouteAccepted`; `None` where no route is asked for.
-pub fn acceptance(seen: &Observed, spec: &ValidDeployment) -> Option<(bool, &'static str, String)> {
+/// What the Gateways say about the route, for the condition `RouteAccepted`; `None` where no route is asked for. Whether it is
+/// accepted is not known before they have said.
+pub fn acceptance(seen: &Observed, spec: &ValidDeployment) -> Option<(Option<bool>, &'static str, String)> {
     let canary = spec.route.as_ref()?;
     let existing = match &seen.route {
-        RouteSeen::NotServed => return Some((false, NOT_INSTALLED, not_installed())),
-        RouteSeen::Foreign => return Some((false, NAME_TAKEN, name_taken(spec))),
+        RouteSeen::NotServed => return Some((Some(false), NOT_INSTALLED, not_installed())),
+        RouteSeen::Foreign => return Some((Some(false), NAME_TAKEN, name_taken(spec))),
         RouteSeen::Served(existing) => existing.as_ref(),
     };
     let gateways: Vec<&str> = canary.parent_refs.iter().map(|parent| parent.name.as_str()).collect();
     let gateways = gateways.join(", ");
     Some(match existing.map(|existing| route::verdict(existing)) {
         Some(Verdict::Accepted | Verdict::Stale) => {
-            (true, "Accepted", format!("HTTPRoute {} hangs on {gateways}", spec.name))
+            (Some(true), "Accepted", format!("HTTPRoute {} hangs on {gateways}", spec.name))
         }
         Some(Verdict::Refused(reason, message)) => {
             let message = format!(
                 "HTTPRoute {} is not taken as it is: {reason}: {message}; correct strategy.canary.parentRefs and hostnames, or the Gateway",
                 spec.name
             );
-            (false, "RouteRefused", message)
+            (Some(false), "RouteRefused", message)
         }
         Some(Verdict::Pending) | None => {
             let message = format!(
                 "no controller has answered for HTTPRoute {} on each of {gateways} yet; is there such a Gateway, and a controller of its class?",
                 spec.name
             );
-            (false, "WaitingForGateway", message)
+            (None, "WaitingForGateway", message)
         }
     })
 }

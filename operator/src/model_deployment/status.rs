@@ -3,7 +3,7 @@
 use anneal_api::{
     names::label,
     resources::{
-        DeploymentPhase, ModelDeploymentStatus, Promotion, Rejection, RevisionStatus, condition, set_condition,
+        DeploymentPhase, ModelDeploymentStatus, Promotion, Rejection, RevisionStatus, condition, set_condition, unknown,
     },
     smoke::{SmokeReport, Verdict},
     termination::cut,
@@ -117,7 +117,10 @@ pub fn next(
     set_condition(&mut status.conditions, impaired, now);
     match canary::acceptance(seen, spec) {
         Some((value, reason, message)) => {
-            let accepted = condition(ROUTE_ACCEPTED, value, reason, &message, status.observed_generation);
+            let accepted = match value {
+                Some(it) => condition(ROUTE_ACCEPTED, it, reason, &message, status.observed_generation),
+                None => unknown(ROUTE_ACCEPTED, reason, &message, status.observed_generation),
+            };
             set_condition(&mut status.conditions, accepted, now);
         }
         // It tells the next look that there is something to take away.

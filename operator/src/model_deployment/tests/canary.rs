@@ -336,8 +336,12 @@ fn a_route_of_somebody_else_holds_up_the_canary_and_nothing_more() {
 fn a_gateway_that_never_takes_the_route_fails_the_rollout_at_its_deadline() {
     let mut world = World::serving(spec());
     world.gateway_answers = false;
+    world.route = None;
     world.want('b');
     world.until(Loading);
+    let conditions = world.status().conditions;
+    let found = conditions.iter().find(|condition| condition.type_ == "RouteAccepted").expect("a condition");
+    assert_eq!((found.status.as_str(), found.reason.as_str()), ("Unknown", "WaitingForGateway"));
     world.rest();
     assert_eq!((world.phase(), world.live(), world.share()), (Degraded, Some('a'), None));
     assert_eq!(world.rejection('b').as_deref(), Some("WaitingForGateway"));

@@ -151,6 +151,14 @@ fn a_way_back_for_poor_performance_is_finished_by_whoever_comes_after_a_crash() 
 }
 
 #[test]
+fn what_nobody_has_measured_is_unknown() {
+    let world = after_another("Alert");
+    let conditions = world.status().conditions;
+    let found = conditions.iter().find(|condition| condition.type_ == "PerformanceDegraded").expect("a condition");
+    assert_eq!((found.status.as_str(), found.reason.as_str()), ("Unknown", "NotRead"));
+}
+
+#[test]
 fn without_feedback_in_the_spec_nothing_is_said_about_it() {
     let mut world = after_another("Alert");
     world.accuracy.insert('b', 0.8);
