@@ -297,6 +297,11 @@ mod tests {
         assert_eq!(Counts::parse(&many.join("\n")).predictions.len(), MAX_BINS);
         assert_eq!(Counts::parse(&line("9".repeat(MAX_LABELS))), Counts::default());
         let most = Counts::parse("anneal_feedback_newest{bin=\"0\"} 1e300").measured("r", 1);
-        assert!(most.is_news(&Measured { revision: "r".to_owned(), ..Measured::default() }, at(0), &bounds(0.9), at(300)));
+        assert!(most.is_news(
+            &Measured { revision: "r".to_owned(), ..Measured::default() },
+            at(0),
+            &bounds(0.9),
+            at(300)
+        ));
     }
 }

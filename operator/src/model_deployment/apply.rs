@@ -143,8 +143,7 @@ pub fn writes(seen: &Observed, spec: &ValidDeployment, desired: &Desired, settin
     let owner = seen.owner.as_ref();
     let mut writes = Vec::new();
     let preview = objects::preview(owner, spec, desired.preview.as_ref());
-    let (first, in_turn): (Vec<_>, Vec<_>) =
-        service(seen, spec, desired).into_iter().partition(|_| desired.is_urgent);
+    let (first, in_turn): (Vec<_>, Vec<_>) = service(seen, spec, desired).into_iter().partition(|_| desired.is_urgent);
     writes.extend(first);
     // What is written down comes first: the Deployment is made from it.
     writes.extend(desired.record.iter().filter_map(|(revision, number)| {

@@ -181,9 +181,7 @@ pub fn route(owner: &ModelDeployment, spec: &ValidDeployment, canary: &Canary, s
                 .map(|gateway| Parent { gateway: gateway.clone(), others: others() })
                 .collect(),
             hostnames: canary.hostnames.clone(),
-            rules: rules
-                .chain([Rule { matches: every_request(), backend_refs: shared, others: others() }])
-                .collect(),
+            rules: rules.chain([Rule { matches: every_request(), backend_refs: shared, others: others() }]).collect(),
         },
         status: None,
     }

@@ -124,7 +124,10 @@ fn is_not_served(problem: &watcher::Error) -> bool {
 }
 
 /// Waits until the reconciles know as much of the run: they ask another watch than this one.
-async fn until_known(context: Arc<Context>, run: watcher::Result<Changed<TrainingRun>>) -> watcher::Result<Changed<TrainingRun>> {
+async fn until_known(
+    context: Arc<Context>,
+    run: watcher::Result<Changed<TrainingRun>>,
+) -> watcher::Result<Changed<TrainingRun>> {
     if let Ok(run) = &run {
         // Where it never does, the next change or the resync looks again.
         let _ = tokio::time::timeout(RUN_TIMEOUT, async {

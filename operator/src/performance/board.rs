@@ -110,7 +110,8 @@ impl Board {
     /// Records a read. Returns whether it is worth a reconcile.
     fn record(&self, (key, uid): &Key, read: Result<Counts, ()>, now: Timestamp) -> bool {
         let mut entries = self.entries();
-        let others = entries.iter().filter(|(other, _)| other.namespace == key.namespace).flat_map(|(_, entry)| &entry.pods);
+        let others =
+            entries.iter().filter(|(other, _)| other.namespace == key.namespace).flat_map(|(_, entry)| &entry.pods);
         let others = others.filter(|(other, _)| *other != uid).filter_map(|(_, pod)| pod.read.as_ref()?.as_ref().ok());
         let kept: usize = others.map(Counts::bins).sum();
         let read = read.and_then(|counts| if kept + counts.bins() > MAX_BINS { Err(()) } else { Ok(counts) });
@@ -209,7 +210,13 @@ mod tests {
         let many = Counts::parse(&(0..2048).map(line).collect::<String>());
         let read = |namespace: &str, n: usize| {
             let key = ObjectRef::new(&format!("cats-{n}")).within(namespace);
-            board.follow(key.clone(), "r", vec![(format!("{namespace}-{n}"), pods(1)[0].1.clone())], &bounds(), Instant::now());
+            board.follow(
+                key.clone(),
+                "r",
+                vec![(format!("{namespace}-{n}"), pods(1)[0].1.clone())],
+                &bounds(),
+                Instant::now(),
+            );
             board.record(&(key.clone(), format!("{namespace}-{n}")), Ok(many.clone()), now);
             board.latest(&key).is_some()
         };

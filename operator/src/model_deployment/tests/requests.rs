@@ -2,7 +2,9 @@
 
 use anneal_api::{
     names::request::{ABORT, APPROVE, RESTART, RETRY},
-    resources::DeploymentPhase::{AwaitingApproval, Degraded, Paused, Promoting, RollingBack, ScalingUp, SmokeTesting, Soaking, Stable},
+    resources::DeploymentPhase::{
+        AwaitingApproval, Degraded, Paused, Promoting, RollingBack, ScalingUp, SmokeTesting, Soaking, Stable,
+    },
 };
 use jiff::SignedDuration;
 use kube::ResourceExt;
