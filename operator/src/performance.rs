@@ -297,11 +297,7 @@ mod tests {
         assert_eq!(Counts::parse(&many.join("\n")).predictions.len(), MAX_BINS);
         assert_eq!(Counts::parse(&line("9".repeat(MAX_LABELS))), Counts::default());
         let most = Counts::parse("anneal_feedback_newest{bin=\"0\"} 1e300").measured("r", 1);
-        assert!(most.is_news(
-            &Measured { revision: "r".to_owned(), ..Measured::default() },
-            at(0),
-            &bounds(0.9),
-            at(300)
-        ));
+        let few = pod(100, 95, 95.0).measured("r", 1);
+        assert!(most.is_news(&few, at(0), &Bounds(Feedback::default()), at(300)));
     }
 }

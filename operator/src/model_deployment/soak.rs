@@ -46,7 +46,11 @@ pub fn turn_back(seen: &Observed) -> Option<Step> {
     }
     let to = Gated::held(seen, &from).filter(|_| promotion.to == live.as_str() && !is_rejected(&from))?;
     let aborted = Requests::of(&seen.owner).aborts(&live).then(|| (ABORTED, "it was aborted on request".to_owned()));
-    let failed = || Some(("SoakFailed", none_ready(seen.revisions.get(&live)?)?));
+    let why = || match seen.revisions.get(&live) {
+        Some(revision) => none_ready(revision),
+        None => Some("its Deployment is gone".to_owned()),
+    };
+    let failed = || why().map(|why| ("SoakFailed", why));
     let (reason, why) = aborted.or_else(failed)?;
     Some(give_up(&live, to, reason, &why))
 }

@@ -203,9 +203,9 @@ fn change<K: Object>(told: &mut Told<K>, event: Event<K>, digest: fn(&K) -> u64)
         // What went while nobody watched is told of by nobody else.
         Event::InitDone => {
             let listed = std::mem::take(&mut told.listed);
-            let (known, gone) = std::mem::take(&mut told.known).into_iter().partition(|(key, _)| listed.contains(key));
+            let (known, gone): (HashMap<_, _>, HashMap<_, _>) =
+                std::mem::take(&mut told.known).into_iter().partition(|(key, _)| listed.contains(key));
             told.known = known;
-            let gone: HashMap<_, (u64, Changed<K>)> = gone;
             gone.into_values().map(|(_, changed)| changed).collect()
         }
     }

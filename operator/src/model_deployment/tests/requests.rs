@@ -115,6 +115,9 @@ fn switched() -> World {
         world.turn();
     }
     assert_eq!((world.live(), world.phase()), (Some('b'), Promoting));
+    // Some callers have moved.
+    let moved: Vec<_> = world.revision('b').pods.iter().map(|pod| pod.uid.clone()).collect();
+    world.endpoints.extend(moved);
     world.events.clear();
     world
 }

@@ -78,7 +78,8 @@ pub struct World {
     pub events: Vec<&'static str>,
     /// Whether the world's endpoints controller keeps up.
     pub endpoints_follow: bool,
-    endpoints: BTreeSet<String>,
+    /// UIDs of the pods behind the Service.
+    pub endpoints: BTreeSet<String>,
     backend_pods: BTreeSet<String>,
     answered: BTreeSet<String>,
     served: BTreeSet<RevisionName>,
