@@ -30,6 +30,9 @@ use crate::{
     training_run::{known::Known, last_words::LastWords, written::Written},
 };
 
+/// Longest time that the Events of one reconcile may take together.
+const EVENTS_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// What the person who installs the operator decides.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -155,11 +158,13 @@ impl Context {
         Ok(known.state().into_iter().filter(|run| run.namespace().as_deref() == Some(namespace)).collect())
     }
 
-    /// Publishes Events. One that cannot be published is logged and never stops a reconcile.
+    /// Publishes Events. One that cannot be published is logged and never stops a reconcile, nor do all of them together hold
+    /// one up for long: on a way back every second counts.
     pub async fn publish(&self, about: &ObjectReference, transitions: &[Transition]) {
         // A recorder keeps every Event for six minutes, to count those that come again, and goes through all of them for
         // each new one: with thousands of runs that is most of the memory. A transition is told once.
         let recorder = Recorder::new(self.client.clone(), self.reporter.clone());
+        let end = tokio::time::Instant::now() + EVENTS_TIMEOUT;
         for transition in transitions {
             let event = Event {
                 type_: if transition.warning { EventType::Warning } else { EventType::Normal },
@@ -169,7 +174,7 @@ impl Context {
                 action: "Reconcile".to_owned(),
                 secondary: None,
             };
-            let published = tokio::time::timeout(Duration::from_secs(10), recorder.publish(&event, about)).await;
+            let published = tokio::time::timeout_at(end, recorder.publish(&event, about)).await;
             match published {
                 Ok(Ok(())) => {}
                 Ok(Err(problem)) => warn!(%problem, reason = transition.reason, "an Event could not be published"),
@@ -207,5 +212,26 @@ impl Context {
             self.signals.forget(&deployment);
             self.performance.forget(&deployment);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{convert::Infallible, future::pending};
+
+    use hyper::{Request, Response};
+    use kube::client::Body;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn events_that_nobody_takes_hold_up_a_reconcile_for_seconds_only() {
+        let silent = tower::service_fn(|_: Request<Body>| pending::<Result<Response<Body>, Infallible>>());
+        let metrics = Metrics::new().expect("unique names");
+        let context = Context::new(Client::new(silent, "ml"), Settings::of_tests(), metrics, "operator-1".to_owned());
+        let start = tokio::time::Instant::now();
+        let about = ObjectReference { namespace: Some("ml".to_owned()), ..ObjectReference::default() };
+        context.publish(&about, &vec![Transition::normal("Promoted", "why"); 3]).await;
+        assert!(start.elapsed() < EVENTS_TIMEOUT + Duration::from_millis(100), "{:?}", start.elapsed());
     }
 }

@@ -63,6 +63,11 @@ impl Counts {
         }
     }
 
+    /// Bins that are kept.
+    fn bins(&self) -> usize {
+        self.known.len() + self.predictions.len()
+    }
+
     /// What follows from the counts of so many pods.
     #[expect(clippy::cast_possible_truncation, reason = "a count")]
     pub fn measured(&self, revision: &str, pods: i32) -> Measured {
@@ -135,7 +140,8 @@ impl Measured {
             (Some(a), Some(b)) => (a - b).abs() >= STEP,
             (a, b) => a.is_some() != b.is_some(),
         };
-        let grown = (self.feedback_count - old.feedback_count).abs() * 10 > old.feedback_count;
+        let difference = self.feedback_count.abs_diff(old.feedback_count);
+        let grown = difference.saturating_mul(10) > old.feedback_count.unsigned_abs();
         let has_changed = was != is
             || grown
             || moved(self.accuracy, old.accuracy)
@@ -296,5 +302,12 @@ mod tests {
         let long: Vec<String> = (0..100).map(|n| line(n).replace('"', &format!("\"{}", "x".repeat(10_000)))).collect();
         let bytes: usize = Counts::parse(&long.join("\n")).predictions.keys().map(String::len).sum();
         assert!((1..=MAX_LABELS).contains(&bytes), "{bytes}");
+    }
+
+    #[test]
+    fn a_count_beyond_all_bounds_is_news_and_no_overflow() {
+        let most = Counts::parse("anneal_feedback_newest{bin=\"0\"} 1e300").measured("r", 1);
+        let few = pod(100, 95, 95.0).measured("r", 1);
+        assert!(most.is_news(&few, at(0), &Bounds(Feedback::default()), at(300)));
     }
 }

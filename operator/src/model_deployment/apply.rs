@@ -8,7 +8,7 @@ use k8s_openapi::api::{
     core::v1::{ConfigMap, PodTemplateSpec, Service},
     policy::v1::PodDisruptionBudget,
 };
-use kube::{ResourceExt, api::ObjectMeta};
+use kube::{ResourceExt, api::ObjectMeta, core::Status};
 use serde_json::{Value, json};
 
 use super::{
@@ -129,15 +129,22 @@ pub fn patch<K: Object>(wanted: &K, existing: &K) -> Option<Value> {
     for key in stray {
         patch["spec"]["selector"][key] = Value::Null;
     }
+    // A list replaces a list, with all that others added to its entries: one that says enough stays as it is.
+    if let (Some(Value::Object(new)), Some(old)) = (patch.get_mut("spec"), &old) {
+        new.retain(|key, value| !value.is_array() || !says_the_same(value, &old[key.as_str()]));
+    }
     patch["metadata"]["resourceVersion"] = json!(existing.resource_version());
     Some(patch)
 }
 
-/// The writes that are needed, in their order: what adds comes first, then the switch, then what takes away.
+/// The writes that are needed, in their order: what adds comes first, then the switch, then what takes away. On the way back
+/// the Service comes before all that may be refused.
 pub fn writes(seen: &Observed, spec: &ValidDeployment, desired: &Desired, settings: &Settings) -> Vec<Write> {
     let owner = seen.owner.as_ref();
     let mut writes = Vec::new();
     let preview = objects::preview(owner, spec, desired.preview.as_ref());
+    let (first, in_turn): (Vec<_>, Vec<_>) = service(seen, spec, desired).into_iter().partition(|_| desired.is_urgent);
+    writes.extend(first);
     // What is written down comes first: the Deployment is made from it.
     writes.extend(desired.record.iter().filter_map(|(revision, number)| {
         let record = record::object(owner, revision, *number, template(seen, spec, revision, settings));
@@ -173,7 +180,7 @@ pub fn writes(seen: &Observed, spec: &ValidDeployment, desired: &Desired, settin
     writes.extend(more.into_iter().map(scale));
     // The autoscaler stops shrinking before the Service moves, and follows after it has moved.
     writes.extend(autoscaler(seen, desired));
-    writes.extend(service(seen, spec, desired));
+    writes.extend(in_turn);
     writes.extend(Change::of(preview, seen.preview.as_ref()).map(Write::Service));
     // Before any pod goes: what takes no requests any more is not sent any.
     writes.extend(route_change(seen, spec, desired));
@@ -219,8 +226,15 @@ fn route_change(seen: &Observed, spec: &ValidDeployment, desired: &Desired) -> O
     let Some(wanted) = &desired.route else {
         return existing.map(|existing| Write::DropRoute(Box::new(existing.clone())));
     };
-    let wanted = route::route(&seen.owner, spec, &wanted.canary, wanted.share.as_ref());
-    Change::of(wanted, existing).map(Write::Route)
+    let mut wanted = route::route(&seen.owner, spec, &wanted.canary, wanted.share.as_ref());
+    let Some(existing) = existing else { return Change::of(wanted, None).map(Write::Route) };
+    wanted.spec = route::beside(wanted.spec, &existing.spec);
+    if wanted.spec == existing.spec && says_the_same(&wanted.labels(), &existing.labels()) {
+        return None;
+    }
+    let metadata = json!({"labels": wanted.labels(), "resourceVersion": existing.resource_version()});
+    let patch = Some(json!({"metadata": metadata, "spec": wanted.spec}));
+    Some(Write::Route(Change { wanted: Box::new(wanted), patch }))
 }
 
 fn removals(seen: &Observed, spec: &ValidDeployment, desired: &Desired) -> Vec<Write> {
@@ -310,18 +324,30 @@ pub async fn carry_out(context: &Context, spec: &ValidDeployment, writes: Vec<Wr
     Ok(())
 }
 
-/// Removes the annotations that have been answered.
+/// Removes the annotations that have been answered from the deployment, which has been at this version since it was observed:
+/// where somebody has asked anew in the meantime, nothing is removed, and the next look answers.
 ///
 /// # Errors
 /// When the API server does not answer or refuses.
-pub async fn consume(context: &Context, owner: &ModelDeployment, answered: &[&str]) -> Result<(), ClusterError> {
+pub async fn consume(
+    context: &Context,
+    owner: &ModelDeployment,
+    version: Option<&str>,
+    answered: &[&str],
+) -> Result<(), ClusterError> {
     if answered.is_empty() {
         return Ok(());
     }
+    let (namespace, patch) = (owner.namespace().unwrap_or_default(), without(version, answered));
+    match cluster::merge::<ModelDeployment>(&context.client, &namespace, &owner.name_any(), &patch).await {
+        Err(problem) if problem.says(Status::is_conflict) => Ok(()),
+        other => other.map(|_| ()),
+    }
+}
+
+fn without(version: Option<&str>, answered: &[&str]) -> Value {
     let none: serde_json::Map<String, Value> = answered.iter().map(|key| ((*key).to_owned(), Value::Null)).collect();
-    let patch = json!({"metadata": {"annotations": none}});
-    let namespace = owner.namespace().unwrap_or_default();
-    cluster::merge::<ModelDeployment>(&context.client, &namespace, &owner.name_any(), &patch).await.map(|_| ())
+    json!({"metadata": {"resourceVersion": version, "annotations": none}})
 }
 
 /// Creates or changes an object. One that was not there when it was looked for is created and never taken over.
@@ -354,12 +380,30 @@ mod tests {
     }
 
     #[test]
+    fn a_request_is_removed_only_of_what_was_observed() {
+        let patch = without(Some("7"), &["anneal.dev/abort"]);
+        assert_eq!(
+            patch,
+            json!({"metadata": {"resourceVersion": "7", "annotations": {"anneal.dev/abort": null}}}),
+            "a newer one is another version"
+        );
+    }
+
+    #[test]
     fn nothing_is_left_of_what_is_not_wanted() {
         let wanted = service(&json!({"ports": [{"port": 8080}], "selector": {"app": "cats"}}));
         let existing = service(&json!({"ports": [{"port": 80}], "selector": {"app": "cats", "stray": "key"}}));
         let patch = patch(&wanted, &existing).expect("a patch");
         assert_eq!(patch["metadata"]["resourceVersion"], "7", "only of what was observed");
         assert_eq!(patch["spec"], json!({"ports": [{"port": 8080}], "selector": {"app": "cats", "stray": null}}));
+    }
+
+    #[test]
+    fn a_port_keeps_what_others_added_to_it_when_the_selector_moves() {
+        let wanted = service(&json!({"ports": [{"port": 80}], "selector": {"app": "cats"}}));
+        let port = json!({"port": 80, "appProtocol": "http", "nodePort": 30080});
+        let existing = service(&json!({"ports": [port], "selector": {"app": "dogs"}}));
+        assert_eq!(patch(&wanted, &existing).expect("a patch")["spec"], json!({"selector": {"app": "cats"}}));
     }
 
     #[test]

@@ -24,6 +24,8 @@ const SILENCE: SignedDuration = SignedDuration::from_secs(10);
 pub const ROUTE_ACCEPTED: &str = "RouteAccepted";
 /// Why a canary cannot begin where the cluster does not know the kind.
 pub const NOT_INSTALLED: &str = "GatewayApiNotInstalled";
+/// The same where the route's name belongs to somebody else.
+pub const NAME_TAKEN: &str = "NameTaken";
 
 /// A share that was written down.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,7 +54,18 @@ pub fn share(seen: &Observed) -> Option<Share> {
 pub fn hindrance(seen: &Observed, spec: &ValidDeployment, revision: &Revision, now: Timestamp) -> Option<Waiting> {
     let is_way_back = held(seen, spec, now).is_some_and(|(held, _)| held == revision.name);
     let is_asked = is_wanted(seen, spec, &revision.name) && !is_way_back;
-    (is_asked && seen.route == RouteSeen::NotServed).then(|| Waiting::stalled(NOT_INSTALLED, not_installed()))
+    match seen.route {
+        RouteSeen::NotServed if is_asked => Some(Waiting::stalled(NOT_INSTALLED, not_installed())),
+        RouteSeen::Foreign if is_asked => Some(Waiting::stalled(NAME_TAKEN, name_taken(spec))),
+        _ => None,
+    }
+}
+
+fn name_taken(spec: &ValidDeployment) -> String {
+    format!(
+        "HTTPRoute {} already exists and does not belong to this ModelDeployment; delete or rename it, or set strategy.type to BlueGreen",
+        spec.name
+    )
 }
 
 fn not_installed() -> String {
@@ -157,7 +170,7 @@ fn settle(seen: &Observed, spec: &ValidDeployment, canary: &CanaryStatus, now: T
         Waiting::soon("WaitingForGateway", message)
     };
     let is_silent = now.duration_since(canary.start_time.0) >= SILENCE;
-    let refused = acceptance(seen, spec).filter(|(accepted, ..)| !accepted);
+    let refused = acceptance(seen, spec).filter(|(accepted, ..)| *accepted != Some(true));
     let waiting = refused.map(|(_, reason, message)| Waiting::soon(reason, message));
     Step::Canary { canary: Some(canary.clone()), waiting: waiting.or_else(|| is_silent.then(silent)) }
 }
@@ -165,7 +178,7 @@ fn settle(seen: &Observed, spec: &ValidDeployment, canary: &CanaryStatus, now: T
 /// Whether the Gateways go by a route with this share.
 fn is_taken(seen: &Observed, spec: &ValidDeployment, share: Option<&Share>) -> bool {
     match (&seen.route, &spec.route) {
-        (RouteSeen::NotServed, _) => true,
+        (RouteSeen::NotServed | RouteSeen::Foreign, _) => true,
         (RouteSeen::Served(existing), None) => existing.is_none(),
         (RouteSeen::Served(existing), Some(canary)) => existing
             .as_ref()
@@ -261,32 +274,34 @@ pub fn was_approved(old: &ModelDeploymentStatus, next: &ModelDeploymentStatus) -
     Some(went_on || next.promotion.as_ref().is_some_and(|promotion| promotion.to == waited.revision))
 }
 
-/// What the Gateways say about the route, for the condition `RouteAccepted`; `None` where no route is asked for.
-pub fn acceptance(seen: &Observed, spec: &ValidDeployment) -> Option<(bool, &'static str, String)> {
+/// What the Gateways say about the route, for the condition `RouteAccepted`; `None` where no route is asked for. Whether it is
+/// accepted is not known before they have said.
+pub fn acceptance(seen: &Observed, spec: &ValidDeployment) -> Option<(Option<bool>, &'static str, String)> {
     let canary = spec.route.as_ref()?;
     let existing = match &seen.route {
-        RouteSeen::NotServed => return Some((false, NOT_INSTALLED, not_installed())),
+        RouteSeen::NotServed => return Some((Some(false), NOT_INSTALLED, not_installed())),
+        RouteSeen::Foreign => return Some((Some(false), NAME_TAKEN, name_taken(spec))),
         RouteSeen::Served(existing) => existing.as_ref(),
     };
     let gateways: Vec<&str> = canary.parent_refs.iter().map(|parent| parent.name.as_str()).collect();
     let gateways = gateways.join(", ");
     Some(match existing.map(|existing| route::verdict(existing)) {
         Some(Verdict::Accepted | Verdict::Stale) => {
-            (true, "Accepted", format!("HTTPRoute {} hangs on {gateways}", spec.name))
+            (Some(true), "Accepted", format!("HTTPRoute {} hangs on {gateways}", spec.name))
         }
         Some(Verdict::Refused(reason, message)) => {
             let message = format!(
                 "HTTPRoute {} is not taken as it is: {reason}: {message}; correct strategy.canary.parentRefs and hostnames, or the Gateway",
                 spec.name
             );
-            (false, "RouteRefused", message)
+            (Some(false), "RouteRefused", message)
         }
         Some(Verdict::Pending) | None => {
             let message = format!(
                 "no controller has answered for HTTPRoute {} on each of {gateways} yet; is there such a Gateway, and a controller of its class?",
                 spec.name
             );
-            (false, "WaitingForGateway", message)
+            (None, "WaitingForGateway", message)
         }
     })
 }

@@ -24,10 +24,12 @@ pub struct Desired {
     pub record: Option<(Revision, i64)>,
     /// A revision whose Deployment should exist, and the pods that it starts with.
     pub create: Option<(Revision, i32)>,
-    /// The candidate, where its Deployment does not say yet which gate it is put to.
+    /// The revision that is judged, where its Deployment does not say yet by which gate.
     pub gate: Option<RevisionName>,
     /// Where the Service leads.
     pub traffic: Destination,
+    /// Whether the Service comes before everything else.
+    pub is_urgent: bool,
     /// What becomes of a Service that was there before.
     pub former: takeover::Wanted,
     /// The revision that the preview shows.
@@ -92,17 +94,14 @@ pub fn desired(
     Desired {
         record: record(seen, wanted, step),
         create: create(seen, spec, wanted, step),
-        gate: candidate
-            .filter(|candidate| {
-                let this = seen.revisions.get(&candidate.name);
-                this.is_some_and(|this| this.gate.as_deref() != Some(&spec.gate.hash))
-            })
-            .map(|candidate| candidate.name.clone()),
+        gate: judged(wanted, candidate, live.as_ref(), step)
+            .filter(|name| seen.revisions.get(name).is_some_and(|this| this.gate.as_deref() != Some(&spec.gate.hash))),
         traffic: match step {
             Step::Switch(to) | Step::SwitchBack(to) => Destination::gated(to),
             Step::Restore(to) => to.as_ref().map_or_else(Destination::none, Destination::gated),
             _ => Destination::unchanged(live.as_ref()),
         },
+        is_urgent: step.goes_back(),
         former: takeover::Wanted::of(seen, spec, step, now),
         preview: candidate.map(|candidate| candidate.name.clone()).or(live),
         replicas: replicas(seen, spec, candidate, step, &used),
@@ -118,6 +117,21 @@ pub fn desired(
     }
 }
 
+/// The revision that the gate of today judges. What is rejected under traffic may have come to it by another one, and would
+/// be tried again by the one that rejected it.
+fn judged(
+    wanted: Option<&Revision>,
+    candidate: Option<&Revision>,
+    live: Option<&RevisionName>,
+    step: &Step,
+) -> Option<RevisionName> {
+    match step {
+        Step::GiveUp { .. } | Step::Withdraw(_) => live.cloned(),
+        Step::Reject(_) => wanted.map(|wanted| wanted.name.clone()),
+        _ => candidate.map(|candidate| candidate.name.clone()),
+    }
+}
+
 /// The revisions that have a reason to run.
 fn used(
     seen: &Observed,
@@ -130,6 +144,8 @@ fn used(
         next.stable_revision.as_deref(),
         seen.status.stable_revision.as_deref(),
         promotion.map(|promotion| promotion.to.as_str()),
+        // On the way back from a switch that was not confirmed nothing else says that callers may still reach it.
+        promotion.and_then(|promotion| promotion.from.as_deref()),
         // Also while its share is taken back: a Gateway may still send requests.
         next.canary.as_ref().map(|canary| canary.revision.as_str()),
         seen.status.canary.as_ref().map(|canary| canary.revision.as_str()),

@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 
-use anneal_api::resources::{Approval, ModelDeploymentStatus, Performance, condition, set_condition};
+use anneal_api::resources::{Approval, ModelDeploymentStatus, Performance, condition, set_condition, unknown};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -106,15 +106,15 @@ pub fn record(status: &mut ModelDeploymentStatus, seen: &Observed, spec: &ValidD
     // What is said is what is written down beside it.
     let known = status.performance.as_ref().map(measured);
     let (is_degraded, reason, message) = match known.as_ref().map(|known| (bounds.breach(known), known)) {
-        Some((Some(breach), _)) => (true, breach.reason, breach.message),
+        Some((Some(breach), _)) => (Some(true), breach.reason, breach.message),
         Some((None, known)) if !bounds.is_enough(known) => {
             let (count, least) = (known.feedback_count, bounds.min_count());
             let message =
                 format!("{count} of feedback.minCount {least} true classes are known; send more to /feedback");
-            (false, "TooLittleFeedback", message)
+            (None, "TooLittleFeedback", message)
         }
         Some((None, known)) => (
-            false,
+            Some(false),
             WITHIN_BOUNDS,
             format!(
                 "the accuracy over {} true classes is {}",
@@ -122,9 +122,12 @@ pub fn record(status: &mut ModelDeploymentStatus, seen: &Observed, spec: &ValidD
                 known.accuracy.unwrap_or_default()
             ),
         ),
-        None => (false, "NotRead", "the pods have not been read yet".to_owned()),
+        None => (None, "NotRead", "the pods have not been read yet".to_owned()),
     };
-    let new = condition(PERFORMANCE_DEGRADED, is_degraded, reason, &message, status.observed_generation);
+    let new = match is_degraded {
+        Some(it) => condition(PERFORMANCE_DEGRADED, it, reason, &message, status.observed_generation),
+        None => unknown(PERFORMANCE_DEGRADED, reason, &message, status.observed_generation),
+    };
     set_condition(&mut status.conditions, new, now);
 }
 

@@ -24,15 +24,19 @@ mod watches;
 #[cfg(test)]
 mod tests;
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anneal_api::resources::{DeploymentPhase, ModelDeployment, ModelDeploymentStatus};
 use futures::channel::mpsc;
 use jiff::Timestamp;
 use kube::{
-    Resource,
+    Resource, ResourceExt,
     runtime::{controller::Action, reflector::ObjectRef},
 };
+use tracing::warn;
 
 use crate::{
     cluster::{self, ClusterError},
@@ -80,25 +84,39 @@ pub async fn reconcile(known: Arc<ModelDeployment>, context: Arc<Context>) -> Re
     let seen = match Box::pin(observe::observe(&context, &known)).await {
         Ok(Some(seen)) => seen,
         // Everything that a deployment makes is collected with it.
-        Ok(None) => return Ok(Action::await_change()),
+        Ok(None) => {
+            takeover::leave(&context, &known).await?;
+            return Ok(Action::await_change());
+        }
         Err(problem) => return blocked(&context, &known, problem, now).await,
     };
     let plan = match validate::validate(&seen.owner) {
         Ok(spec) => {
             let plan = plan::plan(&seen, &spec, now);
+            let held = plan.desired.as_ref().and_then(|it| takeover::finalizers(&seen, it.former));
+            if let Some(finalizers) = held {
+                takeover::hold(&context, &seen.owner, &finalizers).await?;
+                // With the deployment as it is now.
+                return Ok(Action::requeue(Duration::ZERO));
+            }
             let writes =
                 plan.desired.iter().flat_map(|it| apply::writes(&seen, &spec, it, &context.settings)).collect();
-            if let Err(problem) = apply::carry_out(&context, &spec, writes).await {
-                return blocked(&context, &seen.owner, problem, now).await;
+            match apply::carry_out(&context, &spec, writes).await {
+                // What is refused beside the Service must not keep the way back from being written down and gone to its end.
+                Err(problem) if plan.step.goes_back() && problem.is_users() => {
+                    warn!(%problem, deployment = spec.name, namespace = spec.namespace, "refused on the way back");
+                }
+                Err(problem) => return blocked(&context, &seen.owner, problem, now).await,
+                Ok(()) => {}
             }
             follow(&context, &seen, &spec, &plan);
             plan
         }
         Err(problem) => plan::refuse(&seen, &problem, now),
     };
-    record(&context, &seen.owner, &plan.status, &plan.events).await?;
+    let version = record(&context, &seen.owner, &plan.status, &plan.events).await?;
     // Last, so that a request which an interrupted reconcile did not see through is seen again.
-    apply::consume(&context, &seen.owner, &plan.answered).await?;
+    apply::consume(&context, &seen.owner, version.as_deref(), &plan.answered).await?;
     match plan.step {
         plan::Step::HandOver(_) if plan.status.phase == Some(DeploymentPhase::Degraded) => {}
         plan::Step::HandOver(_) => context.metrics.rollout_finished("promoted"),
@@ -143,18 +161,21 @@ fn follow(context: &Context, seen: &observe::Observed, spec: &validate::ValidDep
     context.signals.follow(key, window, targets(revision), spec.gate.limits);
 }
 
-/// Writes the status where it changed, then tells of it: an Event is never told twice when the status is refused.
+/// Writes the status where it changed, then tells of it: an Event is never told twice when the status is refused. Returns the
+/// version of the deployment as it was observed, with this status.
 async fn record(
     context: &Context,
     owner: &ModelDeployment,
     status: &ModelDeploymentStatus,
     events: &[Transition],
-) -> Result<(), Error> {
-    if owner.status.as_ref() != Some(status) {
-        cluster::write_status(&context.client, owner, status).await?;
-    }
+) -> Result<Option<String>, Error> {
+    let version = if owner.status.as_ref() == Some(status) {
+        owner.resource_version()
+    } else {
+        cluster::write_status(&context.client, owner, status).await?.resource_version()
+    };
     context.publish(&owner.object_ref(&()), events).await;
-    Ok(())
+    Ok(version)
 }
 
 /// Tells of a problem that the user can mend; any other one is tried again.

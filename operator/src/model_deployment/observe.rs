@@ -222,11 +222,7 @@ pub async fn observe(context: &Context, known: &ModelDeployment) -> Result<Optio
 
 /// Reads an object that nobody else may own.
 async fn own<K: Object>(context: &Context, namespace: &str, name: &str, uid: &str) -> Result<Option<K>, ClusterError> {
-    only_own(cluster::get(&context.client, namespace, name).await?, name, uid)
-}
-
-fn only_own<K: Object>(found: Option<K>, name: &str, uid: &str) -> Result<Option<K>, ClusterError> {
-    match found {
+    match cluster::get(&context.client, namespace, name).await? {
         Some(object) if !is_controlled_by(&object, uid) => Err(ClusterError::Foreign {
             kind: K::kind(&()).into_owned(),
             name: name.to_owned(),
@@ -239,9 +235,9 @@ fn only_own<K: Object>(found: Option<K>, name: &str, uid: &str) -> Result<Option
 async fn run(context: &Context, owner: &ModelDeployment) -> Result<Option<TrainingRun>, ClusterError> {
     let (namespace, model) = (owner.namespace().unwrap_or_default(), &owner.spec.model);
     if let Some(selector) = model.training_run_selector.as_ref().filter(|it| !it.match_labels.is_empty()) {
-        let labels: Vec<String> = selector.match_labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
-        let runs = cluster::list::<TrainingRun>(&context.client, &namespace, &labels.join(",")).await?;
-        return Ok(runs::newest_success(runs));
+        let mut runs = context.runs_of(&namespace).await?;
+        runs.retain(|run| selector.matches(run.labels()));
+        return Ok(runs::newest_success(runs).map(Arc::unwrap_or_clone));
     }
     match &model.training_run_ref {
         Some(run) => cluster::get(&context.client, &namespace, &run.name).await,
@@ -278,7 +274,9 @@ async fn gateways(
     let (client, namespace, name) = (&context.client, owner.namespace().unwrap_or_default(), owner.name_any());
     let uid = owner.uid().unwrap_or_default();
     let route = match cluster::get_if_served::<HTTPRoute>(client, &namespace, &name).await? {
-        Some(found) => RouteSeen::Served(only_own(found, &name, &uid)?.map(Box::new)),
+        // No reason to leave alone what serves: a way back needs no route.
+        Some(Some(found)) if !is_controlled_by(&found, &uid) => RouteSeen::Foreign,
+        Some(found) => RouteSeen::Served(found.map(Box::new)),
         None => RouteSeen::NotServed,
     };
     let labels = format!("{}={name},{}=backend", label::DEPLOYMENT, label::COMPONENT);

@@ -12,6 +12,7 @@ use super::{
     preflight,
     requests::{self, ABORTED, Requests},
     revision::{Past, Revision, RevisionName, Waiting, wanted},
+    route::RouteSeen,
     soak, status, takeover,
     validate::{SpecError, ValidDeployment},
 };
@@ -145,6 +146,14 @@ impl Step {
         )
     }
 
+    /// Whether callers get back what served before, or what serves by the status: nothing else may hold that up.
+    pub fn goes_back(&self) -> bool {
+        matches!(
+            self,
+            Self::GiveUp { .. } | Self::SwitchBack(_) | Self::Restore(_) | Self::Withdraw(_) | Self::GiveBack
+        )
+    }
+
     /// What holds the candidate up.
     pub fn waiting(&self) -> Option<&Waiting> {
         match self {
@@ -193,6 +202,9 @@ fn decide(seen: &Observed, spec: &ValidDeployment, wanted: &Result<Revision, Wai
     if let Some(step) = takeover::fall_back(seen, spec, now) {
         return step;
     }
+    if let Some(step) = soak::turn_back(seen) {
+        return step;
+    }
     if is_astray(seen, live.as_ref()) {
         return Step::Restore(Gated::stable(&seen.status));
     }
@@ -207,7 +219,7 @@ fn decide(seen: &Observed, spec: &ValidDeployment, wanted: &Result<Revision, Wai
         Ok(revision) if live.as_ref() == Some(&revision.name) => {
             feedback::refusal(seen, spec, &revision.name).map_or(Step::Settle, Step::Reject)
         }
-        Ok(revision) => match canary::failure(seen, spec, &revision.name) {
+        Ok(revision) => match canary::failure(seen, spec, &revision.name).or_else(|| aborted(seen, &revision.name)) {
             Some(refusal) => Step::Reject(refusal),
             None if spec.paused => Step::Pause,
             None => takeover::hindrance(seen, spec, revision)
@@ -275,6 +287,17 @@ pub fn needed(seen: &Observed, spec: &ValidDeployment) -> i32 {
     spec.size.least().max(live).max(takeover::serving(seen))
 }
 
+/// Why the revision on its way must not go on, where somebody said stop. That is heard in a pause, too.
+fn aborted(seen: &Observed, revision: &RevisionName) -> Option<Refusal> {
+    let is_under_way = seen.status.candidate_revision.as_deref() == Some(revision.as_str());
+    (is_under_way && Requests::of(&seen.owner).aborts(revision)).then(|| {
+        let message = format!(
+            "the rollout of revision {revision} was aborted on request; correct the spec, or annotate it with anneal.dev/retry=true"
+        );
+        Refusal { reason: ABORTED, message }
+    })
+}
+
 fn roll_out(seen: &Observed, spec: &ValidDeployment, revision: &Revision, now: Timestamp) -> Step {
     let requests = Requests::of(&seen.owner);
     let entry = gate::entry(&seen.status, &revision.name);
@@ -295,14 +318,6 @@ fn roll_out(seen: &Observed, spec: &ValidDeployment, revision: &Revision, now: T
     }
     if let Some(waiting) = canary::hindrance(seen, spec, revision, now) {
         return Step::Wait(waiting);
-    }
-    let is_under_way = seen.status.candidate_revision.as_deref() == Some(revision.name.as_str());
-    if is_under_way && requests.aborts(&revision.name) {
-        let message = format!(
-            "the rollout of revision {} was aborted on request; correct the spec, or annotate it with anneal.dev/retry=true",
-            revision.name
-        );
-        return Step::Reject(Refusal { reason: ABORTED, message });
     }
     let started = started(&seen.status, &revision.name, now);
     let step = this.map_or(Step::Load(None), |this| advance(seen, spec, revision, this, started, now));
@@ -469,8 +484,8 @@ fn wake(seen: &Observed, spec: &ValidDeployment, status: &ModelDeploymentStatus,
     }
     let held = held(seen, spec, now).map(|(_, until)| until);
     wake = held.into_iter().chain(takeover::until(seen, spec)).fold(wake, Wake::or_at);
-    // Nothing tells of somebody else's autoscaler that goes.
-    if seen.has_foreign_autoscaler {
+    // Nothing tells of somebody else's autoscaler or route that goes.
+    if seen.has_foreign_autoscaler || seen.route == RouteSeen::Foreign {
         wake = wake.or_at(after(POLL * 3));
     }
     if let Some(look) = canary::wake(status, spec, step, now) {

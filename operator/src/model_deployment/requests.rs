@@ -91,7 +91,11 @@ pub fn answered(
         let is_aborted = |rejection: &anneal_api::resources::Rejection| rejection.reason == ABORTED;
         let aborted = entry.is_some_and(|entry| entry.rejection.as_ref().is_some_and(is_aborted));
         let why = "no rollout of that revision is under way, and no former revision is held; `pinnedRevision` goes back further";
-        answer(request::ABORT, "NothingToAbort", aborted, why);
+        // In the midst of a switch nobody can tell yet: the soak that follows can.
+        let is_early = matches!(step, Step::Confirm | Step::HandOver(_) | Step::Restore(_) | Step::SwitchBack(_));
+        if aborted || !is_early {
+            answer(request::ABORT, "NothingToAbort", aborted, why);
+        }
     }
     if requests.retry.is_some() {
         let retried = wanted.is_some_and(|wanted| requests.retries(&wanted.name)) && step.has_candidate();

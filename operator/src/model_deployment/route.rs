@@ -13,7 +13,7 @@ use super::{
     revision::RevisionName,
     validate::ValidDeployment,
 };
-use crate::{children, cluster::says_the_same};
+use crate::children;
 
 /// What an `HTTPRoute` says, as far as the operator writes it.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -30,11 +30,25 @@ use crate::{children, cluster::says_the_same};
 #[serde(rename_all = "camelCase", default)]
 pub struct RouteSpec {
     /// Gateways that it hangs on.
-    pub parent_refs: Vec<ParentRef>,
+    pub parent_refs: Vec<Parent>,
     /// Host names that it answers to.
     pub hostnames: Vec<String>,
     /// Which requests go where.
     pub rules: Vec<Rule>,
+}
+
+/// Fields that the operator does not write: the API server's defaults, and what users add, as timeouts and filters.
+pub type Others = serde_json::Map<String, serde_json::Value>;
+
+/// A Gateway.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Parent {
+    /// As the spec names it.
+    #[serde(flatten)]
+    pub gateway: ParentRef,
+    /// What else is said.
+    #[serde(flatten)]
+    pub others: Others,
 }
 
 /// Requests, and where they go.
@@ -45,6 +59,9 @@ pub struct Rule {
     pub matches: Vec<Match>,
     /// Where they go.
     pub backend_refs: Vec<BackendRef>,
+    /// What else is said.
+    #[serde(flatten)]
+    pub others: Others,
 }
 
 /// What makes a request one of a rule's.
@@ -56,6 +73,9 @@ pub struct Match {
     /// Its headers, all of them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub headers: Vec<HeaderMatch>,
+    /// What else a request must have.
+    #[serde(flatten)]
+    pub others: Others,
 }
 
 /// A path; the default is every path.
@@ -84,6 +104,9 @@ pub struct BackendRef {
     pub port: i32,
     /// Its share, in proportion to those of the others.
     pub weight: i32,
+    /// What else is said.
+    #[serde(flatten)]
+    pub others: Others,
 }
 
 /// What the Gateways' controllers say about a route.
@@ -107,6 +130,8 @@ pub struct ParentStatus {
 pub enum RouteSeen {
     /// The cluster does not know the kind: the Gateway API is not installed.
     NotServed,
+    /// A route of this name belongs to somebody else.
+    Foreign,
     /// The route, where there is one.
     Served(Option<Box<HTTPRoute>>),
 }
@@ -116,18 +141,20 @@ impl RouteSeen {
     pub fn route(&self) -> Option<&HTTPRoute> {
         match self {
             Self::Served(route) => route.as_deref(),
-            Self::NotServed => None,
+            Self::NotServed | Self::Foreign => None,
         }
     }
 }
 
 /// The route as it should be; with a share, the candidate's own Service is beside the stable one.
 pub fn route(owner: &ModelDeployment, spec: &ValidDeployment, canary: &Canary, share: Option<&Share>) -> HTTPRoute {
-    let stable = |weight| BackendRef { name: spec.name.clone(), port: spec.service.port, weight };
+    let others = Others::new;
+    let stable = |weight| BackendRef { name: spec.name.clone(), port: spec.service.port, weight, others: others() };
     let candidate = |share: &Share, weight| BackendRef {
         name: revision_name(&spec.name, share.to.name()),
         port: BACKEND_PORT,
         weight,
+        others: others(),
     };
     let every_request = || vec![Match::default()];
     let chosen = |share: &Share| Rule {
@@ -137,6 +164,7 @@ pub fn route(owner: &ModelDeployment, spec: &ValidDeployment, canary: &Canary, s
             .map(|RequestMatch { headers }| Match { headers: headers.clone(), ..Match::default() })
             .collect(),
         backend_refs: vec![candidate(share, 1)],
+        others: others(),
     };
     let shared = match share {
         Some(share) => vec![stable(100 - share.weight), candidate(share, share.weight)],
@@ -147,9 +175,13 @@ pub fn route(owner: &ModelDeployment, spec: &ValidDeployment, canary: &Canary, s
     HTTPRoute {
         metadata: children::metadata(owner, name.clone(), revision_labels("route", &name, None)),
         spec: RouteSpec {
-            parent_refs: canary.parent_refs.clone(),
+            parent_refs: canary
+                .parent_refs
+                .iter()
+                .map(|gateway| Parent { gateway: gateway.clone(), others: others() })
+                .collect(),
             hostnames: canary.hostnames.clone(),
-            rules: rules.chain([Rule { matches: every_request(), backend_refs: shared }]).collect(),
+            rules: rules.chain([Rule { matches: every_request(), backend_refs: shared, others: others() }]).collect(),
         },
         status: None,
     }
@@ -164,9 +196,33 @@ pub fn backend(owner: &ModelDeployment, revision: &RevisionName) -> Service {
     service
 }
 
+/// Fields that decide where requests go, with the values that the operator's own have by default.
+const PLACES: [(&str, Option<&str>); 3] = [("group", Some("")), ("kind", Some("Service")), ("namespace", None)];
+
+/// What the route should say, given what it says: fields that others added to a rule, a backend or a Gateway stay with it.
+pub fn beside(mut wanted: RouteSpec, existing: &RouteSpec) -> RouteSpec {
+    for parent in &mut wanted.parent_refs {
+        let same = existing.parent_refs.iter().find(|it| it.gateway == parent.gateway);
+        parent.others = same.map(|it| it.others.clone()).unwrap_or_default();
+    }
+    for rule in &mut wanted.rules {
+        let Some(same) = existing.rules.iter().find(|it| it.matches == rule.matches) else { continue };
+        rule.others.clone_from(&same.others);
+        for backend in &mut rule.backend_refs {
+            let same = same.backend_refs.iter().find(|it| it.name == backend.name);
+            backend.others = same.map(|it| it.others.clone()).unwrap_or_default();
+            for (field, own) in PLACES {
+                let is_said = backend.others.remove(field).is_some();
+                backend.others.extend(own.filter(|_| is_said).map(|own| (field.to_owned(), own.into())));
+            }
+        }
+    }
+    wanted
+}
+
 /// Whether the route says just this, and the Gateways have taken it as it is now.
 pub fn is_taken(wanted: &HTTPRoute, existing: &HTTPRoute) -> bool {
-    says_the_same(&wanted.spec, &existing.spec) && verdict(existing) == Verdict::Accepted
+    beside(wanted.spec.clone(), &existing.spec) == existing.spec && verdict(existing) == Verdict::Accepted
 }
 
 /// What the Gateways make of a route.
@@ -246,6 +302,69 @@ mod tests {
         ]);
         assert_eq!(found[1]["backendRefs"], weights);
         assert_eq!(rules(&canary, None).as_array().map(Vec::len), Some(1), "nobody is a tester of nothing");
+    }
+
+    /// The route as the API server keeps it, with these fields set on its only rule.
+    fn kept(rule: &Value) -> HTTPRoute {
+        let mut all = json!({
+            "matches": [{"path": {"type": "PathPrefix", "value": "/"}}],
+            "backendRefs": [{"group": "", "kind": "Service", "name": "cats", "port": 80, "weight": 1}],
+        });
+        crate::model_deployment::tests::simulation::merge(&mut all, rule.clone());
+        let gateway = json!({"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "edge"});
+        let spec = json!({"parentRefs": [gateway], "rules": [all]});
+        serde_json::from_value(json!({"metadata": {"name": "cats"}, "spec": spec})).expect("a route")
+    }
+
+    /// What would be written over it.
+    fn written(canary: &Value, existing: &HTTPRoute, share: Option<&Share>) -> Option<Value> {
+        let (owner, spec) = spec(canary);
+        let wanted = route(&owner, &spec, spec.route.as_ref().expect("a route"), share);
+        let wanted = beside(wanted.spec, &existing.spec);
+        (wanted != existing.spec).then(|| serde_json::to_value(wanted).expect("json"))
+    }
+
+    #[test]
+    fn what_users_add_to_a_rule_stays_with_it() {
+        let canary = json!({"parentRefs": [{"name": "edge"}], "steps": [{"setWeight": 10}]});
+        let timeouts = json!({"request": "30s"});
+        let existing = kept(&json!({"timeouts": timeouts}));
+        assert_eq!(written(&canary, &existing, None), None, "nor is it a reason to write");
+        let found = written(&canary, &existing, Some(&share(10))).expect("a share");
+        assert_eq!(found["rules"][0]["timeouts"], timeouts);
+        assert_eq!(found["rules"][0]["backendRefs"][0]["kind"], "Service");
+        assert_eq!(found["parentRefs"][0]["kind"], "Gateway");
+    }
+
+    #[test]
+    fn where_requests_go_is_the_operators_alone() {
+        let canary = json!({"parentRefs": [{"name": "edge"}], "steps": [{"setWeight": 10}]});
+        let backend = json!({"name": "cats", "port": 80, "weight": 1, "kind": "Other", "namespace": "b"});
+        let found = written(&canary, &kept(&json!({"backendRefs": [backend]})), None).expect("it is set back");
+        let own = json!([{"name": "cats", "port": 80, "weight": 1, "kind": "Service"}]);
+        assert_eq!(found["rules"][0]["backendRefs"], own);
+        let fewer = json!([{"path": {"type": "PathPrefix", "value": "/"}, "method": "POST"}]);
+        let found = written(&canary, &kept(&json!({"matches": fewer})), None).expect("it is set back");
+        assert_eq!(found["rules"][0]["matches"], json!([{"path": {"type": "PathPrefix", "value": "/"}}]));
+    }
+
+    #[test]
+    fn what_is_taken_out_of_the_spec_is_taken_out_of_the_route() {
+        let parent = |more: Value| {
+            let mut parent = json!({"name": "edge"});
+            crate::model_deployment::tests::simulation::merge(&mut parent, more);
+            json!({"parentRefs": [parent], "steps": [{"setWeight": 10}]})
+        };
+        let mut existing = kept(&json!({}));
+        existing.spec.parent_refs[0].gateway.section_name = Some("https".to_owned());
+        assert_eq!(written(&parent(json!({"sectionName": "https"})), &existing, None), None);
+        let found = written(&parent(json!({})), &existing, None).expect("any listener");
+        assert_eq!(found["parentRefs"], json!([{"name": "edge"}]));
+        let mut existing = kept(&json!({}));
+        existing.spec.hostnames = vec!["cats.example.com".to_owned()];
+        assert_eq!(written(&parent(json!({})), &existing, None).expect("any host")["hostnames"], json!([]));
+        let headers = json!({"matches": [{"path": {"type": "PathPrefix", "value": "/"}, "headers": [{"name": "a", "value": "b"}]}]});
+        assert!(written(&parent(json!({})), &kept(&headers), None).is_some(), "every request");
     }
 
     #[test]

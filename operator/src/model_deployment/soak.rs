@@ -24,11 +24,35 @@ pub fn fall_back(seen: &Observed, spec: &ValidDeployment, now: Timestamp) -> Opt
         return Some(Step::SwitchBack(to));
     }
     let (reason, why) = reason(seen, spec, &live, entry.promoted_time.as_ref()?.0)?;
+    Some(give_up(&live, to, reason, &why))
+}
+
+fn give_up(live: &RevisionName, to: Gated, reason: &'static str, why: &str) -> Step {
     let message = format!(
         "revision {live} gave the traffic back to {}: {why}; correct the spec, or annotate it with anneal.dev/retry=true",
         to.name()
     );
-    Some(Step::GiveUp { to, refusal: Refusal { reason, message } })
+    Step::GiveUp { to, refusal: Refusal { reason, message } }
+}
+
+/// The way back from a switch that is made and not confirmed: it may never be, where the new revision has lost its pods.
+pub fn turn_back(seen: &Observed) -> Option<Step> {
+    let (status, live) = (&seen.status, seen.live()?);
+    let promotion = status.promotion.as_ref()?;
+    let from = RevisionName::parse(promotion.from.as_deref()?)?;
+    let is_rejected = |revision| gate::entry(status, revision).is_some_and(|entry| entry.rejection.is_some());
+    if from == live && is_rejected(&live) && status.stable_revision.as_ref() == Some(&promotion.to) {
+        return Gated::held(seen, &RevisionName::parse(&promotion.to)?).map(Step::SwitchBack);
+    }
+    let to = Gated::held(seen, &from).filter(|_| promotion.to == live.as_str() && !is_rejected(&from))?;
+    let aborted = Requests::of(&seen.owner).aborts(&live).then(|| (ABORTED, "it was aborted on request".to_owned()));
+    let why = || match seen.revisions.get(&live) {
+        Some(revision) => none_ready(revision),
+        None => Some("its Deployment is gone".to_owned()),
+    };
+    let failed = || why().map(|why| ("SoakFailed", why));
+    let (reason, why) = aborted.or_else(failed)?;
+    Some(give_up(&live, to, reason, &why))
 }
 
 /// Why the revision that got the traffic at that time must give it back, in a word and in a sentence.
@@ -60,6 +84,10 @@ pub fn failure(
         let why = pod.trouble.as_ref().map_or_else(String::new, |trouble| format!(": {}", trouble.message));
         return Some(format!("a pod of it crashed under traffic{why}"));
     }
-    let none_ready = !revision.pods.iter().any(|pod| pod.ready);
-    none_ready.then(|| "none of its pods takes requests any more".to_owned())
+    none_ready(revision)
+}
+
+fn none_ready(revision: &RevisionSeen) -> Option<String> {
+    let is_any = revision.pods.iter().any(|pod| pod.ready);
+    (!is_any).then(|| "none of its pods takes requests any more".to_owned())
 }

@@ -3,7 +3,7 @@
 use anneal_api::{
     names::label,
     resources::{
-        DeploymentPhase, ModelDeploymentStatus, Promotion, Rejection, RevisionStatus, condition, set_condition,
+        DeploymentPhase, ModelDeploymentStatus, Promotion, Rejection, RevisionStatus, condition, set_condition, unknown,
     },
     smoke::{SmokeReport, Verdict},
     termination::cut,
@@ -117,7 +117,10 @@ pub fn next(
     set_condition(&mut status.conditions, impaired, now);
     match canary::acceptance(seen, spec) {
         Some((value, reason, message)) => {
-            let accepted = condition(ROUTE_ACCEPTED, value, reason, &message, status.observed_generation);
+            let accepted = match value {
+                Some(it) => condition(ROUTE_ACCEPTED, it, reason, &message, status.observed_generation),
+                None => unknown(ROUTE_ACCEPTED, reason, &message, status.observed_generation),
+            };
             set_condition(&mut status.conditions, accepted, now);
         }
         // It tells the next look that there is something to take away.
@@ -366,7 +369,9 @@ pub fn transitions(
         events.push(Transition::warning("SelectorRestored", note));
     }
     if let Some(former) = old.candidate_revision.as_ref().filter(|former| {
-        let is_over = new.stable_revision.as_ref() == Some(former) || matches!(step, Step::Reject(_));
+        let is_over = new.stable_revision.as_ref() == Some(former)
+            || matches!(step, Step::Reject(_))
+            || is_rejected(new, Some(former));
         new.candidate_revision.as_ref() != Some(former) && !is_over
     }) {
         events.push(Transition::normal("RolloutCancelled", format!("revision {former} is not wanted any more")));
@@ -408,7 +413,7 @@ pub fn transitions(
         );
         events.push(Transition::normal("WeightSet", note));
     }
-    let refused = ["GatewayApiNotInstalled", "RouteRefused"].into_iter();
+    let refused = [canary::NOT_INSTALLED, canary::NAME_TAKEN, "RouteRefused"].into_iter();
     events.extend(refused.filter(|it| reason_of(new, ROUTE_ACCEPTED) == Some(it)).filter_map(|reason| {
         let is_told = reason_of(old, ROUTE_ACCEPTED) == Some(reason)
             || step.waiting().is_some_and(|waiting| waiting.reason == reason);

@@ -12,7 +12,7 @@ use anneal_api::{
 };
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, Service, ServicePort};
-use kube::ResourceExt;
+use kube::{Resource, ResourceExt};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -315,6 +315,56 @@ fn give_back(before: &Before, existing: &Service, owner: &ModelDeployment) -> Va
     })
 }
 
+/// The finalizers that the deployment is to have before a step that wants this of the Service, where it has others. For as
+/// long as the Service may be wanted back, it is given back before a deployment that is deleted takes it along.
+pub fn finalizers(seen: &Observed, wanted: Wanted) -> Option<Vec<String>> {
+    let is_needed = seen.taken().is_some() || (seen.offered().is_some() && wanted == Wanted::Traffic);
+    let has = seen.owner.finalizers().iter().any(|it| it == TAKE_OVER);
+    (is_needed != has).then(|| {
+        let others = seen.owner.finalizers().iter().filter(|it| *it != TAKE_OVER).cloned();
+        others.chain(is_needed.then(|| TAKE_OVER.to_owned())).collect()
+    })
+}
+
+/// Writes the finalizers of a deployment.
+///
+/// # Errors
+/// When the API server does not answer or refuses, as where the deployment has changed.
+pub async fn hold(context: &Context, owner: &ModelDeployment, finalizers: &[String]) -> Result<(), ClusterError> {
+    let patch = json!({"metadata": {"resourceVersion": owner.resource_version(), "finalizers": finalizers}});
+    let (namespace, name) = (owner.namespace().unwrap_or_default(), owner.name_any());
+    cluster::merge::<ModelDeployment>(&context.client, &namespace, &name, &patch).await.map(|_| ())
+}
+
+/// Gives the Service back of a deployment that is being deleted while the former pods may still be wanted back.
+///
+/// # Errors
+/// When the API server does not answer or refuses.
+pub async fn leave(context: &Context, known: &ModelDeployment) -> Result<(), ClusterError> {
+    if !known.finalizers().iter().any(|it| it == TAKE_OVER) {
+        return Ok(());
+    }
+    let (namespace, name) = (known.namespace().unwrap_or_default(), known.name_any());
+    let owner: Option<ModelDeployment> = cluster::get(&context.client, &namespace, &name).await?;
+    let is_leaving =
+        |owner: &ModelDeployment| owner.uid() == known.uid() && owner.metadata.deletion_timestamp.is_some();
+    let Some(owner) = owner.filter(is_leaving) else { return Ok(()) };
+    let service = cluster::get::<Service>(&context.client, &namespace, &name).await?;
+    let taken = service.filter(|service| is_controlled_by(service, &owner.uid().unwrap_or_default()));
+    let before = |service: &Service| serde_json::from_str::<Before>(service.annotations().get(TAKEN_FROM)?).ok();
+    if let Some((service, before)) = taken.and_then(|service| before(&service).map(|before| (service, before))) {
+        let patch = give_back(&before, &service, &owner);
+        cluster::merge::<Service>(&context.client, &namespace, &name, &patch).await?;
+        context.publish(&owner.object_ref(&()), &[given_back(&before)]).await;
+    }
+    let others: Vec<String> = owner.finalizers().iter().filter(|it| *it != TAKE_OVER).cloned().collect();
+    hold(context, &owner, &others).await
+}
+
+fn given_back(before: &Before) -> Transition {
+    Transition::warning("ServiceGivenBack", format!("the Service leads to the pods of {} again", before.pods()))
+}
+
 /// What changed, in the words of Events.
 pub fn transitions(seen: &Observed, spec: &ValidDeployment, step: &Step, now: Timestamp) -> Option<Transition> {
     let former = seen.former.as_ref()?;
@@ -327,10 +377,7 @@ pub fn transitions(seen: &Observed, spec: &ValidDeployment, step: &Step, now: Ti
             );
             Some(Transition::normal("ServiceTakenOver", note))
         }
-        (Step::GiveBack, _) => {
-            let note = format!("the Service leads to the pods of {pods} again");
-            Some(Transition::warning("ServiceGivenBack", note))
-        }
+        (Step::GiveBack, _) => Some(given_back(&former.before)),
         (_, Wanted::Release) => {
             let note = format!(
                 "the pods of {pods} get no traffic any more and are their owner's to delete, with their autoscaler and disruption budget; take the Service out of the manifests that made it"

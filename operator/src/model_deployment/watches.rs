@@ -1,9 +1,10 @@
 //! What wakes the controller, and what is kept from waking it.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt::Debug,
     hash::{DefaultHasher, Hash, Hasher},
+    sync::Arc,
     time::Duration,
 };
 
@@ -21,7 +22,8 @@ use k8s_openapi::api::{
 };
 use kube::{
     Api, ResourceExt,
-    api::ListParams,
+    api::{ListParams, ObjectMeta},
+    core::{PartialObjectMeta, PartialObjectMetaExt},
     runtime::{
         controller::{Config, Controller},
         reflector::{ObjectRef, Store},
@@ -39,8 +41,15 @@ use crate::{
 /// How often it is asked whether a kind is there that the cluster lacks.
 const KIND_INTERVAL: Duration = Duration::from_secs(30);
 
+/// Longest time that a change of a run waits for the watch that the reconciles ask about runs.
+const RUN_TIMEOUT: Duration = Duration::from_secs(1);
+/// How often that one is asked.
+const RUN_INTERVAL: Duration = Duration::from_millis(20);
+/// Changes of runs that wait side by side.
+const RUNS_AT_ONCE: usize = 64;
+
 /// The controller with everything that wakes it.
-pub fn controller(context: &Context, namespace: Option<&str>, concurrency: u16) -> Controller<ModelDeployment> {
+pub fn controller(context: &Arc<Context>, namespace: Option<&str>, concurrency: u16) -> Controller<ModelDeployment> {
     let controller = controller::controller(api::<ModelDeployment>(context, namespace))
         .with_config(Config::default().concurrency(concurrency));
     let (of_runs, of_claims) = (controller.store(), controller.store());
@@ -50,9 +59,12 @@ pub fn controller(context: &Context, namespace: Option<&str>, concurrency: u16) 
         digest(&(&it.spec, preflight::of_autoscaler(it).map(|(reason, _)| reason)))
     });
     let budgets = changes(api::<PodDisruptionBudget>(context, namespace), own(), |it| digest(&it.spec));
+    // Whoever labels a run that has succeeded means a deployment to follow it.
     let runs = changes(api::<TrainingRun>(context, namespace), watch(), |run| {
-        digest(&run.status.as_ref().and_then(|status| status.phase))
+        digest(&(run.status.as_ref().and_then(|status| status.phase), run.labels()))
     });
+    let reader = context.clone();
+    let runs = runs.map(move |run| until_known(reader.clone(), run)).buffer_unordered(RUNS_AT_ONCE);
     let (known, becomes_known) = mpsc::unbounded();
     let claims = metadata_of::<PersistentVolumeClaim>(context, namespace, watch());
     controller
@@ -73,7 +85,7 @@ pub fn controller(context: &Context, namespace: Option<&str>, concurrency: u16) 
 fn routes(
     api: Api<HTTPRoute>,
     known: mpsc::UnboundedSender<()>,
-) -> impl Stream<Item = Result<HTTPRoute, watcher::Error>> + Send {
+) -> impl Stream<Item = watcher::Result<Changed<HTTPRoute>>> + Send {
     let once = move || {
         let (asked, known, own) = (api.clone(), known.clone(), watch().labels(label::DEPLOYMENT));
         let wait = async move {
@@ -111,34 +123,99 @@ fn is_not_served(problem: &watcher::Error) -> bool {
     }
 }
 
+/// Waits until the reconciles know as much of the run: they ask another watch than this one.
+async fn until_known(
+    context: Arc<Context>,
+    run: watcher::Result<Changed<TrainingRun>>,
+) -> watcher::Result<Changed<TrainingRun>> {
+    if let Ok(run) = &run {
+        // Where it never does, the next change or the resync looks again.
+        let _ = tokio::time::timeout(RUN_TIMEOUT, async {
+            while !is_known(&context, run) {
+                tokio::time::sleep(RUN_INTERVAL).await;
+            }
+        })
+        .await;
+    }
+    run
+}
+
+fn is_known(context: &Context, run: &Changed<TrainingRun>) -> bool {
+    let reference = ObjectRef::new(&run.name_any()).within(&run.namespace().unwrap_or_default());
+    let known = context.runs.get().and_then(|runs| runs.get(&reference));
+    let version = |of: Option<String>| of.and_then(|version| version.parse::<u64>().ok());
+    // One that the store lacks is gone, or has done nothing yet.
+    known.is_none_or(|known| version(known.resource_version()) >= version(run.resource_version()))
+}
+
+/// What is told of an object that changed.
+type Changed<K> = PartialObjectMeta<K>;
+
+/// What a watch has told so far.
+struct Told<K> {
+    /// The digest of each object, and what there is to say when it is gone.
+    known: HashMap<(Option<String>, String), (u64, Changed<K>)>,
+    /// What the list has that is under way.
+    listed: HashSet<(Option<String>, String)>,
+}
+
+impl<K> Default for Told<K> {
+    fn default() -> Self {
+        Self { known: HashMap::new(), listed: HashSet::new() }
+    }
+}
+
 /// The objects that are new, gone, or have another digest than before.
 fn changes<K: Object + Send + 'static>(
     api: Api<K>,
     config: watcher::Config,
     digest: fn(&K) -> u64,
-) -> impl Stream<Item = Result<K, watcher::Error>> + Send {
-    let mut known = HashMap::new();
-    events(api, config)
-        .filter_map(move |event| std::future::ready(event.map(|event| change(&mut known, event, digest)).transpose()))
+) -> impl Stream<Item = watcher::Result<Changed<K>>> + Send {
+    let mut told = Told::default();
+    events(api, config).flat_map(move |event| {
+        let changed = match event {
+            Ok(event) => change(&mut told, event, digest).into_iter().map(Ok).collect(),
+            Err(problem) => vec![Err(problem)],
+        };
+        futures::stream::iter(changed)
+    })
 }
 
-fn change<K: Object>(
-    known: &mut HashMap<(Option<String>, String), u64>,
-    event: Event<K>,
-    digest: fn(&K) -> u64,
-) -> Option<K> {
+fn change<K: Object>(told: &mut Told<K>, event: Event<K>, digest: fn(&K) -> u64) -> Vec<Changed<K>> {
+    let is_listed = matches!(event, Event::InitApply(_));
     match event {
         Event::Apply(object) | Event::InitApply(object) => {
-            let new = digest(&object);
-            let old = known.insert((object.namespace(), object.name_any()), new);
-            (old != Some(new)).then_some(object)
+            let (new, key, changed) = (digest(&object), (object.namespace(), object.name_any()), essentials(&object));
+            if is_listed {
+                told.listed.insert(key.clone());
+            }
+            let old = told.known.insert(key, (new, changed.clone()));
+            if old.is_some_and(|(old, _)| old == new) { Vec::new() } else { vec![changed] }
         }
         Event::Delete(object) => {
-            known.remove(&(object.namespace(), object.name_any()));
-            Some(object)
+            told.known.remove(&(object.namespace(), object.name_any()));
+            vec![essentials(&object)]
         }
-        Event::Init | Event::InitDone => None,
+        Event::Init => {
+            told.listed.clear();
+            Vec::new()
+        }
+        // What went while nobody watched is told of by nobody else.
+        Event::InitDone => {
+            let listed = std::mem::take(&mut told.listed);
+            let (known, gone): (HashMap<_, _>, HashMap<_, _>) =
+                std::mem::take(&mut told.known).into_iter().partition(|(key, _)| listed.contains(key));
+            told.known = known;
+            gone.into_values().map(|(_, changed)| changed).collect()
+        }
     }
+}
+
+/// By what an object is told of: name, labels and owners.
+fn essentials<K: Object>(object: &K) -> Changed<K> {
+    let ObjectMeta { name, namespace, labels, owner_references, resource_version, .. } = object.meta().clone();
+    ObjectMeta { name, namespace, labels, owner_references, resource_version, ..ObjectMeta::default() }
+        .into_response_partial()
 }
 
 fn digest(value: &impl Debug) -> u64 {
@@ -152,14 +229,14 @@ fn deployment_of_pod(pod: &impl ResourceExt) -> Option<ObjectRef<ModelDeployment
     Some(ObjectRef::new(deployment).within(&pod.namespace()?))
 }
 
-fn deployments_of_run(all: &Store<ModelDeployment>, run: &TrainingRun) -> Vec<ObjectRef<ModelDeployment>> {
+fn deployments_of_run(all: &Store<ModelDeployment>, run: &impl ResourceExt) -> Vec<ObjectRef<ModelDeployment>> {
     let name = run.name_any();
     let refers = |deployment: &ModelDeployment| {
         let model = &deployment.spec.model;
         model.training_run_ref.as_ref().is_some_and(|reference| reference.name == name)
             || model.training_run_selector.as_ref().is_some_and(|selector| selector.matches(run.labels()))
     };
-    select(all, run.metadata.namespace.as_deref(), refers)
+    select(all, run.meta().namespace.as_deref(), refers)
 }
 
 /// The deployments that a claim may set going.
@@ -199,12 +276,15 @@ mod tests {
             }))
             .expect("an autoscaler")
         };
-        let mut known = HashMap::new();
-        let mut wakes = |event| change(&mut known, event, |it: &HorizontalPodAutoscaler| digest(&it.spec)).is_some();
-        assert!(wakes(Event::InitApply(autoscaler(5, 2))));
-        assert!(!wakes(Event::Apply(autoscaler(5, 3))));
-        assert!(wakes(Event::Apply(autoscaler(6, 3))));
-        assert!(wakes(Event::Delete(autoscaler(6, 3))));
-        assert!(wakes(Event::Apply(autoscaler(6, 3))));
+        let mut told = Told::default();
+        let mut wakes = |event| change(&mut told, event, |it: &HorizontalPodAutoscaler| digest(&it.spec)).len();
+        assert_eq!(wakes(Event::InitApply(autoscaler(5, 2))), 1);
+        assert_eq!(wakes(Event::Apply(autoscaler(5, 3))), 0);
+        assert_eq!(wakes(Event::Apply(autoscaler(6, 3))), 1);
+        assert_eq!(wakes(Event::Delete(autoscaler(6, 3))), 1);
+        assert_eq!(wakes(Event::Apply(autoscaler(6, 3))), 1);
+        assert_eq!(wakes(Event::Init) + wakes(Event::InitApply(autoscaler(6, 4))) + wakes(Event::InitDone), 0);
+        assert_eq!(wakes(Event::Init) + wakes(Event::InitDone), 1, "it went while nobody watched");
+        assert_eq!(wakes(Event::Init) + wakes(Event::InitDone), 0, "which is told once");
     }
 }

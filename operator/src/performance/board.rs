@@ -29,6 +29,9 @@ const READS_A_SECOND: usize = 50;
 const CONCURRENCY: usize = 16;
 /// Pods of one revision that are read; of more, these speak for all.
 const MAX_PODS: usize = 32;
+/// Bins that are kept of the pods of one namespace: those of a hundred pods with a thousand classes. Of more, the pods that are
+/// read later count as silent.
+const MAX_BINS: usize = 128 * 1024;
 /// What is asked.
 const QUESTION: Question = Question { port: SERVER_PORT, path: "/metrics", max_bytes: 1 << 20 };
 
@@ -109,6 +112,11 @@ impl Board {
     /// Records a read. Returns whether it is worth a reconcile.
     fn record(&self, (key, uid): &Key, read: Result<Counts, ()>, now: Timestamp) -> bool {
         let mut entries = self.entries();
+        let others =
+            entries.iter().filter(|(other, _)| other.namespace == key.namespace).flat_map(|(_, entry)| &entry.pods);
+        let others = others.filter(|(other, _)| *other != uid).filter_map(|(_, pod)| pod.read.as_ref()?.as_ref().ok());
+        let kept: usize = others.map(Counts::bins).sum();
+        let read = read.and_then(|counts| if kept + counts.bins() > MAX_BINS { Err(()) } else { Ok(counts) });
         let Some(entry) = entries.get_mut(key) else { return false };
         let Some(pod) = entry.pods.get_mut(uid) else { return false };
         // A pod that gives no answer for once is still as it was.
@@ -193,6 +201,27 @@ mod tests {
         assert!(board.record(&of("1"), Ok(known(60)), now), "120 are enough to say that the accuracy is too low");
         assert!(!board.record(&of("1"), Err(()), now), "and it is still known");
         assert_eq!(board.latest(&key).map(|it| (it.feedback_count, it.pods)), Some((120, 2)));
+    }
+
+    #[test]
+    fn the_pods_of_one_namespace_are_kept_within_bounds_together() {
+        let (board, now) = (Board::default(), Timestamp::now());
+        let line = |n: usize| format!("anneal_prediction_newest{{bin=\"{n}\",of=\"classes\"}} 1\n");
+        let many = Counts::parse(&(0..2048).map(line).collect::<String>());
+        let read = |namespace: &str, n: usize| {
+            let key = ObjectRef::new(&format!("cats-{n}")).within(namespace);
+            board.follow(
+                key.clone(),
+                "r",
+                vec![(format!("{namespace}-{n}"), pods(1)[0].1.clone())],
+                &bounds(),
+                Instant::now(),
+            );
+            board.record(&(key.clone(), format!("{namespace}-{n}")), Ok(many.clone()), now);
+            board.latest(&key).is_some()
+        };
+        assert_eq!((0..100).filter(|n| read("hostile", *n)).count(), MAX_BINS / 2048);
+        assert!(read("ml", 0), "somebody else's are read as before");
     }
 
     #[test]

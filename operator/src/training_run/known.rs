@@ -6,6 +6,7 @@ use std::{
     collections::{HashMap, HashSet},
     marker::PhantomData,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use anneal_api::{names::label, resources::TrainingRun};
@@ -24,6 +25,9 @@ use kube::{
 use tokio::sync::watch;
 
 use crate::cluster::Object;
+
+/// Longest time that a reconcile waits for the watches. Then it asks the API server, whose answer says what is wrong.
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A kind of object of which the watch keeps what plans read.
 pub trait Essential: Object {
@@ -55,10 +59,11 @@ pub struct Known {
 }
 
 impl Known {
-    /// Waits until both watches have told all that there is.
-    pub async fn complete(&self) {
-        self.jobs.complete().await;
-        self.pods.complete().await;
+    /// Waits until both watches have told all that there is. Returns whether they have: one that may not list never does, and
+    /// whoever waits holds a turn that others want.
+    pub async fn complete(&self) -> bool {
+        let both = async { tokio::join!(self.jobs.complete(), self.pods.complete()) };
+        tokio::time::timeout(TIMEOUT, both).await.is_ok()
     }
 
     /// Forgets the Jobs and pods of a run.
@@ -128,12 +133,15 @@ impl<K: Essential> Shelf<K> {
         }
     }
 
-    /// Removes what a complete list did not have.
-    fn keep_only(&self, listed: &HashSet<(ObjectRef<TrainingRun>, String)>) {
+    /// Removes what a complete list did not have, and returns it.
+    fn keep_only(&self, listed: &HashSet<(ObjectRef<TrainingRun>, String)>) -> Vec<K> {
+        let mut gone = Vec::new();
         self.contents().retain(|run, of_run| {
-            of_run.retain(|kept| listed.contains(&(run.clone(), kept.name.to_string())));
+            let is_listed = |kept: &Kept| listed.contains(&(run.clone(), kept.name.to_string()));
+            gone.extend(of_run.extract_if(.., |kept| !is_listed(kept)));
             !of_run.is_empty()
         });
+        gone.iter().filter_map(|kept| serde_json::from_slice(&kept.json).ok()).collect()
     }
 }
 
@@ -152,9 +160,12 @@ pub fn follow<K: Essential + Send + 'static>(
     is_over: impl Fn(&ObjectRef<TrainingRun>) -> bool + Send + 'static,
 ) -> impl Stream<Item = watcher::Result<K>> + Send {
     let mut listed = HashSet::new();
-    events.filter_map(move |event| {
-        let touched = event.map(|event| take(event, shelf(&known), &is_over, &mut listed)).transpose();
-        std::future::ready(touched)
+    events.flat_map(move |event| {
+        let touched = match event {
+            Ok(event) => take(event, shelf(&known), &is_over, &mut listed).into_iter().map(Ok).collect(),
+            Err(problem) => vec![Err(problem)],
+        };
+        futures::stream::iter(touched)
     })
 }
 
@@ -163,7 +174,7 @@ fn take<K: Essential>(
     shelf: &Shelf<K>,
     is_over: &impl Fn(&ObjectRef<TrainingRun>) -> bool,
     listed: &mut HashSet<(ObjectRef<TrainingRun>, String)>,
-) -> Option<K> {
+) -> Vec<K> {
     let is_listed = matches!(event, Event::InitApply(_));
     match event {
         Event::Apply(mut object) | Event::InitApply(mut object) => {
@@ -174,23 +185,24 @@ fn take<K: Essential>(
                 }
                 shelf.put(run, &object);
             }
-            Some(object)
+            vec![object]
         }
         Event::Delete(mut object) => {
             object.keep_essentials();
             if let Some(run) = run_of(&object) {
                 shelf.remove(&run, &object.name_any());
             }
-            Some(object)
+            vec![object]
         }
         Event::Init => {
             listed.clear();
-            None
+            Vec::new()
         }
         Event::InitDone => {
-            shelf.keep_only(&std::mem::take(listed));
+            // What went while nobody watched wakes its run like anything else that goes.
+            let gone = shelf.keep_only(&std::mem::take(listed));
             shelf.complete.send_replace(true);
-            None
+            gone
         }
     }
 }
@@ -252,10 +264,19 @@ mod tests {
         tell(&known, list(&["cats-1", "cats-2"]), "");
         assert!(known.jobs.complete().now_or_never().is_some());
         assert_eq!(names(&known.jobs), ["cats-1", "cats-2"]);
-        tell(&known, list(&["cats-2", "cats-3"]), "");
+        assert_eq!(tell(&known, list(&["cats-2", "cats-3"]), ""), 3, "what went is told of, too");
         assert_eq!(names(&known.jobs), ["cats-2", "cats-3"]);
         known.forget(&cats());
         assert!(names(&known.jobs).is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_that_never_lists_holds_up_nobody_for_ever() {
+        let known = Arc::<Known>::default();
+        tell(&known, vec![Event::Init, Event::InitDone], "");
+        assert!(!known.complete().await);
+        known.pods.complete.send_replace(true);
+        assert!(known.complete().await);
     }
 
     #[test]

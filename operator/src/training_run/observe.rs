@@ -183,8 +183,7 @@ async fn children(
 ) -> Result<(Vec<AttemptJob>, Vec<AttemptPod>), ClusterError> {
     let (namespace, uid, reference) =
         (run.namespace().unwrap_or_default(), run.uid().unwrap_or_default(), ObjectRef::from(run));
-    if look == Look::Known {
-        context.known.complete().await;
+    if look == Look::Known && context.known.complete().await {
         let jobs = by_attempt(&uid, context.known.jobs.of(&reference));
         let pods = own_pods(&uid, context.known.pods.of(&reference), context.last_words.of(&reference));
         if !is_doubtful(run, &jobs, &pods) {

@@ -18,6 +18,11 @@ pub fn condition(kind: &str, status: bool, reason: &str, message: &str, generati
     }
 }
 
+/// Makes a condition of which nobody can tell yet whether it is so.
+pub fn unknown(kind: &str, reason: &str, message: &str, generation: Option<i64>) -> Condition {
+    Condition { status: "Unknown".to_owned(), ..condition(kind, false, reason, message, generation) }
+}
+
 /// Puts `new` into `conditions`, sorted by type. The transition time moves to `now` only when the status changed.
 pub fn set_condition(conditions: &mut Vec<Condition>, mut new: Condition, now: Timestamp) {
     if let Some(old) = conditions.iter_mut().find(|old| old.type_ == new.type_) {

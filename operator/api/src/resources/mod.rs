@@ -17,7 +17,7 @@ mod training_run;
 mod training_status;
 mod training_sweep;
 
-pub use condition::{condition, conditions_schema, set_condition};
+pub use condition::{condition, conditions_schema, set_condition, unknown};
 pub use cron_training_run::*;
 pub use init_from::{InitCheckpoint, InitFrom};
 pub use model_deployment::*;

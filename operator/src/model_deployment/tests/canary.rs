@@ -308,11 +308,40 @@ fn a_cluster_without_the_gateway_api_serves_on_and_says_what_to_install() {
 }
 
 #[test]
+fn a_route_of_somebody_else_holds_up_the_canary_and_nothing_more() {
+    let mut world = World::serving(json!({"gate": {"soakSeconds": 60}}));
+    world.want('b');
+    world.until(Soaking);
+    world.has_foreign_route = true;
+    world.edit(json!({"strategy": {"type": "Canary", "canary": steps()}}));
+    world.failing.insert('b');
+    for _ in 0..6 {
+        world.reconcile(usize::MAX);
+        world.turn();
+    }
+    assert_eq!((world.live(), world.rejection('b').as_deref()), (Some('a'), Some("SoakFailed")));
+    assert_eq!(condition(&world, "RouteAccepted"), Some((false, "NameTaken".to_owned())));
+    world.want('c');
+    for _ in 0..20 {
+        world.reconcile(usize::MAX);
+        world.turn();
+    }
+    assert_eq!((world.live(), world.phase(), world.revisions.len()), (Some('a'), Pending, 2));
+    world.has_foreign_route = false;
+    world.rest();
+    assert_eq!((world.live(), world.phase()), (Some('c'), Stable));
+}
+
+#[test]
 fn a_gateway_that_never_takes_the_route_fails_the_rollout_at_its_deadline() {
     let mut world = World::serving(spec());
     world.gateway_answers = false;
+    world.route = None;
     world.want('b');
     world.until(Loading);
+    let conditions = world.status().conditions;
+    let found = conditions.iter().find(|condition| condition.type_ == "RouteAccepted").expect("a condition");
+    assert_eq!((found.status.as_str(), found.reason.as_str()), ("Unknown", "WaitingForGateway"));
     world.rest();
     assert_eq!((world.phase(), world.live(), world.share()), (Degraded, Some('a'), None));
     assert_eq!(world.rejection('b').as_deref(), Some("WaitingForGateway"));

@@ -78,6 +78,17 @@ fn a_revision_that_does_worse_than_it_has_to_gives_the_traffic_back_through_the_
 }
 
 #[test]
+fn bounds_that_were_edited_while_a_revision_served_give_it_no_second_chance() {
+    let mut world = after_another("Rollback");
+    world.edit(json!({"feedback": {"minAccuracy": 0.92}}));
+    world.rest();
+    world.accuracy.insert('b', 0.8);
+    world.rest();
+    assert_eq!((world.live(), world.phase()), (Some('a'), Degraded));
+    assert_eq!(world.rejection('b').as_deref(), Some("PerformanceDegraded"));
+}
+
+#[test]
 fn within_the_soak_the_way_back_is_instant() {
     let mut world =
         World::serving(json!({"gate": {"soakSeconds": 60}, "feedback": {"minAccuracy": 0.9, "action": "Rollback"}}));
@@ -137,6 +148,14 @@ fn a_way_back_for_poor_performance_is_finished_by_whoever_comes_after_a_crash() 
         world.rest();
         assert_eq!((world.live(), world.phase()), (Some('a'), Degraded), "killed after {survives} writes");
     }
+}
+
+#[test]
+fn what_nobody_has_measured_is_unknown() {
+    let world = after_another("Alert");
+    let conditions = world.status().conditions;
+    let found = conditions.iter().find(|condition| condition.type_ == "PerformanceDegraded").expect("a condition");
+    assert_eq!((found.status.as_str(), found.reason.as_str()), ("Unknown", "NotRead"));
 }
 
 #[test]

@@ -2,7 +2,9 @@
 
 use anneal_api::{
     names::request::{ABORT, APPROVE, RESTART, RETRY},
-    resources::DeploymentPhase::{AwaitingApproval, Degraded, Paused, ScalingUp, SmokeTesting, Soaking, Stable},
+    resources::DeploymentPhase::{
+        AwaitingApproval, Degraded, Paused, Promoting, RollingBack, ScalingUp, SmokeTesting, Soaking, Stable,
+    },
 };
 use jiff::SignedDuration;
 use kube::ResourceExt;
@@ -83,6 +85,98 @@ fn a_candidate_is_aborted_and_tried_again_on_request() {
     assert_eq!((world.live(), world.phase()), (Some('b'), Stable));
     assert!(world.owner.annotations().is_empty());
     assert!(!world.events.iter().any(|event| event.starts_with("Nothing")), "{:?}", world.events);
+}
+
+#[test]
+fn a_candidate_is_aborted_in_a_pause() {
+    let mut world = World::serving(brief());
+    world.want('b');
+    world.until(ScalingUp);
+    world.edit(json!({"paused": true}));
+    world.rest();
+    world.ask(ABORT, "true");
+    world.rest();
+    assert_eq!((world.live(), world.rejection('b').as_deref()), (Some('a'), Some("Aborted")));
+    assert_eq!((world.phase(), world.revision('b').replicas), (Paused, 0));
+    assert!(!world.events.contains(&"NothingToAbort"), "{:?}", world.events);
+    world.edit(json!({"paused": null}));
+    world.rest();
+    assert_eq!((world.live(), world.phase()), (Some('a'), Degraded));
+}
+
+/// A deployment whose Service has moved from `a` to `b`, which nobody has confirmed.
+fn switched() -> World {
+    let mut world = World::serving(brief());
+    world.want('b');
+    world.until(Promoting);
+    world.endpoints_follow = false;
+    for _ in 0..3 {
+        world.reconcile(usize::MAX);
+        world.turn();
+    }
+    assert_eq!((world.live(), world.phase()), (Some('b'), Promoting));
+    // Some callers have moved.
+    let moved: Vec<_> = world.revision('b').pods.iter().map(|pod| pod.uid.clone()).collect();
+    world.endpoints.extend(moved);
+    world.events.clear();
+    world
+}
+
+#[test]
+fn a_switch_that_is_not_confirmed_is_aborted() {
+    for survives in [0, 1, 2, usize::MAX] {
+        let mut world = switched();
+        world.ask(ABORT, "true");
+        for _ in 0..6 {
+            world.reconcile(survives);
+            world.reconcile(usize::MAX);
+            world.turn();
+        }
+        assert_eq!((world.live(), world.phase()), (Some('a'), RollingBack));
+        assert_eq!((world.revision('b').replicas, world.owner.annotations().len()), (2, 0), "callers may reach it");
+        world.endpoints_follow = true;
+        world.rest();
+        assert_eq!((world.live(), world.phase(), world.revision('b').replicas), (Some('a'), Degraded, 0));
+        assert_eq!(world.events, ["Aborted", "RolledBack"]);
+    }
+}
+
+#[test]
+fn a_switch_to_a_revision_that_loses_all_pods_goes_back() {
+    let mut world = switched();
+    let lose = |world: &mut World, of| world.revision_mut(of).pods.iter_mut().for_each(|pod| pod.ready = false);
+    lose(&mut world, 'a');
+    lose(&mut world, 'b');
+    world.reconcile(usize::MAX);
+    assert_eq!((world.live(), world.phase()), (Some('b'), Promoting), "there is nobody to go back to");
+    world.turn();
+    for _ in 0..4 {
+        lose(&mut world, 'b');
+        world.reconcile(usize::MAX);
+    }
+    assert_eq!((world.live(), world.rejection('b').as_deref()), (Some('a'), Some("SoakFailed")));
+    world.endpoints_follow = true;
+    world.rest();
+    assert_eq!((world.live(), world.phase()), (Some('a'), Degraded));
+}
+
+#[test]
+fn a_stop_that_comes_while_the_switch_is_handed_over_is_heard_in_the_soak() {
+    let mut world = World::serving(json!({"gate": {"soakSeconds": 60}}));
+    world.want('b');
+    world.until(Promoting);
+    while world.live() != Some('b') {
+        world.reconcile(usize::MAX);
+    }
+    world.turn();
+    world.revision_mut('a').pods.iter_mut().for_each(|pod| pod.ready = false);
+    world.ask(ABORT, "true");
+    world.until(Soaking);
+    assert_eq!(world.owner.annotations().len(), 1, "nobody has answered it");
+    world.turn();
+    world.rest();
+    assert_eq!((world.live(), world.rejection('b').as_deref()), (Some('a'), Some("Aborted")));
+    assert!(!world.events.contains(&"NothingToAbort"), "{:?}", world.events);
 }
 
 #[test]

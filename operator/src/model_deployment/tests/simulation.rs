@@ -56,6 +56,8 @@ pub struct World {
     pub backends: Vec<Service>,
     /// Whether the cluster knows the Gateway API.
     pub knows_gateways: bool,
+    /// Whether a route of the deployment's name belongs to somebody else.
+    pub has_foreign_route: bool,
     /// Whether the Gateways' controllers answer.
     pub gateway_answers: bool,
     pub missing_claim: Option<String>,
@@ -76,7 +78,8 @@ pub struct World {
     pub events: Vec<&'static str>,
     /// Whether the world's endpoints controller keeps up.
     pub endpoints_follow: bool,
-    endpoints: BTreeSet<String>,
+    /// UIDs of the pods behind the Service.
+    pub endpoints: BTreeSet<String>,
     backend_pods: BTreeSet<String>,
     answered: BTreeSet<String>,
     served: BTreeSet<RevisionName>,
@@ -104,6 +107,7 @@ impl World {
             route: None,
             backends: Vec::new(),
             knows_gateways: true,
+            has_foreign_route: false,
             gateway_answers: true,
             missing_claim: None,
             claim_use: ClaimUse::default(),
@@ -237,10 +241,10 @@ impl World {
             preview: self.preview.clone(),
             autoscaler: self.autoscaler.clone(),
             budgets: self.budgets.clone(),
-            route: if self.knows_gateways {
-                RouteSeen::Served(self.route.clone().map(Box::new))
-            } else {
-                RouteSeen::NotServed
+            route: match (self.knows_gateways, self.has_foreign_route) {
+                (false, _) => RouteSeen::NotServed,
+                (true, true) => RouteSeen::Foreign,
+                (true, false) => RouteSeen::Served(self.route.clone().map(Box::new)),
             },
             backend_services: self.backends.clone(),
             backends: self.backend_pods.clone(),
@@ -306,6 +310,11 @@ impl World {
     /// One reconcile. A process that is killed after `survives` writes records nothing.
     pub fn reconcile(&mut self, survives: usize) -> bool {
         let (plan, writes) = self.plan();
+        let held = plan.desired.as_ref().and_then(|it| takeover::finalizers(&self.observe(), it.former));
+        if let Some(finalizers) = held {
+            self.owner.metadata.finalizers = Some(finalizers);
+            return true;
+        }
         let is_killed = survives < writes.len();
         let changes = !writes.is_empty() || self.owner.status.as_ref() != Some(&plan.status);
         for write in writes.into_iter().take(survives) {
@@ -513,7 +522,7 @@ impl World {
     }
 
     fn take_route(&mut self, mut route: HTTPRoute) {
-        assert!(self.knows_gateways);
+        assert!(self.knows_gateways && !self.has_foreign_route);
         self.shares_by(&route);
         let former = self.route.take();
         let generation = former.as_ref().and_then(|route| route.metadata.generation).unwrap_or_default() + 1;
@@ -553,6 +562,7 @@ impl World {
         let former = self.former.clone().expect("a Service that was there before");
         match write {
             takeover::Write::Take(patch) => {
+                assert!(!self.owner.finalizers().is_empty(), "who deletes the deployment gets the Service back");
                 let Stage::Offered(service) = &former.stage else { panic!("it is taken already") };
                 let service = merged(service, patch);
                 self.moves_to(&service);

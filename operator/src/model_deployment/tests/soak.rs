@@ -2,9 +2,11 @@
 
 use anneal_api::resources::DeploymentPhase::{Degraded, Promoting, RollingBack, Soaking, Stable};
 use jiff::SignedDuration;
+use kube::ResourceExt;
 use serde_json::json;
 
 use super::simulation::World;
+use crate::model_deployment::apply::Write;
 
 /// A deployment that serves `a`, once `b` has just got the traffic.
 fn soaking() -> World {
@@ -103,6 +105,30 @@ fn a_way_back_that_is_cut_short_anywhere_is_finished_also_after_the_soak() {
         assert_eq!((world.live(), world.phase()), (Some('a'), Degraded), "killed after {survives} writes");
         assert_eq!(world.events, ["SoakFailed", "RolledBack"]);
     }
+}
+
+#[test]
+fn a_bound_that_was_edited_in_the_soak_rejects_for_good() {
+    let mut world = soaking();
+    world.edit(json!({"gate": {"soakTest": {"maxErrorPercentage": 10}}}));
+    world.failing.insert('b');
+    world.rest();
+    assert_eq!((world.live(), world.phase()), (Some('a'), Degraded));
+    assert_eq!(world.events, ["SoakFailed", "RolledBack"]);
+}
+
+#[test]
+fn on_the_way_back_the_service_is_written_before_what_may_be_refused() {
+    let mut world = soaking();
+    world.failing.insert('b');
+    world.until(RollingBack);
+    // Somebody deleted what the operator makes anew.
+    world.budgets.clear();
+    world.autoscaler = None;
+    let (_, writes) = world.plan();
+    let first = writes.first();
+    assert!(matches!(first, Some(Write::Service(change)) if change.wanted.name_any() == "cats"), "{writes:?}");
+    assert!(writes.len() > 1);
 }
 
 #[test]

@@ -4,6 +4,7 @@ use anneal_api::{
     names::request::{ABORT, RETRY},
     resources::DeploymentPhase::{Failed, Pending, Promoting, Soaking, Stable},
 };
+use kube::ResourceExt;
 use serde_json::json;
 
 use super::{brief, simulation::World};
@@ -23,9 +24,10 @@ fn a_service_is_taken_over_once_as_many_pods_have_passed_as_served_before() {
     world.until(Soaking);
     assert_eq!(world.live(), Some('a'));
     assert!(world.former.is_some(), "it can be given back");
+    assert_eq!(world.owner.finalizers().len(), 1, "also when the deployment is deleted");
     world.rest();
     assert_eq!((world.live(), world.phase()), (Some('a'), Stable));
-    assert!(world.former.is_none(), "nobody goes back any more");
+    assert!(world.former.is_none() && world.owner.finalizers().is_empty(), "nobody goes back any more");
     let told = world.events.iter().filter(|reason| reason.contains("Take") || reason.starts_with("Service"));
     assert_eq!(told.collect::<Vec<_>>(), [&"ServiceTakenOver", &"TakeOverComplete"]);
 }
@@ -61,7 +63,7 @@ fn a_revision_that_fails_under_traffic_gives_the_service_back_and_is_not_tried_a
     let mut world = World::beside_another(json!({"gate": {"soakSeconds": 30}}));
     world.failing.insert('a');
     world.rest();
-    assert!(world.is_untouched(), "{:#?}", world.status());
+    assert!(world.is_untouched() && world.owner.finalizers().is_empty(), "{:#?}", world.status());
     assert_eq!((world.phase(), world.rejection('a').as_deref()), (Failed, Some("SoakFailed")));
     assert_eq!(world.events.iter().filter(|reason| **reason == "ServiceGivenBack").count(), 1);
     assert_eq!(world.revision('a').replicas, 0, "its pods are not needed");
@@ -69,6 +71,17 @@ fn a_revision_that_fails_under_traffic_gives_the_service_back_and_is_not_tried_a
     world.ask(RETRY, "true");
     world.rest();
     assert_eq!((world.live(), world.phase()), (Some('a'), Stable));
+}
+
+#[test]
+fn a_bound_that_was_edited_in_the_soak_gives_the_service_back_once() {
+    let mut world = World::beside_another(json!({"gate": {"soakSeconds": 30}}));
+    world.until(Soaking);
+    world.edit(json!({"gate": {"soakTest": {"maxErrorPercentage": 10}}}));
+    world.failing.insert('a');
+    world.rest();
+    assert!(world.is_untouched() && world.phase() == Failed, "{:#?}", world.status());
+    assert_eq!(world.events.iter().filter(|reason| **reason == "ServiceGivenBack").count(), 1);
 }
 
 #[test]
