@@ -74,7 +74,6 @@ async fn create(context: &Context, namespace: &str, start: &Start) -> Result<Job
     if let Some(nodes) = &start.nodes {
         cluster::create(&context.client, namespace, nodes).await?;
     }
-    cluster::create(&context.client, namespace, &start.config).await?;
     cluster::create(&context.client, namespace, &start.job).await
 }
 
