@@ -48,7 +48,7 @@ use self::{
 use crate::{
     cluster::ClusterError,
     context::Context,
-    controller::{self, api, back_off, drive, events, in_turn, metadata_of, observed, watch},
+    controller::{self, api, back_off, drive, events, in_turn, observed, watch},
     progress::read_all,
     turns::Turns,
 };
@@ -117,7 +117,8 @@ fn controller(
         follow(children::<Job>(context, namespace), context.known.clone(), |known| &known.jobs, is_over_in(&runs));
     let pods =
         follow(children::<Pod>(context, namespace), context.known.clone(), |known| &known.pods, is_over_in(&runs));
-    let claims = metadata_of::<PersistentVolumeClaim>(context, namespace, watch());
+    let claims = events(api::<PersistentVolumeClaim>(context, namespace), watch());
+    let claims = follow(claims, context.known.clone(), |known| &known.claims, |_| false);
     let last_words = context.last_words.clone();
     controller
         .owns_stream(jobs)
