@@ -13,6 +13,7 @@ pub mod nodes;
 pub mod objects;
 pub mod observe;
 pub mod output;
+pub mod phases;
 pub mod plan;
 pub mod status;
 pub mod validate;
@@ -109,9 +110,11 @@ fn controller(
     namespace: Option<&str>,
     woken: impl Stream<Item = ObjectRef<TrainingRun>> + Send + 'static,
 ) -> Controller<TrainingRun> {
+    let phases = context.phases.clone();
+    let tell = move |before: &Store<TrainingRun>, event: &watcher::Event<TrainingRun>| phases.tell(before, event);
+    let controller = controller::controller_with(api::<TrainingRun>(context, namespace), |_| (), tell);
     // Bounded by `in_turn`.
-    let controller =
-        controller::controller(api::<TrainingRun>(context, namespace)).with_config(Config::default().concurrency(0));
+    let controller = controller.with_config(Config::default().concurrency(0));
     let runs = controller.store();
     let jobs =
         follow(children::<Job>(context, namespace), context.known.clone(), |known| &known.jobs, is_over_in(&runs));
