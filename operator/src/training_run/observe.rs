@@ -170,7 +170,7 @@ async fn newest(context: &Context, known: &TrainingRun, look: Look) -> Result<Op
     let run: Option<TrainingRun> =
         cluster::get(&context.client, &known.namespace().unwrap_or_default(), &known.name_any()).await?;
     Ok(run.map(|run| {
-        context.written.note(&run);
+        context.written.note(&run.metadata);
         Arc::new(run)
     }))
 }
