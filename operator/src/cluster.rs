@@ -286,8 +286,7 @@ pub async fn write_status<K: Object, S: Serialize>(
         // The API server keeps the specification that it has. Metadata that is missing would count as given up by its owners.
         let metadata = ObjectMeta { managed_fields: None, ..observed.meta().clone() };
         let (api_version, kind) = (K::api_version(&()), K::kind(&()));
-        let object =
-            body(&json!({"apiVersion": api_version, "kind": kind, "metadata": metadata, "status": status}))?;
+        let object = body(&json!({"apiVersion": api_version, "kind": kind, "metadata": metadata, "status": status}))?;
         write::<K>(client, requests::<K>(&namespace).replace_subresource("status", &name, &params, object)).await
     })
     .await

@@ -218,11 +218,7 @@ fn has_begun(run: &TrainingRun, jobs: &[AttemptJob], pods: &[AttemptPod]) -> boo
 }
 
 /// The claims that a run needs to begin.
-async fn claims(
-    context: &Context,
-    run: &TrainingRun,
-    look: Look,
-) -> Result<(Claim, Option<Claim>), ClusterError> {
+async fn claims(context: &Context, run: &TrainingRun, look: Look) -> Result<(Claim, Option<Claim>), ClusterError> {
     let namespace = run.namespace().unwrap_or_default();
     let output = ObjectRef::new(&run.output_claim()).within(&namespace);
     let output = claim(context, &output, look, |found| claim::output(run, found)).await?;

@@ -39,7 +39,8 @@ impl Written {
     /// Whether what the watch told of a run is as new as what was written.
     pub fn is_in(&self, told: &TrainingRun) -> bool {
         let (mut versions, run) = (self.versions(), ObjectRef::from(told));
-        let is_in = versions.get(&run).is_none_or(|written| version(&told.metadata).is_some_and(|told| told >= *written));
+        let is_in =
+            versions.get(&run).is_none_or(|written| version(&told.metadata).is_some_and(|told| told >= *written));
         if is_in {
             versions.remove(&run);
         }
