@@ -174,9 +174,8 @@ fn change<K: Object>(told: &mut Told<K>, event: Event<K>, digest: fn(&K) -> u64)
 
 /// By what an object is told of: name, labels and owners.
 fn essentials<K: Object>(object: &K) -> Changed<K> {
-    let ObjectMeta { name, namespace, labels, owner_references, resource_version, .. } = object.meta().clone();
-    ObjectMeta { name, namespace, labels, owner_references, resource_version, ..ObjectMeta::default() }
-        .into_response_partial()
+    let ObjectMeta { name, namespace, labels, owner_references, .. } = object.meta().clone();
+    ObjectMeta { name, namespace, labels, owner_references, ..ObjectMeta::default() }.into_response_partial()
 }
 
 fn digest(value: &impl Debug) -> u64 {
