@@ -141,7 +141,8 @@ fn controller(
 }
 
 /// What is told of the objects of one kind that belong to runs, once the runs are known: what belongs to those that are over
-/// would otherwise be kept until each of them was looked at.
+/// would otherwise be kept until each of them was looked at. Of those who wait for a store of kube-runtime's only one is woken, and
+/// that is the controller itself: hence a signal of our own.
 fn children<K: Essential + Send + 'static>(
     context: &Context,
     namespace: Option<&str>,
