@@ -46,9 +46,9 @@ pub async fn check(client: &Client, namespace: &str) -> Result<(), CheckError> {
     }))?;
     // One that a former check left has a status already.
     cluster::delete(client, namespace, &run).await?;
-    let made = cluster::create(client, namespace, &run).await?;
+    let metadata = cluster::create(client, namespace, &run).await?;
     let seen = looked_after(client, namespace).await;
-    cluster::delete(client, namespace, &made).await?;
+    cluster::delete(client, namespace, &TrainingRun { metadata, ..run }).await?;
     if seen? { Ok(()) } else { Err(CheckError::Ignored { namespace: namespace.to_owned() }) }
 }
 

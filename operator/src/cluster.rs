@@ -3,13 +3,15 @@
 use std::{fmt::Debug, future::Future, time::Duration};
 
 use anneal_api::names::OPERATOR;
-use k8s_openapi::NamespaceResourceScope;
+use hyper::header::{ACCEPT, HeaderValue};
+use k8s_openapi::{NamespaceResourceScope, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube::{
     Api, Client, Resource, ResourceExt,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions},
-    core::Status,
+    core::{PartialObjectMeta, Request, Status},
 };
 use serde::{Serialize, de::DeserializeOwned};
+use serde_json::json;
 
 /// Longest time that one call may take. The client has no read timeout of its own, and retries 429 and 503 by itself.
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -162,18 +164,42 @@ pub async fn list<K: Object>(client: &Client, namespace: &str, labels: &str) -> 
     Ok(bounded(what::<K>("list", labels), api::<K>(client, namespace).list(&params)).await?.items)
 }
 
-/// Creates an object. One that exists already is fine where it has the same controller, and is returned.
+/// What the answer to a write is to hold: nobody needs to read again what was just said.
+const METADATA: HeaderValue = HeaderValue::from_static("application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1");
+
+/// Writes, and takes of the answer what the API server says about the object.
+async fn write<K: Object>(
+    client: &Client,
+    request: Result<hyper::Request<Vec<u8>>, kube::core::request::Error>,
+) -> kube::Result<ObjectMeta> {
+    let mut request = request.map_err(kube::Error::BuildRequest)?;
+    request.headers_mut().insert(ACCEPT, METADATA);
+    Ok(client.request::<PartialObjectMeta<K>>(request).await?.metadata)
+}
+
+fn requests<K: Object>(namespace: &str) -> Request {
+    Request::new(K::url_path(&(), Some(namespace)))
+}
+
+fn body(object: &impl Serialize) -> kube::Result<Vec<u8>> {
+    serde_json::to_vec(object).map_err(kube::Error::SerdeError)
+}
+
+/// Creates an object. One that exists already is fine where it has the same controller. Returns the metadata that it has.
 ///
 /// # Errors
 /// [`ClusterError::Foreign`] where the existing one belongs to somebody else; otherwise as [`get`].
-pub async fn create<K: Object>(client: &Client, namespace: &str, object: &K) -> Result<K, ClusterError> {
+pub async fn create<K: Object>(client: &Client, namespace: &str, object: &K) -> Result<ObjectMeta, ClusterError> {
     let name = object.name_any();
     let params = PostParams { field_manager: Some(OPERATOR.to_owned()), ..PostParams::default() };
-    match bounded(what::<K>("create", &name), api::<K>(client, namespace).create(&params, object)).await {
+    let created = bounded(what::<K>("create", &name), async {
+        write::<K>(client, requests::<K>(namespace).create(&params, body(object)?)).await
+    });
+    match created.await {
         Err(problem) if problem.says(Status::is_already_exists) => {
             let existing: Option<K> = get(client, namespace, &name).await?;
             match existing {
-                Some(existing) if same_controller(&existing, object) => Ok(existing),
+                Some(existing) if same_controller(&existing, object) => Ok(existing.meta().clone()),
                 Some(existing) => Err(not_ours(&existing, object)),
                 // Deleted between the two calls: the next reconcile creates it.
                 None => Err(problem),
@@ -244,25 +270,24 @@ pub async fn delete<K: Object>(client: &Client, namespace: &str, object: &K) -> 
 }
 
 /// Replaces the status of a resource. The `resourceVersion` of what was observed is a precondition, so that a status
-/// that was derived from an old spec is never written over a newer one. Returns the resource as it is now.
+/// that was derived from an old spec is never written over a newer one. Returns the metadata that the resource has now.
 ///
 /// # Errors
 /// When the API server does not answer or refuses.
-pub async fn write_status<K: Object, S: Serialize + Debug>(
+pub async fn write_status<K: Object, S: Serialize>(
     client: &Client,
     observed: &K,
     status: &S,
-) -> Result<K, ClusterError> {
+) -> Result<ObjectMeta, ClusterError> {
     let name = observed.name_any();
     let namespace = observed.namespace().unwrap_or_default();
-    let api = api::<K>(client, &namespace);
     let params = PostParams { field_manager: Some(OPERATOR.to_owned()), ..PostParams::default() };
     bounded(what::<K>("write status of", &name), async {
-        let mut object = serde_json::to_value(observed).map_err(kube::Error::SerdeError)?;
-        object["status"] = serde_json::to_value(status).map_err(kube::Error::SerdeError)?;
-        let mut object: K = serde_json::from_value(object).map_err(kube::Error::SerdeError)?;
-        object.meta_mut().managed_fields = None;
-        api.replace_status(&name, &params, &object).await
+        // The API server keeps the specification that it has. Metadata that is missing would count as given up by its owners.
+        let metadata = ObjectMeta { managed_fields: None, ..observed.meta().clone() };
+        let (api_version, kind) = (K::api_version(&()), K::kind(&()));
+        let object = body(&json!({"apiVersion": api_version, "kind": kind, "metadata": metadata, "status": status}))?;
+        write::<K>(client, requests::<K>(&namespace).replace_subresource("status", &name, &params, object)).await
     })
     .await
 }

@@ -27,7 +27,7 @@ use crate::{
     performance,
     progress::Board,
     signals,
-    training_run::{known::Known, last_words::LastWords, written::Written},
+    training_run::{known::Known, last_words::LastWords, phases::Phases, written::Written},
 };
 
 /// Longest time that the Events of one reconcile may take together.
@@ -89,6 +89,8 @@ pub struct Context {
     pub last_words: Arc<LastWords>,
     /// What the watches know of the runs' Jobs and pods.
     pub known: Arc<Known>,
+    /// Who hears of it when a run comes to another phase.
+    pub phases: Arc<Phases>,
     /// What was last written of runs.
     pub written: Written,
     /// The runs as the watch knows them, once it has begun.
@@ -138,6 +140,7 @@ impl Context {
             metrics,
             last_words: Arc::default(),
             known: Arc::default(),
+            phases: Arc::default(),
             written: Written::default(),
             runs: OnceLock::new(),
             reporter,

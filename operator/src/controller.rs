@@ -2,7 +2,7 @@
 
 use std::{fmt::Debug, future::Future, sync::Arc, time::Duration};
 
-use futures::{Stream, StreamExt};
+use futures::{Stream, StreamExt, TryStreamExt};
 use jiff::Timestamp;
 use kube::{
     Api, Resource, ResourceExt,
@@ -10,7 +10,7 @@ use kube::{
     runtime::{
         WatchStreamExt,
         controller::{self, Action, Controller},
-        reflector::{self, ObjectRef},
+        reflector::{self, ObjectRef, Store},
         utils::Backoff,
         watcher,
     },
@@ -112,13 +112,25 @@ pub fn touched<K: Object + Send + 'static>(
 /// A controller whose store has no more of an object than what somebody reads: who changed which field when, and what
 /// kubectl keeps of what it applied, take more room than all the rest.
 pub fn controller<K: Object + Send + Sync + 'static>(api: Api<K>) -> Controller<K> {
+    controller_with(api, |_| (), |_, _| ())
+}
+
+/// The same, where `trim` takes away still more of an object, and `tell` hears what the watch told before the store has it.
+pub fn controller_with<K: Object + Send + Sync + 'static>(
+    api: Api<K>,
+    trim: fn(&mut K),
+    tell: impl Fn(&Store<K>, &watcher::Event<K>) + Send + 'static,
+) -> Controller<K> {
     let (store, writer) = reflector::store();
-    let events = events(api, watch()).modify(|object: &mut K| {
+    let before = store.clone();
+    let events = events(api, watch()).modify(move |object: &mut K| {
         object.meta_mut().managed_fields = None;
         if let Some(annotations) = &mut object.meta_mut().annotations {
             annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
         }
+        trim(object);
     });
+    let events = events.inspect_ok(move |event| tell(&before, event));
     Controller::for_stream(events.reflect(writer).applied_objects(), store)
 }
 

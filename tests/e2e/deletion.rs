@@ -34,7 +34,6 @@ async fn deleting_a_run_and_a_deployment_leaves_only_the_claim() -> Outcome {
         until_stable(&mut ns.watch::<ModelDeployment>("cats")).await?;
         exists::<Job>(ns).await?;
         exists::<Pod>(ns).await?;
-        exists::<ConfigMap>(ns).await?;
         exists::<Deployment>(ns).await?;
         exists::<Service>(ns).await?;
         exists::<HorizontalPodAutoscaler>(ns).await?;
@@ -69,8 +68,7 @@ async fn deleting_a_run_while_it_trains_ends_its_pod() -> Outcome {
         ns.until_all::<Pod>(GENERATED, "the run trains", PATIENCE, trains).await?;
         ns.kubectl(&["delete", "trainingrun/cats"]).await?.ok()?;
         goes::<Pod>(ns).await?;
-        goes::<Job>(ns).await?;
-        goes::<ConfigMap>(ns).await
+        goes::<Job>(ns).await
     })
     .await
 }

@@ -47,7 +47,7 @@ pub mod path {
     pub const INIT: &str = "/init";
     /// Directory of the mounted configuration.
     pub const CONFIG_DIR: &str = "/etc/anneal";
-    /// The trainer's configuration file, mounted from a `ConfigMap`.
+    /// The trainer's configuration file, of the pod's own annotation.
     pub const RUN_CONFIG: &str = "/etc/anneal/run.yaml";
     /// The smoke client's configuration file, mounted from a `ConfigMap`.
     pub const SMOKE_CONFIG: &str = "/etc/anneal/smoke.json";

@@ -19,7 +19,7 @@ use kube::runtime::controller::{Action, Config};
 use crate::{
     cluster::ClusterError,
     context::Context,
-    controller::{api, back_off, controller, drive, observed, touched, watch},
+    controller::{api, back_off, controller, drive, metadata_of, observed, watch},
 };
 
 /// The kind in metrics and logs.
@@ -37,7 +37,7 @@ pub enum Error {
 pub async fn run(context: Arc<Context>, namespace: Option<&str>, concurrency: u16) {
     let controller = controller(api::<CronTrainingRun>(&context, namespace))
         .with_config(Config::default().concurrency(concurrency))
-        .owns_stream(touched(api::<TrainingRun>(&context, namespace), watch().labels(label::CRON)));
+        .owns_stream(metadata_of::<TrainingRun>(&context, namespace, watch().labels(label::CRON)));
     drive(
         controller,
         |cron, context| observed(KIND, cron.clone(), context.clone(), reconcile(cron, context)),

@@ -354,10 +354,9 @@ fn without(version: Option<&str>, answered: &[&str]) -> Value {
 async fn put<K: Object>(context: &Context, namespace: &str, change: Change<K>) -> Result<(), ClusterError> {
     let wanted = change.wanted.as_ref();
     match change.patch {
-        Some(patch) => cluster::merge::<K>(&context.client, namespace, &wanted.name_any(), &patch).await,
-        None => cluster::create(&context.client, namespace, wanted).await,
+        Some(patch) => cluster::merge::<K>(&context.client, namespace, &wanted.name_any(), &patch).await.map(|_| ()),
+        None => cluster::create(&context.client, namespace, wanted).await.map(|_| ()),
     }
-    .map(|_| ())
 }
 
 #[cfg(test)]

@@ -4,14 +4,10 @@ use std::{
     collections::{HashMap, HashSet},
     fmt::Debug,
     hash::{DefaultHasher, Hash, Hasher},
-    sync::Arc,
     time::Duration,
 };
 
-use anneal_api::{
-    names::label,
-    resources::{ModelDeployment, TrainingRun},
-};
+use anneal_api::{names::label, resources::ModelDeployment};
 use futures::{FutureExt, Stream, StreamExt, channel::mpsc};
 use k8s_openapi::api::{
     apps::v1::Deployment,
@@ -36,35 +32,25 @@ use crate::{
     cluster::{Object, is_unknown_kind},
     context::Context,
     controller::{self, api, events, metadata_of, watch},
+    training_run::phases::Turned,
 };
 
 /// How often it is asked whether a kind is there that the cluster lacks.
 const KIND_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Longest time that a change of a run waits for the watch that the reconciles ask about runs.
-const RUN_TIMEOUT: Duration = Duration::from_secs(1);
-/// How often that one is asked.
-const RUN_INTERVAL: Duration = Duration::from_millis(20);
-/// Changes of runs that wait side by side.
-const RUNS_AT_ONCE: usize = 64;
-
 /// The controller with everything that wakes it.
-pub fn controller(context: &Arc<Context>, namespace: Option<&str>, concurrency: u16) -> Controller<ModelDeployment> {
+pub fn controller(context: &Context, namespace: Option<&str>, concurrency: u16) -> Controller<ModelDeployment> {
     let controller = controller::controller(api::<ModelDeployment>(context, namespace))
         .with_config(Config::default().concurrency(concurrency));
     let (of_runs, of_claims) = (controller.store(), controller.store());
     let own = || watch().labels(label::DEPLOYMENT);
-    // An autoscaler reports its metrics four times a minute, a training run its progress: none of a rollout's business.
+    // An autoscaler reports its metrics four times a minute: none of a rollout's business.
     let autoscalers = changes(api::<HorizontalPodAutoscaler>(context, namespace), own(), |it| {
         digest(&(&it.spec, preflight::of_autoscaler(it).map(|(reason, _)| reason)))
     });
     let budgets = changes(api::<PodDisruptionBudget>(context, namespace), own(), |it| digest(&it.spec));
-    // Whoever labels a run that has succeeded means a deployment to follow it.
-    let runs = changes(api::<TrainingRun>(context, namespace), watch(), |run| {
-        digest(&(run.status.as_ref().and_then(|status| status.phase), run.labels()))
-    });
-    let reader = context.clone();
-    let runs = runs.map(move |run| until_known(reader.clone(), run)).buffer_unordered(RUNS_AT_ONCE);
+    let runs = context.phases.listen();
+    let runs = runs.flat_map(move |turned| futures::stream::iter(deployments_of_run(&of_runs, &turned)));
     let (known, becomes_known) = mpsc::unbounded();
     let claims = metadata_of::<PersistentVolumeClaim>(context, namespace, watch());
     controller
@@ -77,7 +63,7 @@ pub fn controller(context: &Arc<Context>, namespace: Option<&str>, concurrency: 
         .reconcile_all_on(becomes_known)
         .watches_stream(metadata_of::<Pod>(context, namespace, own()), |pod| deployment_of_pod(&pod))
         .watches_stream(claims, move |claim| deployments_of_claim(&of_claims, &claim))
-        .watches_stream(runs, move |run| deployments_of_run(&of_runs, &run))
+        .reconcile_on(runs)
 }
 
 /// The routes that changed. A cluster without the Gateway API may get it while the operator runs, and lose it again; that it
@@ -121,31 +107,6 @@ fn is_not_served(problem: &watcher::Error) -> bool {
         | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => is_unknown_kind(status),
         _ => false,
     }
-}
-
-/// Waits until the reconciles know as much of the run: they ask another watch than this one.
-async fn until_known(
-    context: Arc<Context>,
-    run: watcher::Result<Changed<TrainingRun>>,
-) -> watcher::Result<Changed<TrainingRun>> {
-    if let Ok(run) = &run {
-        // Where it never does, the next change or the resync looks again.
-        let _ = tokio::time::timeout(RUN_TIMEOUT, async {
-            while !is_known(&context, run) {
-                tokio::time::sleep(RUN_INTERVAL).await;
-            }
-        })
-        .await;
-    }
-    run
-}
-
-fn is_known(context: &Context, run: &Changed<TrainingRun>) -> bool {
-    let reference = ObjectRef::new(&run.name_any()).within(&run.namespace().unwrap_or_default());
-    let known = context.runs.get().and_then(|runs| runs.get(&reference));
-    let version = |of: Option<String>| of.and_then(|version| version.parse::<u64>().ok());
-    // One that the store lacks is gone, or has done nothing yet.
-    known.is_none_or(|known| version(known.resource_version()) >= version(run.resource_version()))
 }
 
 /// What is told of an object that changed.
@@ -213,9 +174,8 @@ fn change<K: Object>(told: &mut Told<K>, event: Event<K>, digest: fn(&K) -> u64)
 
 /// By what an object is told of: name, labels and owners.
 fn essentials<K: Object>(object: &K) -> Changed<K> {
-    let ObjectMeta { name, namespace, labels, owner_references, resource_version, .. } = object.meta().clone();
-    ObjectMeta { name, namespace, labels, owner_references, resource_version, ..ObjectMeta::default() }
-        .into_response_partial()
+    let ObjectMeta { name, namespace, labels, owner_references, .. } = object.meta().clone();
+    ObjectMeta { name, namespace, labels, owner_references, ..ObjectMeta::default() }.into_response_partial()
 }
 
 fn digest(value: &impl Debug) -> u64 {
@@ -229,14 +189,13 @@ fn deployment_of_pod(pod: &impl ResourceExt) -> Option<ObjectRef<ModelDeployment
     Some(ObjectRef::new(deployment).within(&pod.namespace()?))
 }
 
-fn deployments_of_run(all: &Store<ModelDeployment>, run: &impl ResourceExt) -> Vec<ObjectRef<ModelDeployment>> {
-    let name = run.name_any();
+fn deployments_of_run(all: &Store<ModelDeployment>, turned: &Turned) -> Vec<ObjectRef<ModelDeployment>> {
     let refers = |deployment: &ModelDeployment| {
         let model = &deployment.spec.model;
-        model.training_run_ref.as_ref().is_some_and(|reference| reference.name == name)
-            || model.training_run_selector.as_ref().is_some_and(|selector| selector.matches(run.labels()))
+        model.training_run_ref.as_ref().is_some_and(|reference| reference.name == turned.run.name)
+            || model.training_run_selector.as_ref().is_some_and(|selector| selector.matches(&turned.labels))
     };
-    select(all, run.meta().namespace.as_deref(), refers)
+    select(all, turned.run.namespace.as_deref(), refers)
 }
 
 /// The deployments that a claim may set going.

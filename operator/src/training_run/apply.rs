@@ -2,7 +2,7 @@
 
 use anneal_api::resources::RunPhase;
 use jiff::Timestamp;
-use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{Resource, ResourceExt, core::Status, runtime::reflector::ObjectRef};
 
 use super::{
@@ -35,7 +35,7 @@ pub async fn apply(context: &Context, seen: &Observed, mut plan: Plan, now: Time
     if let Some(start) = plan.create.take() {
         match create(context, &namespace, &start).await {
             // Else the first look at the Job would bring one more write.
-            Ok(job) => plan.status.start_time = plan.status.start_time.take().or(job.metadata.creation_timestamp),
+            Ok(created) => plan.status.start_time = plan.status.start_time.take().or(created),
             Err(problem) if problem.is_users() => refused(seen, &mut plan, &problem, now),
             Err(problem) => return Err(problem),
         }
@@ -67,15 +67,15 @@ pub async fn apply(context: &Context, seen: &Observed, mut plan: Plan, now: Time
     Ok(plan.wake)
 }
 
-async fn create(context: &Context, namespace: &str, start: &Start) -> Result<Job, ClusterError> {
+/// Creates what an attempt needs, and its Job. Returns when the Job was created.
+async fn create(context: &Context, namespace: &str, start: &Start) -> Result<Option<Time>, ClusterError> {
     if let Some(claim) = &start.claim {
         cluster::create(&context.client, namespace, claim).await?;
     }
     if let Some(nodes) = &start.nodes {
         cluster::create(&context.client, namespace, nodes).await?;
     }
-    cluster::create(&context.client, namespace, &start.config).await?;
-    cluster::create(&context.client, namespace, &start.job).await
+    Ok(cluster::create(&context.client, namespace, &start.job).await?.creation_timestamp)
 }
 
 /// A child could not be created, and somebody must do something about it: the run says so and tries again.

@@ -1,10 +1,9 @@
-//! What the watches know of the runs' Jobs and pods, so that a reconcile asks the API server for nothing that it was told
-//! already. Ten thousand of each fit, because only what a plan reads of an object is kept, as text, and nothing of a run
-//! that has ended.
+//! What the watches know of the runs' Jobs, pods and claims, so that a reconcile asks the API server for nothing that it was
+//! told already. Ten thousand of each fit, because only what a plan reads of an object is kept, as text, and nothing of a
+//! run that has ended.
 
 use std::{
     collections::{HashMap, HashSet},
-    marker::PhantomData,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -13,10 +12,10 @@ use anneal_api::{names::label, resources::TrainingRun};
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::{
     batch::v1::{Job, JobSpec},
-    core::v1::{Pod, PodSpec},
+    core::v1::{PersistentVolumeClaim, PersistentVolumeClaimSpec, PersistentVolumeClaimStatus, Pod, PodSpec},
 };
 use kube::{
-    ResourceExt,
+    Resource, ResourceExt,
     runtime::{
         reflector::ObjectRef,
         watcher::{self, Event},
@@ -24,6 +23,7 @@ use kube::{
 };
 use tokio::sync::watch;
 
+use super::objects::CONFIG;
 use crate::cluster::Object;
 
 /// Longest time that a reconcile waits for the watches. Then it asks the API server, whose answer says what is wrong.
@@ -31,11 +31,23 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A kind of object of which the watch keeps what plans read.
 pub trait Essential: Object {
+    /// Of what kind it is that one asks with.
+    type Key: Resource<DynamicType = ()>;
+
+    /// What one asks with: the run that an object belongs to, by its labels, or itself.
+    fn key(&self) -> Option<ObjectRef<Self::Key>>;
+
     /// Takes away what no plan reads.
     fn keep_essentials(&mut self);
 }
 
 impl Essential for Job {
+    type Key = TrainingRun;
+
+    fn key(&self) -> Option<ObjectRef<TrainingRun>> {
+        run_of(self)
+    }
+
     fn keep_essentials(&mut self) {
         self.metadata.managed_fields = None;
         self.spec = self.spec.take().map(|spec| JobSpec { suspend: spec.suspend, ..JobSpec::default() });
@@ -43,24 +55,58 @@ impl Essential for Job {
 }
 
 impl Essential for Pod {
+    type Key = TrainingRun;
+
+    fn key(&self) -> Option<ObjectRef<TrainingRun>> {
+        run_of(self)
+    }
+
     fn keep_essentials(&mut self) {
         self.metadata.managed_fields = None;
+        if let Some(annotations) = &mut self.metadata.annotations {
+            annotations.remove(CONFIG);
+        }
         self.spec = self.spec.take().map(|spec| PodSpec { node_name: spec.node_name, ..PodSpec::default() });
     }
 }
 
-/// What the watches know of the runs' Jobs and pods.
+impl Essential for PersistentVolumeClaim {
+    type Key = Self;
+
+    fn key(&self) -> Option<ObjectRef<Self>> {
+        Some(ObjectRef::from(self))
+    }
+
+    fn keep_essentials(&mut self) {
+        self.metadata.managed_fields = None;
+        self.metadata.annotations = None;
+        self.spec = self.spec.take().map(|spec| PersistentVolumeClaimSpec {
+            access_modes: spec.access_modes,
+            volume_mode: spec.volume_mode,
+            ..PersistentVolumeClaimSpec::default()
+        });
+        self.status = self.status.take().map(|status| PersistentVolumeClaimStatus {
+            access_modes: status.access_modes,
+            phase: status.phase,
+            ..PersistentVolumeClaimStatus::default()
+        });
+    }
+}
+
+/// What the watches know of the runs' Jobs and pods, and of claims.
 #[derive(Debug, Default)]
 pub struct Known {
     /// The Jobs.
     pub jobs: Shelf<Job>,
     /// The pods.
     pub pods: Shelf<Pod>,
+    /// The claims, whoever uses them.
+    pub claims: Shelf<PersistentVolumeClaim>,
 }
 
 impl Known {
-    /// Waits until both watches have told all that there is. Returns whether they have: one that may not list never does, and
-    /// whoever waits holds a turn that others want.
+    /// Waits until the watches of Jobs and pods have told all that there is. Returns whether they have: one that may not list
+    /// never does, and whoever waits holds a turn that others want.
     pub async fn complete(&self) -> bool {
         let both = async { tokio::join!(self.jobs.complete(), self.pods.complete()) };
         tokio::time::timeout(TIMEOUT, both).await.is_ok()
@@ -73,13 +119,14 @@ impl Known {
     }
 }
 
-/// Objects of one kind, by the run that they belong to.
+/// Objects of one kind, by what one asks with.
 #[derive(Debug)]
-pub struct Shelf<K> {
-    by_run: Mutex<HashMap<ObjectRef<TrainingRun>, Vec<Kept>>>,
+pub struct Shelf<K: Essential> {
+    by_key: Mutex<Contents<K>>,
     complete: watch::Sender<bool>,
-    kind: PhantomData<fn() -> K>,
 }
+
+type Contents<K> = HashMap<ObjectRef<<K as Essential>::Key>, Vec<Kept>>;
 
 /// An object as text: a tenth of what it takes as a value.
 #[derive(Debug)]
@@ -88,62 +135,63 @@ struct Kept {
     json: Box<[u8]>,
 }
 
-impl<K> Default for Shelf<K> {
+impl<K: Essential> Default for Shelf<K> {
     fn default() -> Self {
-        Self { by_run: Mutex::default(), complete: watch::Sender::new(false), kind: PhantomData }
+        Self { by_key: Mutex::default(), complete: watch::Sender::new(false) }
     }
 }
 
-impl<K> Shelf<K> {
-    fn contents(&self) -> MutexGuard<'_, HashMap<ObjectRef<TrainingRun>, Vec<Kept>>> {
-        self.by_run.lock().unwrap_or_else(PoisonError::into_inner)
+impl<K: Essential> Shelf<K> {
+    fn contents(&self) -> MutexGuard<'_, Contents<K>> {
+        self.by_key.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn complete(&self) {
         // The sender lives as long as the shelf.
         let _ = self.complete.subscribe().wait_for(|complete| *complete).await;
     }
-}
 
-impl<K: Essential> Shelf<K> {
-    /// The objects of a run.
-    pub fn of(&self, run: &ObjectRef<TrainingRun>) -> Vec<K> {
+    /// The objects under a key.
+    pub fn of(&self, key: &ObjectRef<K::Key>) -> Vec<K> {
         let contents = self.contents();
-        let kept = contents.get(run).into_iter().flatten();
+        let kept = contents.get(key).into_iter().flatten();
         kept.filter_map(|kept| serde_json::from_slice(&kept.json).ok()).collect()
     }
 
-    fn put(&self, run: ObjectRef<TrainingRun>, object: &K) {
+    fn put(&self, key: ObjectRef<K::Key>, object: &K) {
         // What came as JSON can be written as JSON.
         let Ok(json) = serde_json::to_vec(object) else { return };
         let kept = Kept { name: object.name_any().into(), json: json.into() };
         let mut contents = self.contents();
-        let of_run = contents.entry(run).or_default();
-        of_run.retain(|other| other.name != kept.name);
-        of_run.push(kept);
+        let under = contents.entry(key).or_default();
+        under.retain(|other| other.name != kept.name);
+        under.push(kept);
     }
 
-    fn remove(&self, run: &ObjectRef<TrainingRun>, name: &str) {
+    fn remove(&self, key: &ObjectRef<K::Key>, name: &str) {
         let mut contents = self.contents();
-        if let Some(of_run) = contents.get_mut(run) {
-            of_run.retain(|other| *other.name != *name);
-            if of_run.is_empty() {
-                contents.remove(run);
+        if let Some(under) = contents.get_mut(key) {
+            under.retain(|other| *other.name != *name);
+            if under.is_empty() {
+                contents.remove(key);
             }
         }
     }
 
     /// Removes what a complete list did not have, and returns it.
-    fn keep_only(&self, listed: &HashSet<(ObjectRef<TrainingRun>, String)>) -> Vec<K> {
+    fn keep_only(&self, listed: &Listed<K>) -> Vec<K> {
         let mut gone = Vec::new();
-        self.contents().retain(|run, of_run| {
-            let is_listed = |kept: &Kept| listed.contains(&(run.clone(), kept.name.to_string()));
-            gone.extend(of_run.extract_if(.., |kept| !is_listed(kept)));
-            !of_run.is_empty()
+        self.contents().retain(|key, under| {
+            let is_listed = |kept: &Kept| listed.contains(&(key.clone(), kept.name.to_string()));
+            gone.extend(under.extract_if(.., |kept| !is_listed(kept)));
+            !under.is_empty()
         });
         gone.iter().filter_map(|kept| serde_json::from_slice(&kept.json).ok()).collect()
     }
 }
+
+/// What a list that is under way has had so far.
+type Listed<K> = HashSet<(ObjectRef<<K as Essential>::Key>, String)>;
 
 /// The run that an object belongs to by its labels.
 pub fn run_of(object: &impl ResourceExt) -> Option<ObjectRef<TrainingRun>> {
@@ -152,14 +200,14 @@ pub fn run_of(object: &impl ResourceExt) -> Option<ObjectRef<TrainingRun>> {
 }
 
 /// Keeps what a watch tells on a shelf, and passes on each object that it tells of, without what no plan reads. `is_over`
-/// says of which runs nothing is to be kept.
+/// says under which keys nothing is to be kept.
 pub fn follow<K: Essential + Send + 'static>(
     events: impl Stream<Item = watcher::Result<Event<K>>> + Send,
     known: Arc<Known>,
     shelf: fn(&Known) -> &Shelf<K>,
-    is_over: impl Fn(&ObjectRef<TrainingRun>) -> bool + Send + 'static,
+    is_over: impl Fn(&ObjectRef<K::Key>) -> bool + Send + 'static,
 ) -> impl Stream<Item = watcher::Result<K>> + Send {
-    let mut listed = HashSet::new();
+    let mut listed = Listed::<K>::new();
     events.flat_map(move |event| {
         let touched = match event {
             Ok(event) => take(event, shelf(&known), &is_over, &mut listed).into_iter().map(Ok).collect(),
@@ -172,25 +220,25 @@ pub fn follow<K: Essential + Send + 'static>(
 fn take<K: Essential>(
     event: Event<K>,
     shelf: &Shelf<K>,
-    is_over: &impl Fn(&ObjectRef<TrainingRun>) -> bool,
-    listed: &mut HashSet<(ObjectRef<TrainingRun>, String)>,
+    is_over: &impl Fn(&ObjectRef<K::Key>) -> bool,
+    listed: &mut Listed<K>,
 ) -> Vec<K> {
     let is_listed = matches!(event, Event::InitApply(_));
     match event {
         Event::Apply(mut object) | Event::InitApply(mut object) => {
             object.keep_essentials();
-            if let Some(run) = run_of(&object).filter(|run| !is_over(run)) {
+            if let Some(key) = object.key().filter(|key| !is_over(key)) {
                 if is_listed {
-                    listed.insert((run.clone(), object.name_any()));
+                    listed.insert((key.clone(), object.name_any()));
                 }
-                shelf.put(run, &object);
+                shelf.put(key, &object);
             }
             vec![object]
         }
         Event::Delete(mut object) => {
             object.keep_essentials();
-            if let Some(run) = run_of(&object) {
-                shelf.remove(&run, &object.name_any());
+            if let Some(key) = object.key() {
+                shelf.remove(&key, &object.name_any());
             }
             vec![object]
         }

@@ -13,6 +13,7 @@ pub mod nodes;
 pub mod objects;
 pub mod observe;
 pub mod output;
+pub mod phases;
 pub mod plan;
 pub mod status;
 pub mod validate;
@@ -23,9 +24,9 @@ use std::sync::Arc;
 use anneal_api::{
     dataset::DatasetUri,
     names::label,
-    resources::{RunPhase, TrainingRun},
+    resources::{PodTemplate, RunPhase, TrainingRun, TrainingRunStatus},
 };
-use futures::{Stream, channel::mpsc};
+use futures::{FutureExt, Stream, StreamExt, channel::mpsc};
 use jiff::Timestamp;
 use k8s_openapi::api::{
     batch::v1::Job,
@@ -48,7 +49,7 @@ use self::{
 use crate::{
     cluster::ClusterError,
     context::Context,
-    controller::{self, api, back_off, drive, events, in_turn, metadata_of, observed, watch},
+    controller::{self, api, back_off, drive, events, in_turn, observed, watch},
     progress::read_all,
     turns::Turns,
 };
@@ -109,15 +110,24 @@ fn controller(
     namespace: Option<&str>,
     woken: impl Stream<Item = ObjectRef<TrainingRun>> + Send + 'static,
 ) -> Controller<TrainingRun> {
+    let phases = context.phases.clone();
+    let (listed, is_listed) = tokio::sync::watch::channel(false);
+    let tell = move |before: &Store<TrainingRun>, event: &watcher::Event<TrainingRun>| {
+        phases.tell(before, event);
+        if matches!(event, watcher::Event::InitDone) {
+            listed.send_replace(true);
+        }
+    };
+    let controller = controller::controller_with(api::<TrainingRun>(context, namespace), trim, tell);
     // Bounded by `in_turn`.
-    let controller =
-        controller::controller(api::<TrainingRun>(context, namespace)).with_config(Config::default().concurrency(0));
+    let controller = controller.with_config(Config::default().concurrency(0));
     let runs = controller.store();
-    let jobs =
-        follow(children::<Job>(context, namespace), context.known.clone(), |known| &known.jobs, is_over_in(&runs));
-    let pods =
-        follow(children::<Pod>(context, namespace), context.known.clone(), |known| &known.pods, is_over_in(&runs));
-    let claims = metadata_of::<PersistentVolumeClaim>(context, namespace, watch());
+    let jobs = children::<Job>(context, namespace, is_listed.clone());
+    let jobs = follow(jobs, context.known.clone(), |known| &known.jobs, is_over_in(&runs));
+    let pods = children::<Pod>(context, namespace, is_listed);
+    let pods = follow(pods, context.known.clone(), |known| &known.pods, is_over_in(&runs));
+    let claims = events(api::<PersistentVolumeClaim>(context, namespace), watch());
+    let claims = follow(claims, context.known.clone(), |known| &known.claims, |_| false);
     let last_words = context.last_words.clone();
     controller
         .owns_stream(jobs)
@@ -130,12 +140,45 @@ fn controller(
         .reconcile_on(woken)
 }
 
-/// What is told of the objects of one kind that belong to runs.
+/// What is told of the objects of one kind that belong to runs, once the runs are known: what belongs to those that are over
+/// would otherwise be kept until each of them was looked at. Of those who wait for a store of kube-runtime's only one is woken, and
+/// that is the controller itself: hence a signal of our own.
 fn children<K: Essential + Send + 'static>(
     context: &Context,
     namespace: Option<&str>,
+    mut are_listed: tokio::sync::watch::Receiver<bool>,
 ) -> impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send + 'static + use<K> {
-    events(api::<K>(context, namespace), watch().labels(label::RUN))
+    let children = events(api::<K>(context, namespace), watch().labels(label::RUN));
+    let once_listed = async move {
+        // The sender is gone only when the controller ended, and with it the process.
+        let _ = are_listed.wait_for(|are_listed| *are_listed).await;
+        children
+    };
+    once_listed.into_stream().flatten()
+}
+
+/// Takes away of a run that is over what only its owner reads: ten thousand of them are kept. What is written of one follows
+/// from the whole of it, as [`is_to_be_asked_for`] sees to.
+fn trim(run: &mut TrainingRun) {
+    let Some(status) = run.status.as_mut().filter(|status| plan::is_over(status)) else { return };
+    *status = TrainingRunStatus {
+        phase: status.phase,
+        observed_generation: status.observed_generation,
+        completion_time: status.completion_time.take(),
+        init_from: status.init_from.take(),
+        result: status.result.take(),
+        ..TrainingRunStatus::default()
+    };
+    run.spec.pod_template = PodTemplate::default();
+    run.spec.tracking = None;
+}
+
+/// Whether a plan follows from what the watches told, but must not.
+fn is_to_be_asked_for(seen: &Observed, plan: &Plan) -> bool {
+    // A pod that the watches have not told of yet may still write: no other starts beside it.
+    let begins_again = plan.create.is_some() && seen.has_begun();
+    let former = seen.run.status.as_ref().filter(|former| plan::is_over(former));
+    begins_again || former.is_some_and(|former| *former != plan.status)
 }
 
 /// Whether a run is over as far as the watch knows.
@@ -175,8 +218,7 @@ pub async fn reconcile(run: Arc<TrainingRun>, context: Arc<Context>) -> Result<A
         return Ok(Action::await_change());
     }
     let mut plan = plan(&context, &seen, now);
-    if plan.create.is_some() && seen.has_begun() {
-        // A pod that the watches have not told of yet may still write: no other starts beside it.
+    if is_to_be_asked_for(&seen, &plan) {
         let Some(newer) = observe(&context, &run, Look::Afresh, now).await? else { return Ok(gone(&context, &run)) };
         seen = newer;
         plan = self::plan(&context, &seen, now);
@@ -195,4 +237,32 @@ fn gone(context: &Context, run: &TrainingRun) -> Action {
     context.progress.forget(&reference);
     context.last_words.forget(&reference);
     Action::await_change()
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn of_a_run_that_is_over_only_what_others_ask_for_is_kept() {
+        let mut run = fixtures::run(&json!({"podTemplate": {"image": "mine:1"}}));
+        let condition = json!({"type": "Ready", "status": "True", "reason": "Published", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"});
+        let status = json!({"phase": "Succeeded", "attempt": 1, "conditions": [condition], "result": fixtures::result("a", 0.9)});
+        run.status = serde_json::from_value(status).expect("a status");
+        let whole = run.clone();
+        trim(&mut run);
+        assert_eq!(
+            serde_json::to_value(&run).expect("JSON"),
+            serde_json::to_value(&whole).expect("JSON"),
+            "it is not over"
+        );
+        run.status.get_or_insert_default().completion_time = Some(Time(Timestamp::UNIX_EPOCH));
+        trim(&mut run);
+        let status = run.status.expect("a status");
+        assert!(plan::is_over(&status) && status.conditions.is_empty() && run.spec.pod_template.image.is_none());
+        assert_eq!(status.result, whole.status.and_then(|status| status.result));
+    }
 }

@@ -115,7 +115,8 @@ mod tests {
     }
 
     fn job(run: &TrainingRun) -> Job {
-        objects::job(run, &validate(run).expect("valid"), 2, &Settings::of_tests())
+        let valid = validate(run).expect("valid");
+        objects::job(run, &valid, 2, objects::config(&valid).expect("YAML"), &Settings::of_tests())
     }
 
     fn variable(job: &Job, name: &str) -> Option<String> {

@@ -13,8 +13,8 @@ use anneal_api::{
 use k8s_openapi::api::{
     batch::v1::{Job, JobSpec},
     core::v1::{
-        ConfigMap, ConfigMapVolumeSource, ContainerPort, EnvFromSource, PersistentVolumeClaimVolumeSource,
-        SecretEnvSource, Volume, VolumeMount,
+        ContainerPort, DownwardAPIVolumeFile, DownwardAPIVolumeSource, EnvFromSource, ObjectFieldSelector,
+        PersistentVolumeClaimVolumeSource, SecretEnvSource, Volume, VolumeMount,
     },
 };
 use sha2::Digest;
@@ -32,6 +32,8 @@ const GRACE_SECONDS: i64 = 60;
 
 /// Annotation of a Job: which `podTemplate` its pods are made from.
 pub const TEMPLATE_DIGEST: &str = "anneal.dev/pod-template-digest";
+/// Annotation of a training pod: the trainer's configuration, which the pod has as a file.
+pub const CONFIG: &str = "anneal.dev/config";
 /// What the labels begin with by which Kueue queues a Job, sets its priority and limits its time.
 const QUEUE_LABELS: &str = "kueue.x-k8s.io/";
 
@@ -42,9 +44,9 @@ pub fn template_digest(template: &PodTemplate) -> String {
     digest(text.as_bytes()).short(16).to_owned()
 }
 
-/// SHA-256 of the configuration file in a `ConfigMap`.
-pub fn config_digest(config: &ConfigMap) -> Option<Sha256> {
-    config.data.as_ref()?.get("run.yaml").map(|text| digest(text.as_bytes()))
+/// SHA-256 of the configuration file.
+pub fn config_digest(config: &str) -> Sha256 {
+    digest(config.as_bytes())
 }
 
 fn digest(bytes: &[u8]) -> Sha256 {
@@ -106,42 +108,48 @@ fn models_dir() -> String {
     format!("{}/{}", path::OUTPUT, path::PUBLISHED)
 }
 
-/// The `ConfigMap` with the trainer's configuration.
+/// The trainer's configuration file.
 ///
 /// # Errors
 /// When the configuration cannot be written as YAML; it is made of plain values, so this does not happen.
-pub fn config_map(owner: &TrainingRun, run: &ValidRun) -> Result<ConfigMap, serde_yaml::Error> {
-    let text = serde_yaml::to_string(&trainer_config(run))?;
-    Ok(ConfigMap {
-        metadata: metadata(owner, run.config_name(), run_labels(run)),
-        data: Some(BTreeMap::from([("run.yaml".to_owned(), text)])),
-        immutable: Some(true),
-        ..ConfigMap::default()
-    })
+pub fn config(run: &ValidRun) -> Result<String, serde_yaml::Error> {
+    serde_yaml::to_string(&trainer_config(run))
 }
 
-/// The Job of one attempt. It never retries by itself: each attempt is a Job of its own, so that none is lost.
-pub fn job(owner: &TrainingRun, run: &ValidRun, attempt: i32, settings: &Settings) -> Job {
+/// The pod's own annotation with the configuration, as the file that the trainer reads. A `ConfigMap` would be one more
+/// object to create, keep and collect for each run.
+fn config_volume() -> (Volume, VolumeMount) {
+    let file = DownwardAPIVolumeFile {
+        path: "run.yaml".to_owned(),
+        field_ref: Some(ObjectFieldSelector {
+            field_path: format!("metadata.annotations['{CONFIG}']"),
+            ..ObjectFieldSelector::default()
+        }),
+        ..DownwardAPIVolumeFile::default()
+    };
+    (
+        Volume {
+            name: "config".to_owned(),
+            downward_api: Some(DownwardAPIVolumeSource { items: Some(vec![file]), default_mode: None }),
+            ..Volume::default()
+        },
+        VolumeMount {
+            name: "config".to_owned(),
+            mount_path: path::CONFIG_DIR.to_owned(),
+            read_only: Some(true),
+            ..VolumeMount::default()
+        },
+    )
+}
+
+/// The Job of one attempt, whose trainer finds `config` as its file. It never retries by itself: each attempt is a Job of its
+/// own, so that none is lost.
+pub fn job(owner: &TrainingRun, run: &ValidRun, attempt: i32, config: String, settings: &Settings) -> Job {
     let mut own = run_labels(run);
     own.insert(label::ATTEMPT.to_owned(), attempt.to_string());
     own.insert(label::RUN_UID.to_owned(), owner.metadata.uid.clone().unwrap_or_default());
     let resume = if attempt > 1 { format!("{}/checkpoints", output_dir(run)) } else { String::new() };
-    let mut volumes = vec![
-        claim_volume("output", &owner.output_claim(), path::OUTPUT, false),
-        (
-            Volume {
-                name: "config".to_owned(),
-                config_map: Some(ConfigMapVolumeSource { name: run.config_name(), ..ConfigMapVolumeSource::default() }),
-                ..Volume::default()
-            },
-            VolumeMount {
-                name: "config".to_owned(),
-                mount_path: path::CONFIG_DIR.to_owned(),
-                read_only: Some(true),
-                ..VolumeMount::default()
-            },
-        ),
-    ];
+    let mut volumes = vec![claim_volume("output", &owner.output_claim(), path::OUTPUT, false), config_volume()];
     if let Some(claim) = run.dataset_claim() {
         // A claim may be mounted under two volume names; only one of them may write.
         volumes.push(claim_volume("dataset", claim, path::DATASET, true));
@@ -174,6 +182,7 @@ pub fn job(owner: &TrainingRun, run: &ValidRun, attempt: i32, settings: &Setting
         },
         &run.spec.pod_template,
     );
+    template.metadata.get_or_insert_default().annotations.get_or_insert_default().insert(CONFIG.to_owned(), config);
     if let Some(spec) = template.spec.as_mut() {
         spec.restart_policy = Some("Never".to_owned());
         for container in &mut spec.containers {
@@ -254,13 +263,14 @@ mod tests {
 
     /// The container of the run's first attempt.
     fn container(run: &TrainingRun) -> Value {
-        let job = job(run, &validate(run).expect("valid"), 1, &Settings::of_tests());
-        serde_json::to_value(job).expect("JSON")["spec"]["template"]["spec"]["containers"][0].take()
+        template(run)["spec"]["containers"][0].take()
     }
 
-    fn config(run: &TrainingRun) -> String {
-        let map = config_map(run, &validate(run).expect("valid")).expect("YAML");
-        map.data.expect("data")["run.yaml"].clone()
+    /// The pod template of the run's first attempt.
+    fn template(run: &TrainingRun) -> Value {
+        let valid = validate(run).expect("valid");
+        let job = job(run, &valid, 1, config(&valid).expect("YAML"), &Settings::of_tests());
+        serde_json::to_value(job).expect("JSON")["spec"]["template"].take()
     }
 
     fn tracked() -> Value {
@@ -290,8 +300,9 @@ mod tests {
 
     #[test]
     fn the_configuration_says_what_to_fetch_and_where_to_record_but_names_no_secret() {
-        let text = config(&run(&tracked()));
-        let written: TrainerConfig = serde_yaml::from_str(&text).expect("a configuration");
+        let template = template(&run(&tracked()));
+        let text = template["metadata"]["annotations"][CONFIG].as_str().expect("a configuration");
+        let written: TrainerConfig = serde_yaml::from_str(text).expect("a configuration");
         assert_eq!(written.dataset.uri, "s3://photos/set");
         assert_eq!(written.dataset.digest, Some(format!("sha256:{:064}", 0)));
         let mlflow = written.tracking.and_then(|tracking| tracking.mlflow).expect("a server");

@@ -144,7 +144,7 @@ pub async fn observe(
     let is_over = is_over(&run.status.clone().unwrap_or_default());
     let (jobs, pods) = if is_over { (Vec::new(), Vec::new()) } else { children(context, &run, look).await? };
     let begins = !is_over && (look == Look::Afresh || !has_begun(&run, &jobs, &pods));
-    let (output, dataset) = if begins { claims(context, &run).await? } else { (Claim::Present, None) };
+    let (output, dataset) = if begins { claims(context, &run, look).await? } else { (Claim::Present, None) };
     let init = if is_over { Init::Random } else { init::observe(context, &run).await? };
     let needed_by = if retention::is_due(&run, now) {
         let deployments = cluster::list::<ModelDeployment>(client, &namespace, "").await?;
@@ -170,7 +170,7 @@ async fn newest(context: &Context, known: &TrainingRun, look: Look) -> Result<Op
     let run: Option<TrainingRun> =
         cluster::get(&context.client, &known.namespace().unwrap_or_default(), &known.name_any()).await?;
     Ok(run.map(|run| {
-        context.written.note(&run);
+        context.written.note(&run.metadata);
         Arc::new(run)
     }))
 }
@@ -218,21 +218,33 @@ fn has_begun(run: &TrainingRun, jobs: &[AttemptJob], pods: &[AttemptPod]) -> boo
 }
 
 /// The claims that a run needs to begin.
-async fn claims(context: &Context, run: &TrainingRun) -> Result<(Claim, Option<Claim>), ClusterError> {
+async fn claims(context: &Context, run: &TrainingRun, look: Look) -> Result<(Claim, Option<Claim>), ClusterError> {
     let namespace = run.namespace().unwrap_or_default();
-    let output = claim(context, &namespace, &run.output_claim()).await?;
+    let output = ObjectRef::new(&run.output_claim()).within(&namespace);
+    let output = claim(context, &output, look, |found| claim::output(run, found)).await?;
     let dataset = match run.spec.dataset.uri.parse() {
         Ok(DatasetUri::Pvc { claim: name, .. }) => {
-            let found = claim(context, &namespace, &name).await?;
-            Some(claim::given(run, &name, found.as_ref(), Use::Read))
+            let dataset = ObjectRef::new(&name).within(&namespace);
+            Some(claim(context, &dataset, look, |found| claim::given(run, &name, found, Use::Read)).await?)
         }
         _ => None,
     };
-    Ok((claim::output(run, output.as_ref()), dataset))
+    Ok((output, dataset))
 }
 
-async fn claim(context: &Context, namespace: &str, name: &str) -> Result<Option<PersistentVolumeClaim>, ClusterError> {
-    cluster::get(&context.client, namespace, name).await
+/// What a claim is to a run: as the watch told it, or, where something is in the way, as the API server has it, so that
+/// nobody hears of a missing claim that is merely new.
+async fn claim(
+    context: &Context,
+    claim: &ObjectRef<PersistentVolumeClaim>,
+    look: Look,
+    judge: impl Fn(Option<&PersistentVolumeClaim>) -> Claim,
+) -> Result<Claim, ClusterError> {
+    if look == Look::Known && judge(context.known.claims.of(claim).first()) == Claim::Present {
+        return Ok(Claim::Present);
+    }
+    let namespace = claim.namespace.as_deref().unwrap_or_default();
+    Ok(judge(cluster::get(&context.client, namespace, &claim.name).await?.as_ref()))
 }
 
 fn number(object: &impl ResourceExt) -> Option<i32> {

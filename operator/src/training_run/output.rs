@@ -107,7 +107,7 @@ async fn set_finalizers(context: &Context, run: &TrainingRun, finalizers: Vec<St
     let patch = json!({"metadata": {"finalizers": finalizers, "resourceVersion": run.resource_version()}});
     let namespace = run.namespace().unwrap_or_default();
     let written: TrainingRun = cluster::merge(&context.client, &namespace, &run.name_any(), &patch).await?;
-    context.written.note(&written);
+    context.written.note(&written.metadata);
     Ok(())
 }
 

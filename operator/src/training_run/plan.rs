@@ -17,7 +17,7 @@ use jiff::Timestamp;
 use k8s_openapi::{
     api::{
         batch::v1::Job,
-        core::v1::{ConfigMap, PersistentVolumeClaim, Service},
+        core::v1::{PersistentVolumeClaim, Service},
     },
     apimachinery::pkg::apis::meta::v1::Time,
 };
@@ -67,8 +67,6 @@ pub struct Start {
     pub claim: Option<PersistentVolumeClaim>,
     /// The Service under which several pods find each other.
     pub nodes: Option<Service>,
-    /// The trainer's configuration.
-    pub config: ConfigMap,
     /// The Job.
     pub job: Job,
 }

@@ -95,7 +95,8 @@ pub fn final_progress(status: &TrainingRunStatus, result: &RunResult, end: Times
     })
 }
 
-/// One Event for each transition from the former status to the new one.
+/// One Event for each transition from the former status to the new one. That a Job is made is told by the Job's own Events; if
+/// its pod takes a while to run, there is one about that.
 pub fn transitions(former: &TrainingRunStatus, new: &TrainingRunStatus) -> Vec<Transition> {
     let reason_of = |status: &TrainingRunStatus| {
         status.conditions.iter().find(|c| c.type_ == kind::READY).map(|c| (c.reason.clone(), c.message.clone()))
@@ -104,7 +105,7 @@ pub fn transitions(former: &TrainingRunStatus, new: &TrainingRunStatus) -> Vec<T
     let changed = former.phase != new.phase
         || former.attempt != new.attempt
         || reason_of(former).is_none_or(|(former_reason, _)| former_reason != reason);
-    let Some(phase) = new.phase.filter(|_| changed) else { return Vec::new() };
+    let Some(phase) = new.phase.filter(|_| changed && reason != run_reason::JOB_CREATED) else { return Vec::new() };
     let waits = new.conditions.iter().any(|c| c.type_ == kind::PROGRESSING && c.status == "False");
     vec![match phase {
         RunPhase::Succeeded => Transition::normal("Succeeded", message),

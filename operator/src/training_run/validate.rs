@@ -85,12 +85,6 @@ impl ValidRun {
         format!("runs/{}-{}", self.name, self.uid8)
     }
 
-    /// Name of the `ConfigMap` with the trainer's configuration: another one than a deleted namesake's. Of an immutable
-    /// `ConfigMap` the kubelet keeps what it has read for as long as a pod of the namesake is on its way out.
-    pub fn config_name(&self) -> String {
-        format!("{}-{}-config", self.name, self.uid8)
-    }
-
     /// Name of the Job of an attempt.
     pub fn job_name(&self, attempt: i32) -> String {
         format!("{}-{attempt}", self.name)

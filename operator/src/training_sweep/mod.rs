@@ -20,7 +20,7 @@ use kube::runtime::controller::{Action, Config};
 use crate::{
     cluster::ClusterError,
     context::Context,
-    controller::{api, back_off, controller, drive, observed, touched, watch},
+    controller::{api, back_off, controller, drive, metadata_of, observed, watch},
 };
 
 /// The kind in metrics and logs.
@@ -38,7 +38,7 @@ pub enum Error {
 pub async fn run(context: Arc<Context>, namespace: Option<&str>, concurrency: u16) {
     let controller = controller(api::<TrainingSweep>(&context, namespace))
         .with_config(Config::default().concurrency(concurrency))
-        .owns_stream(touched(api::<TrainingRun>(&context, namespace), watch().labels(label::SWEEP)));
+        .owns_stream(metadata_of::<TrainingRun>(&context, namespace, watch().labels(label::SWEEP)));
     drive(
         controller,
         |sweep, context| observed(KIND, sweep.clone(), context.clone(), reconcile(sweep, context)),

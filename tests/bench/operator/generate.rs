@@ -80,7 +80,8 @@ pub fn job(index: usize) -> Result<Job> {
         failure_logs: false,
         reach: Reach::Address,
     };
-    let mut job = objects::job(&run, &validate(&run)?, 1, &settings);
+    let valid = validate(&run)?;
+    let mut job = objects::job(&run, &valid, 1, objects::config(&valid)?, &settings);
     job.metadata.owner_references = None;
     Ok(job)
 }

@@ -542,6 +542,7 @@ impl DeploymentPhase {
 /// What the operator knows about a rollout.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(extend("x-kubernetes-map-type" = "atomic"))]
 pub struct ModelDeploymentStatus {
     /// Where the rollout stands.
     #[serde(skip_serializing_if = "Option::is_none")]

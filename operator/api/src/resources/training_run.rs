@@ -33,7 +33,10 @@ pub const MANAGER: &str = "anneal.dev/operator";
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     validation = Rule::new("self.metadata.name.size() <= 40").message("metadata.name must be at most 40 characters: the names of Jobs and pods are made from it"),
     validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')").message("metadata.name must start with a letter and hold only a-z, 0-9 and -: the names of pods and Services are made from it"),
-    validation = Rule::new("!has(self.spec.initFrom) || !has(self.spec.initFrom.trainingRunRef) || self.spec.initFrom.trainingRunRef.name != self.metadata.name").message("initFrom.trainingRunRef names this very run; a run goes on from its own checkpoints by itself, so name another one")
+    validation = Rule::new("!has(self.spec.initFrom) || !has(self.spec.initFrom.trainingRunRef) || self.spec.initFrom.trainingRunRef.name != self.metadata.name").message("initFrom.trainingRunRef names this very run; a run goes on from its own checkpoints by itself, so name another one"),
+    // Compared last: a write that changes the status cannot change the specification, and to compare all of these costs the API
+    // server more than all other rules together.
+    validation = Rule::new("has(self.status) != has(oldSelf.status) || (has(self.status) && self.status != oldSelf.status) || self.spec.hyperparameters == oldSelf.spec.hyperparameters").message("hyperparameters are immutable; create a new TrainingRun")
 )]
 #[x_kube(
     validation = Rule::new("self.model.architecture != 'simple' || self.model.inputSize == 224").message("model.inputSize must be 224 for architecture simple; leave it out, or choose architecture improved, which takes any size"),
@@ -51,7 +54,6 @@ pub const MANAGER: &str = "anneal.dev/operator";
     validation = Rule::new("self.model.architecture != 'simple' || !has(self.hyperparameters.trainSizes) || self.hyperparameters.trainSizes.all(size, size == 224)").message("hyperparameters.trainSizes must be 224 for architecture simple; leave it out, or choose architecture improved, which takes any size"),
     validation = Rule::new("self.model == oldSelf.model").message("model is immutable; create a new TrainingRun"),
     validation = Rule::new("self.dataset == oldSelf.dataset").message("dataset is immutable; create a new TrainingRun"),
-    validation = Rule::new("self.hyperparameters == oldSelf.hyperparameters").message("hyperparameters are immutable; create a new TrainingRun"),
     validation = Rule::new("has(self.tracking) == has(oldSelf.tracking) && (!has(self.tracking) || self.tracking == oldSelf.tracking)").message("tracking is immutable; create a new TrainingRun"),
     validation = Rule::new("self.output == oldSelf.output").message("output is immutable; create a new TrainingRun"),
     validation = Rule::new("has(self.initFrom) == has(oldSelf.initFrom) && (!has(self.initFrom) || self.initFrom == oldSelf.initFrom)").message("initFrom is immutable; create a new TrainingRun"),

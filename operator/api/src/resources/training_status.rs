@@ -125,6 +125,7 @@ impl RunPhase {
 /// What the operator knows about a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(extend("x-kubernetes-map-type" = "atomic"))]
 pub struct TrainingRunStatus {
     /// Where the run stands.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -247,6 +247,7 @@ impl SweepPhase {
 /// What the operator knows about a sweep.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(extend("x-kubernetes-map-type" = "atomic"))]
 pub struct TrainingSweepStatus {
     /// Where the sweep stands.
     #[serde(skip_serializing_if = "Option::is_none")]

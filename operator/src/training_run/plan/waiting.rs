@@ -128,7 +128,7 @@ fn begin(seen: &Observed, run: &ValidRun, settings: &Settings, mut status: Train
         let state = State::waiting(RunPhase::Pending, reason, message);
         return finish(seen, status, state, Wake::At(limit), now);
     }
-    let config = match objects::config_map(&seen.run, run) {
+    let config = match objects::config(run) {
         Ok(config) => config,
         Err(problem) => {
             let message = problem.to_string();
@@ -136,12 +136,11 @@ fn begin(seen: &Observed, run: &ValidRun, settings: &Settings, mut status: Train
             return finish(seen, status, state, Wake::OnChange, now);
         }
     };
-    status.config_sha256 = objects::config_digest(&config);
+    status.config_sha256 = Some(objects::config_digest(&config));
     let start = Start {
         claim: output::claim(&seen.run).filter(|_| seen.output == Claim::ToCreate),
         nodes: nodes::service(&seen.run, run),
-        config,
-        job: objects::job(&seen.run, run, number, settings),
+        job: objects::job(&seen.run, run, number, config, settings),
     };
     status.attempt = Some(number);
     status.current_attempt = Some(current);

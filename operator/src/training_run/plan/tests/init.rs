@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::world::{World, checkpoint};
 use crate::{
     context::Settings,
-    training_run::{claim::Claim, init::Init, validate::validate},
+    training_run::{claim::Claim, init::Init, objects::CONFIG, validate::validate},
 };
 
 fn run(init: Init) -> World {
@@ -22,8 +22,9 @@ fn waiting() -> Init {
 /// The configuration that the newest plan writes, and where its pod mounts which claim.
 fn started(world: &World) -> (TrainerConfig, Vec<(String, String)>) {
     let start = world.plan().create.expect("an attempt starts");
-    let text = start.config.data.expect("a file").remove("run.yaml").expect("run.yaml");
-    let pod = serde_json::to_value(start.job.spec.expect("a spec").template.spec).expect("json");
+    let template = start.job.spec.expect("a spec").template;
+    let text = template.metadata.and_then(|metadata| metadata.annotations?.remove(CONFIG)).expect("a configuration");
+    let pod = serde_json::to_value(template.spec).expect("json");
     let (volumes, mounts) = (pod["volumes"].as_array(), pod["containers"][0]["volumeMounts"].as_array());
     let claim = |mount: &&Value| {
         let volume = volumes?.iter().find(|volume| volume["name"] == mount["name"])?;
