@@ -86,6 +86,7 @@ fn bounds_that_were_edited_while_a_revision_served_give_it_no_second_chance() {
     world.rest();
     assert_eq!((world.live(), world.phase()), (Some('a'), Degraded));
     assert_eq!(world.rejection('b').as_deref(), Some("PerformanceDegraded"));
+    assert_eq!(world.events.iter().filter(|event| **event == "RolledBack").count(), 1, "{:?}", world.events);
 }
 
 #[test]
