@@ -220,6 +220,10 @@ fn route_change(seen: &Observed, spec: &ValidDeployment, desired: &Desired) -> O
         return existing.map(|existing| Write::DropRoute(Box::new(existing.clone())));
     };
     let wanted = route::route(&seen.owner, spec, &wanted.canary, wanted.share.as_ref());
+    let wanted = match existing {
+        Some(existing) => route::as_held(wanted, existing),
+        None => wanted,
+    };
     Change::of(wanted, existing).map(Write::Route)
 }
 

@@ -8,7 +8,7 @@ use kube::{CustomResource, ResourceExt};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    canary::Share,
+    canary::{Part, Share},
     objects::{BACKEND_PORT, plain_service, revision_labels, revision_name},
     revision::RevisionName,
     validate::ValidDeployment,
@@ -43,6 +43,8 @@ pub struct RouteSpec {
 pub struct Rule {
     /// Which requests.
     pub matches: Vec<Match>,
+    /// What else becomes of them. Written also where there is nothing, so that copies come to an end.
+    pub filters: Vec<Filter>,
     /// Where they go.
     pub backend_refs: Vec<BackendRef>,
 }
@@ -72,6 +74,39 @@ impl Default for Path {
     fn default() -> Self {
         Self { kind: "PathPrefix".to_owned(), value: "/".to_owned() }
     }
+}
+
+/// Something that becomes of requests on their way.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Filter {
+    /// Which of the next fields it is about.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Copies of them go elsewhere, and what is answered to these to nobody.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub request_mirror: Option<RequestMirror>,
+}
+
+/// Where copies of requests go.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RequestMirror {
+    /// The Service.
+    pub backend_ref: ServiceRef,
+    /// How many of a hundred are copied. Always written: where it is absent, the cluster does not know it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub percent: Option<i32>,
+}
+
+/// A Service.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ServiceRef {
+    /// Its name.
+    pub name: String,
+    /// Its port.
+    pub port: i32,
 }
 
 /// A Service with its share of a rule's requests.
@@ -121,7 +156,7 @@ impl RouteSeen {
     }
 }
 
-/// The route as it should be; with a share, the candidate's own Service is beside the stable one.
+/// The route as it should be; with a share, the candidate's own Service is beside the stable one, or gets copies.
 pub fn route(owner: &ModelDeployment, spec: &ValidDeployment, canary: &Canary, share: Option<&Share>) -> HTTPRoute {
     let stable = |weight| BackendRef { name: spec.name.clone(), port: spec.service.port, weight };
     let candidate = |share: &Share, weight| BackendRef {
@@ -129,30 +164,59 @@ pub fn route(owner: &ModelDeployment, spec: &ValidDeployment, canary: &Canary, s
         port: BACKEND_PORT,
         weight,
     };
-    let every_request = || vec![Match::default()];
     let chosen = |share: &Share| Rule {
         matches: canary
             .matches
             .iter()
             .map(|RequestMatch { headers }| Match { headers: headers.clone(), ..Match::default() })
             .collect(),
+        filters: Vec::new(),
         backend_refs: vec![candidate(share, 1)],
     };
-    let shared = match share {
-        Some(share) => vec![stable(100 - share.weight), candidate(share, share.weight)],
-        None => vec![stable(1)],
+    let every_request = |filters: Vec<Filter>, backend_refs: Vec<BackendRef>| Rule {
+        matches: vec![Match::default()],
+        filters,
+        backend_refs,
     };
-    let rules = share.filter(|_| !canary.matches.is_empty()).map(chosen).into_iter();
+    let rules = match share.map(|share| (share, share.part)) {
+        None => vec![every_request(Vec::new(), vec![stable(1)])],
+        // Nobody is a tester yet: what it answers is for nobody.
+        Some((share, Part::Copies(percent))) => {
+            let BackendRef { name, port, .. } = candidate(share, 1);
+            vec![every_request(vec![copies(ServiceRef { name, port }, percent)], vec![stable(1)])]
+        }
+        Some((share, Part::Requests(weight))) => {
+            let testers = Some(share).filter(|_| !canary.matches.is_empty()).map(chosen);
+            let shared = vec![stable(100 - weight), candidate(share, weight)];
+            testers.into_iter().chain([every_request(Vec::new(), shared)]).collect()
+        }
+    };
     let name = owner.name_any();
     HTTPRoute {
         metadata: children::metadata(owner, name.clone(), revision_labels("route", &name, None)),
-        spec: RouteSpec {
-            parent_refs: canary.parent_refs.clone(),
-            hostnames: canary.hostnames.clone(),
-            rules: rules.chain([Rule { matches: every_request(), backend_refs: shared }]).collect(),
-        },
+        spec: RouteSpec { parent_refs: canary.parent_refs.clone(), hostnames: canary.hostnames.clone(), rules },
         status: None,
     }
+}
+
+fn copies(backend_ref: ServiceRef, percent: i32) -> Filter {
+    let request_mirror = RequestMirror { backend_ref, percent: Some(percent) };
+    Filter { kind: "RequestMirror".to_owned(), request_mirror: Some(request_mirror) }
+}
+
+/// The same, as far as the cluster's Gateway API can hold it: before version 1.3 it knows no percentage of copies, and
+/// all requests are copied.
+pub fn as_held(mut wanted: HTTPRoute, existing: &HTTPRoute) -> HTTPRoute {
+    let rules = wanted.spec.rules.iter_mut().zip(&existing.spec.rules);
+    for (wanted, existing) in rules.flat_map(|(wanted, existing)| wanted.filters.iter_mut().zip(&existing.filters)) {
+        if let (Some(wanted), Some(existing)) = (&mut wanted.request_mirror, &existing.request_mirror)
+            && wanted.backend_ref == existing.backend_ref
+            && existing.percent.is_none()
+        {
+            wanted.percent = None;
+        }
+    }
+    wanted
 }
 
 /// The Service of one revision, to which a route gives its share. A preview would move with the candidate.
@@ -165,8 +229,8 @@ pub fn backend(owner: &ModelDeployment, revision: &RevisionName) -> Service {
 }
 
 /// Whether the route says just this, and the Gateways have taken it as it is now.
-pub fn is_taken(wanted: &HTTPRoute, existing: &HTTPRoute) -> bool {
-    says_the_same(&wanted.spec, &existing.spec) && verdict(existing) == Verdict::Accepted
+pub fn is_taken(wanted: HTTPRoute, existing: &HTTPRoute) -> bool {
+    says_the_same(&as_held(wanted, existing).spec, &existing.spec) && verdict(existing) == Verdict::Accepted
 }
 
 /// What the Gateways make of a route.
@@ -221,7 +285,11 @@ mod tests {
     }
 
     fn share(weight: i32) -> Share {
-        Share { to: crate::model_deployment::gate::Gated::of_tests("0123abcd"), weight }
+        given(Part::Requests(weight))
+    }
+
+    fn given(part: Part) -> Share {
+        Share { to: crate::model_deployment::gate::Gated::of_tests("0123abcd"), part }
     }
 
     #[test]
@@ -229,7 +297,36 @@ mod tests {
         let canary = json!({"parentRefs": [{"name": "edge"}], "steps": [{"setWeight": 10}]});
         let every = json!({"path": {"type": "PathPrefix", "value": "/"}});
         let stable = json!({"name": "cats", "port": 80, "weight": 1});
-        assert_eq!(rules(&canary, None), json!([{"matches": [every], "backendRefs": [stable]}]));
+        assert_eq!(rules(&canary, None), json!([{"matches": [every], "filters": [], "backendRefs": [stable]}]));
+    }
+
+    #[test]
+    fn copies_go_to_the_candidate_and_every_request_to_the_service_also_a_testers() {
+        let canary = json!({
+            "parentRefs": [{"name": "edge"}], "steps": [{"setWeight": 0}],
+            "matches": [{"headers": [{"name": "x-tester", "value": "yes"}]}],
+        });
+        let mirror = json!({"backendRef": {"name": "cats-0123abcd", "port": 80}, "percent": 10});
+        let found = rules(&canary, Some(&given(Part::Copies(10))));
+        assert_eq!(found.as_array().map(Vec::len), Some(1));
+        assert_eq!(found[0]["backendRefs"], json!([{"name": "cats", "port": 80, "weight": 1}]));
+        assert_eq!(found[0]["filters"], json!([{"type": "RequestMirror", "requestMirror": mirror}]));
+    }
+
+    #[test]
+    fn a_gateway_api_that_knows_no_percentage_is_not_written_to_again_and_again() {
+        let (owner, spec) = spec(&json!({"parentRefs": [{"name": "edge"}], "steps": [{"setWeight": 10}]}));
+        let route = |part| route(&owner, &spec, spec.route.as_ref().expect("a route"), Some(&given(part)));
+        let as_dropped = |part| {
+            let mut existing = route(part);
+            let mirrors = existing.spec.rules.iter_mut().flat_map(|rule| &mut rule.filters);
+            mirrors.filter_map(|filter| filter.request_mirror.as_mut()).for_each(|mirror| mirror.percent = None);
+            existing
+        };
+        let is_held =
+            |existing: &HTTPRoute| says_the_same(&as_held(route(Part::Copies(10)), existing).spec, &existing.spec);
+        assert!(is_held(&route(Part::Copies(10))) && is_held(&as_dropped(Part::Copies(10))));
+        assert!(!is_held(&route(Part::Copies(100))) && !is_held(&route(Part::Requests(10))));
     }
 
     #[test]
