@@ -26,7 +26,7 @@ use crate::{
     metrics::Metrics,
     performance,
     progress::Board,
-    signals,
+    shadow, signals,
     training_run::{known::Known, last_words::LastWords, phases::Phases, written::Written},
 };
 
@@ -85,6 +85,8 @@ pub struct Context {
     pub signals: signals::Board,
     /// How well the pods do that serve.
     pub performance: performance::board::Board,
+    /// How often candidates that get copies of requests agree with what serves.
+    pub shadows: shadow::board::Board,
     /// What training pods said when they left.
     pub last_words: Arc<LastWords>,
     /// What the watches know of the runs' Jobs and pods.
@@ -137,6 +139,7 @@ impl Context {
             progress: Board::new(metrics.clone()),
             signals: signals::Board::default(),
             performance: performance::board::Board::default(),
+            shadows: shadow::board::Board::default(),
             metrics,
             last_words: Arc::default(),
             known: Arc::default(),
@@ -214,6 +217,7 @@ impl Context {
             let deployment = ObjectRef::new(name).within(namespace);
             self.signals.forget(&deployment);
             self.performance.forget(&deployment);
+            self.shadows.forget(&deployment);
         }
     }
 }

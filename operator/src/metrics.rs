@@ -11,6 +11,8 @@ use prometheus::{
     Encoder, GaugeVec, HistogramVec, IntCounterVec, IntGaugeVec, Registry, TextEncoder, histogram_opts, opts,
 };
 
+use crate::shadow::Counts;
+
 /// Runs whose training metrics are told at one time. Of more, the first ones are told.
 const MAX_TRAININGS: usize = 500;
 
@@ -23,6 +25,7 @@ pub struct Metrics {
     runs_finished: IntCounterVec,
     attempts: IntCounterVec,
     rollouts: IntCounterVec,
+    shadow_answers: IntCounterVec,
     sweeps_finished: IntCounterVec,
     trials: IntCounterVec,
     scheduled: IntCounterVec,
@@ -75,6 +78,11 @@ impl Metrics {
                 "Rollouts of model deployments that ended, by result (promoted, rejected or rolled_back).",
                 &["result"],
             )?,
+            shadow_answers: counter(
+                "anneal_shadow_answers_total",
+                "Answers of candidates to copies of requests, by whether the serving revision's was the same (agreed or disagreed).",
+                &["result"],
+            )?,
             sweeps_finished: counter(
                 "anneal_training_sweeps_finished_total",
                 "Training sweeps that ended, by result (succeeded or failed).",
@@ -103,12 +111,13 @@ impl Metrics {
             step: gauge("anneal_training_step", "Optimiser steps that a run that trains has done.")?,
             trainings: Arc::default(),
         };
-        let collectors: [Box<dyn prometheus::core::Collector>; 15] = [
+        let collectors: [Box<dyn prometheus::core::Collector>; 16] = [
             Box::new(metrics.reconciles.clone()),
             Box::new(metrics.reconcile_seconds.clone()),
             Box::new(metrics.runs_finished.clone()),
             Box::new(metrics.attempts.clone()),
             Box::new(metrics.rollouts.clone()),
+            Box::new(metrics.shadow_answers.clone()),
             Box::new(metrics.sweeps_finished.clone()),
             Box::new(metrics.trials.clone()),
             Box::new(metrics.scheduled.clone()),
@@ -151,6 +160,9 @@ impl Metrics {
         for result in ["promoted", "rejected"] {
             self.rollouts.with_label_values(&[result]);
         }
+        for result in ["agreed", "disagreed"] {
+            self.shadow_answers.with_label_values(&[result]);
+        }
         for result in ["success", "error"] {
             self.progress_reads.with_label_values(&[result]);
         }
@@ -175,6 +187,13 @@ impl Metrics {
     /// Counts a rollout that ended.
     pub fn rollout_finished(&self, result: &str) {
         self.rollouts.with_label_values(&[result]).inc();
+    }
+
+    /// Counts answers that were compared.
+    pub fn compared(&self, counts: Counts) {
+        let of = |count: i64| u64::try_from(count).unwrap_or_default();
+        self.shadow_answers.with_label_values(&["agreed"]).inc_by(of(counts.agreed));
+        self.shadow_answers.with_label_values(&["disagreed"]).inc_by(of(counts.compared - counts.agreed));
     }
 
     /// Counts a sweep that ended.
@@ -280,6 +299,7 @@ mod tests {
             r#"anneal_training_runs_finished_total{result="failed"} 0"#,
             r#"anneal_training_attempts_failed_total{class="OOMKilled"} 0"#,
             r#"anneal_rollouts_total{result="rejected"} 0"#,
+            r#"anneal_shadow_answers_total{result="agreed"} 0"#,
         ] {
             assert!(text.contains(line), "{line} is missing in\n{text}");
         }

@@ -106,7 +106,7 @@ fn set<const N: usize>(bins: &mut BTreeMap<String, [f64; N]>, room: &mut usize, 
 }
 
 /// To four digits, so that the status says what is judged.
-fn rounded(value: f64) -> f64 {
+pub fn rounded(value: f64) -> f64 {
     (value * 1e4).round() / 1e4
 }
 

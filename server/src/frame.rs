@@ -20,6 +20,7 @@ use warp::{
 
 use crate::{
     answer::Problem,
+    answers::Said,
     body::{BoxError, Capped, linger},
     life::Life,
     metrics::Metrics,
@@ -85,15 +86,19 @@ impl Frame {
         let begun = Instant::now();
         let _active = self.metrics.begin();
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-        let id = taken_over(request.headers()).unwrap_or_else(|| self.ids.next());
+        let given = taken_over(request.headers());
         let route = routes::known_path(&path).unwrap_or("other");
         let followed = traces::follow(self.traces.as_ref(), request.headers(), &method, route);
+        let id = given.clone().unwrap_or_else(|| self.ids.next());
         let mut exchange = Exchange { method, path, id, followed, begun, answered: false };
 
         let mut response =
             if is_preflight(&request) { preflight(request.headers()) } else { self.route(request).await };
         let took = begun.elapsed();
         self.metrics.answered(&exchange.method, &exchange.path, response.status(), took);
+        if let Some(given) = given.filter(|_| routes::predicts(&exchange.method, route)) {
+            self.remember(&given, &response);
+        }
         self.mark(response.headers_mut(), took, exchange.id.clone());
         exchange.followed.end(response.status(), response.extensions().get::<Stages>());
         exchange.end(response.status());
@@ -123,6 +128,15 @@ impl Frame {
         let service = TowerToHyperService::new(warp::service(self.routes.clone()));
         let Ok(response) = service.call(Request::from_parts(parts, body)).await;
         if overflow.happened() { refusal(&Problem::too_large(self.max_upload_bytes)) } else { response }
+    }
+
+    /// Remembers what a prediction said, for a comparison with another revision. That there was no time or no room for a
+    /// request says nothing about the model.
+    fn remember(&self, id: &HeaderValue, response: &Response) {
+        let is_answer = !matches!(response.status(), StatusCode::REQUEST_TIMEOUT | StatusCode::SERVICE_UNAVAILABLE);
+        if let Some(serving) = self.life.serving().filter(|_| is_answer) {
+            serving.answers.add(id.as_bytes(), response.extensions().get::<Said>().copied());
+        }
     }
 
     fn admits<B>(&self, request: &Request<B>) -> bool {

@@ -4,6 +4,7 @@
 //! [`routes`] decides what was asked, and [`engine`] computes the answer on threads of its own.
 
 pub mod answer;
+pub mod answers;
 pub mod body;
 pub mod client;
 pub mod door;

@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use warp::http::{HeaderName, HeaderValue};
 
-use crate::{drift::Drift, engine::Engine, feedback::Feedback, model::Facts};
+use crate::{answers::Answers, drift::Drift, engine::Engine, feedback::Feedback, model::Facts};
 
 /// A stage of the server's life.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +30,8 @@ pub struct Serving {
     pub feedback: Feedback,
     /// How far they are from those on the validation set, where the checkpoint tells of those.
     pub drift: Option<Drift>,
+    /// What the newest requests were answered, to be compared with another revision.
+    pub answers: Answers,
     /// Headers that say where it came from.
     pub lineage: Vec<(HeaderName, HeaderValue)>,
 }
@@ -46,7 +48,8 @@ impl Serving {
         // A name that cannot be a header is in /model/info all the same.
         let lineage = names.into_iter().filter_map(|(name, value)| Some((name, HeaderValue::from_str(value?).ok()?)));
         let drift = facts.validation.clone().map(Drift::new);
-        Self { lineage: lineage.collect(), drift, feedback: Feedback::new(secret, &facts.sha256), facts, engine }
+        let feedback = Feedback::new(secret, &facts.sha256);
+        Self { lineage: lineage.collect(), drift, answers: Answers::default(), feedback, facts, engine }
     }
 }
 

@@ -1,5 +1,7 @@
 //! Canaries through a Gateway: Envoy Gateway, as `tests/cluster/cluster gateway` installs it. `make test-gateway` runs this.
 
+mod shadow;
+
 use std::collections::BTreeMap;
 
 use anneal_api::{
@@ -75,11 +77,16 @@ async fn asked(gateway: &str, header: &str) -> Result<String> {
     named.map(|name| name.trim().to_owned()).with_context(|| format!("an answer without its revision: {answer}"))
 }
 
-/// The Services that the route names, with their weights; the rule of the testers left out.
-async fn weights(ns: &Namespace) -> Result<BTreeMap<String, i64>> {
+/// The rule of the route that is about all requests.
+async fn rule(ns: &Namespace) -> Result<Value> {
     let text = ns.kubectl(&["get", "httproute", "cats", "--output=json"]).await?.ok()?.out;
     let route: Value = serde_json::from_str(&text)?;
-    let rule = route["spec"]["rules"].as_array().and_then(|rules| rules.last()).context("a route without rules")?;
+    route["spec"]["rules"].as_array().and_then(|rules| rules.last()).cloned().context("a route without rules")
+}
+
+/// The Services that the route names, with their weights; the rule of the testers left out.
+async fn weights(ns: &Namespace) -> Result<BTreeMap<String, i64>> {
+    let rule = rule(ns).await?;
     let backends = rule["backendRefs"].as_array().context("a rule without backends")?;
     let weight = |backend: &Value| Some((backend["name"].as_str()?.to_owned(), backend["weight"].as_i64()?));
     Ok(backends.iter().filter_map(weight).collect())
@@ -149,8 +156,8 @@ async fn a_canary_goes_through_its_steps_under_load_and_a_bad_one_goes_back() ->
         let first = stable_revision(&until_stable(&mut cats).await?).context("no revision is stable")?.to_owned();
         cats.until("the Gateway takes the route", PATIENCE, |it| condition(it, "RouteAccepted").is_some()).await?;
         ensure!(asked(&address, "").await? == first, "another revision answers");
-        start(ns, "outside", &format!("http://{address}"), &[]).await?;
-        start(ns, "inside", &format!("http://cats.{}.svc", ns.name), &[]).await?;
+        start(ns, "outside", &format!("http://{address}"), &[], None).await?;
+        start(ns, "inside", &format!("http://cats.{}.svc", ns.name), &[], None).await?;
 
         // A good one.
         ns.apply(&deployment("second", &two_steps(), &json!({}))).await?;

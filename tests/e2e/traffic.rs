@@ -25,8 +25,8 @@ impl<'a> Traffic<'a> {
     /// Begins to ask a Service.
     pub async fn to(ns: &'a Namespace, service: &str) -> Result<Self> {
         let url = format!("http://{service}.{}.svc", ns.name);
-        start(ns, "callers", &url, &[]).await?;
-        start(ns, "newcomers", &url, &["--new-connections"]).await?;
+        start(ns, "callers", &url, &[], None).await?;
+        start(ns, "newcomers", &url, &["--new-connections"], None).await?;
         Ok(Self(ns))
     }
 
@@ -36,8 +36,8 @@ impl<'a> Traffic<'a> {
     }
 }
 
-/// Begins to send requests to `url` from a pod of this name.
-pub async fn start(ns: &Namespace, pod: &str, url: &str, more: &[&str]) -> Result<()> {
+/// Begins to send requests to `url` from a pod of this name, to which a `ConfigMap` may give files to send.
+pub async fn start(ns: &Namespace, pod: &str, url: &str, more: &[&str], files: Option<&str>) -> Result<()> {
     let args = [
         "load",
         "--url",
@@ -53,7 +53,7 @@ pub async fn start(ns: &Namespace, pod: &str, url: &str, more: &[&str]) -> Resul
         "10s",
     ];
     let image = ns.cluster.operator.server_image.clone();
-    ns.start(pod, &image, &[&args, more].concat(), None).await?;
+    ns.start(pod, &image, &[&args, more].concat(), files).await?;
     ns.watch::<Pod>(pod)
         .until("it sends requests", PATIENCE, |pod| {
             pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running")

@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::PostParams;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::Namespace;
 
@@ -27,6 +27,21 @@ impl Namespace {
     pub async fn start(&self, name: &str, image: &str, args: &[&str], files: Option<&str>) -> Result<()> {
         let volumes: Vec<_> = files.iter().map(|map| json!({"name": "files", "configMap": {"name": map}})).collect();
         let mounts: Vec<_> = files.iter().map(|_| json!({"name": "files", "mountPath": FILES})).collect();
+        self.start_with(name, image, args, &volumes, &mounts).await
+    }
+
+    /// The same with volumes of any kind.
+    ///
+    /// # Errors
+    /// When the API server refuses it.
+    pub async fn start_with(
+        &self,
+        name: &str,
+        image: &str,
+        args: &[&str],
+        volumes: &[Value],
+        mounts: &[Value],
+    ) -> Result<()> {
         let pod: Pod = serde_json::from_value(json!({
             "metadata": {"name": name, "labels": {"anneal.dev/test": "client"}},
             "spec": {

@@ -13,6 +13,7 @@ pub mod names;
 pub mod performance;
 pub mod progress;
 pub mod sha256;
+pub mod shadow;
 pub mod smoke;
 pub mod termination;
 pub mod tracking;

@@ -1,7 +1,7 @@
 //! The share of the requests through Gateways that a candidate gets before the Service moves: how much, for how long, and
 //! when it has to give it back. Pure. What is decided here is written down before the route is touched.
 
-use anneal_api::resources::{Approval, CanaryStatus, CanaryStep, ModelDeploymentStatus};
+use anneal_api::resources::{Approval, CanaryStatus, CanaryStep, ModelDeploymentStatus, Shadow, ShadowStatus};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -12,7 +12,7 @@ use super::{
     requests::{ABORTED, Requests},
     revision::{Revision, RevisionName, Waiting},
     route::{self, RouteSeen, Verdict},
-    soak,
+    shadow, soak,
     validate::ValidDeployment,
 };
 
@@ -32,8 +32,17 @@ pub const NAME_TAKEN: &str = "NameTaken";
 pub struct Share {
     /// Who gets it.
     pub to: Gated,
-    /// Percent.
-    pub weight: i32,
+    /// What of.
+    pub part: Part,
+}
+
+/// Percent of the requests through Gateways, or of copies of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Callers get what it answers.
+    Requests(i32),
+    /// Nobody does.
+    Copies(i32),
 }
 
 /// The share that the revision has by the status, while it is not taken back.
@@ -47,7 +56,9 @@ pub fn share(seen: &Observed) -> Option<Share> {
     let to = Gated::sharing(canary)?;
     let pods = &seen.revisions.get(to.name())?.pods;
     let is_there = pods.iter().any(|pod| pod.ready && seen.backends.contains(&pod.uid));
-    is_there.then_some(Share { to, weight: canary.weight })
+    let part =
+        if shadow::is_shown(canary) { Part::Copies(shadow::percent(canary)) } else { Part::Requests(canary.weight) };
+    is_there.then_some(Share { to, part })
 }
 
 /// Why a canary cannot even begin, said before a pod is made for it.
@@ -79,7 +90,7 @@ fn is_wanted(seen: &Observed, spec: &ValidDeployment, revision: &RevisionName) -
     !spec.steps.is_empty() && seen.live().is_some() && !(spec.pinned.is_some() && has_served)
 }
 
-/// Why the candidate has to give its share back: by the bounds of the soak, or on request.
+/// Why the candidate has to give its share back: by the bounds of the soak, by what it answers to copies, or on request.
 pub fn failure(seen: &Observed, spec: &ValidDeployment, revision: &RevisionName) -> Option<Refusal> {
     let canary = current(&seen.status, revision)?;
     let aborted =
@@ -92,11 +103,18 @@ pub fn failure(seen: &Observed, spec: &ValidDeployment, revision: &RevisionName)
         );
         why.map(|why| ("CanaryFailed", why))
     };
-    let (reason, why) = aborted().or_else(failed)?;
-    let message = format!(
-        "revision {revision} gave its share of {} % back: {why}; correct the spec, or annotate it with anneal.dev/retry=true",
-        canary.weight
-    );
+    let disagrees = || {
+        let is_asked = shadow::is_shown(canary) && canary.effective_time.is_some();
+        is_asked.then(|| shadow::disagreement(seen, spec, revision)).flatten()
+    };
+    let (reason, why) = aborted().or_else(failed).or_else(disagrees)?;
+    let what = if shadow::is_shown(canary) {
+        "gets no share, after copies of requests".to_owned()
+    } else {
+        format!("gave its share of {} % back", canary.weight)
+    };
+    let message =
+        format!("revision {revision} {what}: {why}; correct the spec, or annotate it with anneal.dev/retry=true");
     Some(Refusal { reason, message })
 }
 
@@ -105,20 +123,34 @@ pub fn advance(seen: &Observed, spec: &ValidDeployment, gated: &Gated, now: Time
     if !is_wanted(seen, spec, gated.name()) {
         return None;
     }
+    let first = |passed: Option<ShadowStatus>| {
+        let weight = spec.steps.first()?.set_weight;
+        Some(raise(seen, gated, share_of(gated, 1, weight, passed, now)))
+    };
     let Some(canary) = current(&seen.status, gated.name()) else {
-        return Some(raise(seen, gated, 1, spec.steps.first()?, now));
+        return match &spec.shadow {
+            Some(bounds) => Some(raise(seen, gated, copies(gated, bounds, now))),
+            None => first(None),
+        };
     };
     let number = canary.step.unwrap_or(1);
+    if number == shadow::STEP {
+        let Some(bounds) = &spec.shadow else { return first(None) };
+        let passed = canary.effective_time.as_ref().and_then(|_| shadow::passed(seen, bounds, gated.name()));
+        return if passed.is_some() { first(passed) } else { Some(compare(seen, spec, gated, canary, bounds, now)) };
+    }
     // Steps that somebody took away are over.
     let step = step(spec, number)?;
+    let raise_to =
+        |number, weight| Some(raise(seen, gated, share_of(gated, number, weight, canary.shadow.clone(), now)));
     if canary.weight != step.set_weight {
-        return Some(raise(seen, gated, number, step, now));
+        return raise_to(number, step.set_weight);
     }
     let Some(effective) = &canary.effective_time else {
         return Some(settle(seen, spec, canary, now));
     };
     let stay = |canary: CanaryStatus| Step::Canary { canary: Some(canary), waiting: None };
-    if now < over(effective.0, step) {
+    if now < over(spec, number, effective.0) {
         return Some(stay(canary.clone()));
     }
     // A word that came before the pause was over is none.
@@ -128,34 +160,72 @@ pub fn advance(seen: &Observed, spec: &ValidDeployment, gated: &Gated, now: Time
         return Some(stay(CanaryStatus { passed_time, ..canary.clone() }));
     }
     let next = self::step(spec, number + 1)?;
-    Some(raise(seen, gated, number + 1, next, now))
+    raise_to(number + 1, next.set_weight)
+}
+
+/// The candidate gets copies of requests until enough of its answers were compared.
+fn compare(
+    seen: &Observed,
+    spec: &ValidDeployment,
+    gated: &Gated,
+    canary: &CanaryStatus,
+    bounds: &Shadow,
+    now: Timestamp,
+) -> Step {
+    if shadow::percent(canary) != bounds.percent {
+        return raise(seen, gated, copies(gated, bounds, now));
+    }
+    let Some(effective) = &canary.effective_time else {
+        return settle(seen, spec, canary, now);
+    };
+    if now >= over(spec, shadow::STEP, effective.0) {
+        return Step::Reject(shadow::inconclusive(seen, bounds, gated.name()));
+    }
+    let old = canary.shadow.clone().unwrap_or_default();
+    let known = Some(shadow::progress(seen, bounds, gated.name(), &old));
+    Step::Canary { canary: Some(CanaryStatus { shadow: known, ..canary.clone() }), waiting: None }
 }
 
 fn step(spec: &ValidDeployment, number: i32) -> Option<&CanaryStep> {
     spec.steps.get(usize::try_from(number).ok()?.checked_sub(1)?)
 }
 
-fn over(effective: Timestamp, step: &CanaryStep) -> Timestamp {
-    effective.checked_add(SignedDuration::from_secs(step.pause_seconds.into())).unwrap_or(effective)
+/// When the step's time is over, which began then.
+fn over(spec: &ValidDeployment, number: i32, effective: Timestamp) -> Timestamp {
+    let seconds = match number {
+        shadow::STEP => spec.shadow.as_ref().map(|shadow| shadow.timeout_seconds),
+        number => step(spec, number).map(|step| step.pause_seconds),
+    };
+    effective.checked_add(SignedDuration::from_secs(seconds.unwrap_or_default().into())).unwrap_or(effective)
+}
+
+/// A share that is decided now.
+fn share_of(gated: &Gated, number: i32, weight: i32, shadow: Option<ShadowStatus>, now: Timestamp) -> CanaryStatus {
+    CanaryStatus {
+        revision: gated.name().to_string(),
+        step: Some(number),
+        weight,
+        start_time: Time(now),
+        effective_time: None,
+        passed_time: None,
+        shadow,
+    }
+}
+
+/// Copies of requests, as they are decided now.
+fn copies(gated: &Gated, bounds: &Shadow, now: Timestamp) -> CanaryStatus {
+    share_of(gated, shadow::STEP, 0, Some(shadow::begun(bounds)), now)
 }
 
 /// Writes another share down, once every ready pod of the candidate stands behind the Service that the route names.
-fn raise(seen: &Observed, gated: &Gated, number: i32, step: &CanaryStep, now: Timestamp) -> Step {
+fn raise(seen: &Observed, gated: &Gated, next: CanaryStatus) -> Step {
     let mut ready = seen.revisions.get(gated.name()).into_iter().flat_map(|it| &it.pods).filter(|pod| pod.ready);
     if !ready.all(|pod| seen.backends.contains(&pod.uid)) {
         let message = "the candidate's own Service does not lead to all of its pods yet";
         let waiting = Some(Waiting::soon("EndpointsPending", message));
         return Step::Canary { canary: current(&seen.status, gated.name()).cloned(), waiting };
     }
-    let canary = CanaryStatus {
-        revision: gated.name().to_string(),
-        step: Some(number),
-        weight: step.set_weight,
-        start_time: Time(now),
-        effective_time: None,
-        passed_time: None,
-    };
-    Step::Canary { canary: Some(canary), waiting: None }
+    Step::Canary { canary: Some(next), waiting: None }
 }
 
 /// The step's time begins when the Gateways have taken its share.
@@ -222,6 +292,8 @@ fn is_kept(
     let is_candidate = wanted.is_some_and(|wanted| wanted.name.as_str() == canary.revision);
     match step {
         Step::Restore(_) => true,
+        // Where the copies were called off: what gets all of the traffic needs none.
+        Step::Announce(_) | Step::Switch(_) | Step::Confirm if shadow::is_shown(canary) => false,
         Step::Announce(to) | Step::Switch(to) => to.name().as_str() == canary.revision,
         Step::Confirm => seen.status.promotion.as_ref().is_some_and(|promotion| promotion.to == canary.revision),
         Step::Pause | Step::ScaleUp { .. } | Step::AwaitApproval | Step::Canary { .. } => is_candidate,
@@ -244,8 +316,7 @@ pub fn deadline(canary: &CanaryStatus, spec: &ValidDeployment) -> Option<Timesta
         return None;
     }
     let since = canary.effective_time.as_ref().unwrap_or(&canary.start_time).0;
-    let end = step(spec, canary.step?).map_or(since, |step| over(since, step));
-    end.checked_add(spec.deadline).ok()
+    over(spec, canary.step?, since).checked_add(spec.deadline).ok()
 }
 
 /// When a share needs another look that no watch tells of.
@@ -259,7 +330,7 @@ pub fn wake(next: &ModelDeploymentStatus, spec: &ValidDeployment, step: &Step, n
         Some(canary) if canary.passed_time.is_some() => None,
         Some(canary) => {
             let effective = canary.effective_time.as_ref();
-            let end = effective.and_then(|effective| Some(over(effective.0, self::step(spec, canary.step?)?)));
+            let end = effective.and_then(|effective| Some(over(spec, canary.step?, effective.0)));
             end.filter(|end| *end > now).or(soon)
         }
         // Nothing tells of endpoints.

@@ -14,6 +14,7 @@ pub mod record;
 mod requests;
 pub mod revision;
 pub mod route;
+mod shadow;
 pub mod smoke;
 mod soak;
 mod status;
@@ -44,6 +45,7 @@ use crate::{
     controller::{RESYNC, back_off, drive, observed},
     performance::board,
     pod_http::Target,
+    shadow::board::{self as shadows, Side},
     signals::{self, Window},
 };
 
@@ -61,7 +63,7 @@ pub enum Error {
 /// Runs the controller until the process ends.
 pub async fn run(context: Arc<Context>, namespace: Option<&str>, concurrency: u16) {
     let (news, woken) = mpsc::unbounded();
-    let told = news.clone();
+    let (told, compared) = (news.clone(), news.clone());
     let controller = watches::controller(&context, namespace, concurrency).reconcile_on(woken);
     tokio::join!(
         drive(
@@ -71,7 +73,8 @@ pub async fn run(context: Arc<Context>, namespace: Option<&str>, concurrency: u1
             context.clone(),
         ),
         signals::read_all(context.clone(), news),
-        board::read_all(context, told),
+        board::read_all(context.clone(), told),
+        shadows::read_all(context, compared),
     );
 }
 
@@ -128,7 +131,8 @@ pub async fn reconcile(known: Arc<ModelDeployment>, context: Arc<Context>) -> Re
 }
 
 /// Reads what the pods count that get the traffic or a share of it, from the announcement of a switch until the soak ends
-/// and in each step of a canary; and how well those do that serve, for as long as the spec asks for it.
+/// and in each step of a canary; how well those do that serve, for as long as the spec asks for it; and what both answer while
+/// a candidate gets copies of requests.
 fn follow(context: &Context, seen: &observe::Observed, spec: &validate::ValidDeployment, plan: &plan::Plan) {
     let key = ObjectRef::from(seen.owner.as_ref());
     let status = &plan.status;
@@ -145,6 +149,14 @@ fn follow(context: &Context, seen: &observe::Observed, spec: &validate::ValidDep
             context.performance.follow(key.clone(), name.as_str(), targets(live), bounds, Instant::now());
         }
         None => context.performance.forget(&key),
+    }
+    match shadow::pair(seen, status).zip(spec.shadow.as_ref()) {
+        Some((pair, bounds)) => {
+            let sides = [(Side::Stable, &pair.stable), (Side::Candidate, &pair.candidate)];
+            let pods = sides.map(|(side, name)| (side, seen.revisions.get(name).map(targets).unwrap_or_default()));
+            context.shadows.follow(key.clone(), &pair, bounds.min_requests, pods.into_iter(), Instant::now());
+        }
+        None => context.shadows.forget(&key),
     }
     let promotion = status.promotion.as_ref().map(|promotion| (promotion.to.as_str(), 0));
     let canary = || status.canary.as_ref().and_then(|canary| Some((canary.revision.as_str(), canary.step?)));
@@ -172,7 +184,7 @@ async fn record(
     let version = if owner.status.as_ref() == Some(status) {
         owner.resource_version()
     } else {
-        cluster::write_status(&context.client, owner, status).await?.resource_version()
+        cluster::write_status(&context.client, owner, status).await?.resource_version
     };
     context.publish(&owner.object_ref(&()), events).await;
     Ok(version)

@@ -36,6 +36,7 @@ use crate::{
     context::Context,
     performance::Measured,
     runs,
+    shadow::board::Compared,
     signals::{Signals, Window},
 };
 
@@ -84,6 +85,8 @@ pub struct Observed {
     pub signals: Option<(Window, Signals)>,
     /// How well the revision does that has the traffic, where the spec asks for it.
     pub performance: Option<Measured>,
+    /// How often a candidate that gets copies of requests agrees with what serves.
+    pub shadow: Option<Compared>,
 }
 
 /// Who may use a claim at one time, by its access modes.
@@ -215,6 +218,7 @@ pub async fn observe(context: &Context, known: &ModelDeployment) -> Result<Optio
         backends,
         signals: context.signals.latest(&ObjectRef::from(&owner)),
         performance: context.performance.latest(&ObjectRef::from(&owner)),
+        shadow: context.shadows.latest(&ObjectRef::from(&owner)),
         status: owner.status.clone().unwrap_or_default(),
         owner: Arc::new(owner),
     }))

@@ -8,7 +8,7 @@ use kube::{CustomResource, ResourceExt};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    canary::Share,
+    canary::{Part, Share},
     objects::{BACKEND_PORT, plain_service, revision_labels, revision_name},
     revision::RevisionName,
     validate::ValidDeployment,
@@ -57,6 +57,9 @@ pub struct Parent {
 pub struct Rule {
     /// Which requests.
     pub matches: Vec<Match>,
+    /// What else becomes of them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub filters: Vec<Filter>,
     /// Where they go.
     pub backend_refs: Vec<BackendRef>,
     /// What else is said.
@@ -92,6 +95,48 @@ impl Default for Path {
     fn default() -> Self {
         Self { kind: "PathPrefix".to_owned(), value: "/".to_owned() }
     }
+}
+
+/// Something that becomes of requests on their way.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Filter {
+    /// Which of the next fields it is about.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Copies of them go elsewhere, and what is answered to these to nobody.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub request_mirror: Option<RequestMirror>,
+    /// What else it is about.
+    #[serde(flatten)]
+    pub others: Others,
+}
+
+/// Where copies of requests go.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RequestMirror {
+    /// The Service.
+    pub backend_ref: ServiceRef,
+    /// How many of a hundred are copied. Always written: where it is absent, the cluster does not know it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub percent: Option<i32>,
+    /// What else is said.
+    #[serde(flatten)]
+    pub others: Others,
+}
+
+/// A Service.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ServiceRef {
+    /// Its name.
+    pub name: String,
+    /// Its port.
+    pub port: i32,
+    /// What else is said.
+    #[serde(flatten)]
+    pub others: Others,
 }
 
 /// A Service with its share of a rule's requests.
@@ -146,7 +191,7 @@ impl RouteSeen {
     }
 }
 
-/// The route as it should be; with a share, the candidate's own Service is beside the stable one.
+/// The route as it should be; with a share, the candidate's own Service is beside the stable one, or gets copies.
 pub fn route(owner: &ModelDeployment, spec: &ValidDeployment, canary: &Canary, share: Option<&Share>) -> HTTPRoute {
     let others = Others::new;
     let stable = |weight| BackendRef { name: spec.name.clone(), port: spec.service.port, weight, others: others() };
@@ -156,21 +201,36 @@ pub fn route(owner: &ModelDeployment, spec: &ValidDeployment, canary: &Canary, s
         weight,
         others: others(),
     };
-    let every_request = || vec![Match::default()];
     let chosen = |share: &Share| Rule {
         matches: canary
             .matches
             .iter()
             .map(|RequestMatch { headers }| Match { headers: headers.clone(), ..Match::default() })
             .collect(),
+        filters: Vec::new(),
         backend_refs: vec![candidate(share, 1)],
         others: others(),
     };
-    let shared = match share {
-        Some(share) => vec![stable(100 - share.weight), candidate(share, share.weight)],
-        None => vec![stable(1)],
+    let every_request = |filters: Vec<Filter>, backend_refs: Vec<BackendRef>| Rule {
+        matches: vec![Match::default()],
+        filters,
+        backend_refs,
+        others: others(),
     };
-    let rules = share.filter(|_| !canary.matches.is_empty()).map(chosen).into_iter();
+    let rules = match share.map(|share| (share, share.part)) {
+        None => vec![every_request(Vec::new(), vec![stable(1)])],
+        // Nobody is a tester yet: what it answers is for nobody.
+        Some((share, Part::Copies(percent))) => {
+            let BackendRef { name, port, .. } = candidate(share, 1);
+            let backend_ref = ServiceRef { name, port, others: others() };
+            vec![every_request(vec![copies(backend_ref, percent)], vec![stable(1)])]
+        }
+        Some((share, Part::Requests(weight))) => {
+            let testers = Some(share).filter(|_| !canary.matches.is_empty()).map(chosen);
+            let shared = vec![stable(100 - weight), candidate(share, weight)];
+            testers.into_iter().chain([every_request(Vec::new(), shared)]).collect()
+        }
+    };
     let name = owner.name_any();
     HTTPRoute {
         metadata: children::metadata(owner, name.clone(), revision_labels("route", &name, None)),
@@ -181,10 +241,15 @@ pub fn route(owner: &ModelDeployment, spec: &ValidDeployment, canary: &Canary, s
                 .map(|gateway| Parent { gateway: gateway.clone(), others: others() })
                 .collect(),
             hostnames: canary.hostnames.clone(),
-            rules: rules.chain([Rule { matches: every_request(), backend_refs: shared, others: others() }]).collect(),
+            rules,
         },
         status: None,
     }
+}
+
+fn copies(backend_ref: ServiceRef, percent: i32) -> Filter {
+    let request_mirror = RequestMirror { backend_ref, percent: Some(percent), others: Others::new() };
+    Filter { kind: "RequestMirror".to_owned(), request_mirror: Some(request_mirror), others: Others::new() }
 }
 
 /// The Service of one revision, to which a route gives its share. A preview would move with the candidate.
@@ -199,25 +264,59 @@ pub fn backend(owner: &ModelDeployment, revision: &RevisionName) -> Service {
 /// Fields that decide where requests go, with the values that the operator's own have by default.
 const PLACES: [(&str, Option<&str>); 3] = [("group", Some("")), ("kind", Some("Service")), ("namespace", None)];
 
-/// What the route should say, given what it says: fields that others added to a rule, a backend or a Gateway stay with it.
+/// What the route should say, given what it says: fields and filters that others added to a rule, a backend or a Gateway stay
+/// with it, and it says what the cluster's Gateway API can hold.
 pub fn beside(mut wanted: RouteSpec, existing: &RouteSpec) -> RouteSpec {
     for parent in &mut wanted.parent_refs {
         let same = existing.parent_refs.iter().find(|it| it.gateway == parent.gateway);
         parent.others = same.map(|it| it.others.clone()).unwrap_or_default();
     }
+    // The last rule is for every request, and leads to the Service first.
+    let service = wanted.rules.last().and_then(|rule| rule.backend_refs.first()).map(|it| it.name.clone());
+    let service = service.unwrap_or_default();
     for rule in &mut wanted.rules {
         let Some(same) = existing.rules.iter().find(|it| it.matches == rule.matches) else { continue };
         rule.others.clone_from(&same.others);
         for backend in &mut rule.backend_refs {
             let same = same.backend_refs.iter().find(|it| it.name == backend.name);
-            backend.others = same.map(|it| it.others.clone()).unwrap_or_default();
-            for (field, own) in PLACES {
-                let is_said = backend.others.remove(field).is_some();
-                backend.others.extend(own.filter(|_| is_said).map(|own| (field.to_owned(), own.into())));
-            }
+            backend.others = same.map(|it| placed(&it.others)).unwrap_or_default();
         }
+        for mirror in rule.filters.iter_mut().filter_map(|filter| filter.request_mirror.as_mut()) {
+            mirror_beside(mirror, &same.filters);
+        }
+        let of_others = same.filters.iter().filter(|filter| !is_own(filter, &service)).cloned();
+        rule.filters = of_others.chain(std::mem::take(&mut rule.filters)).collect();
     }
     wanted
+}
+
+/// What others say of a backend, but where it is.
+fn placed(others: &Others) -> Others {
+    let mut others = others.clone();
+    for (field, own) in PLACES {
+        let is_said = others.remove(field).is_some();
+        others.extend(own.filter(|_| is_said).map(|own| (field.to_owned(), own.into())));
+    }
+    others
+}
+
+/// The same copies, as they are there. Before version 1.3 the Gateway API knows no percentage, and all requests are copied.
+fn mirror_beside(mirror: &mut RequestMirror, existing: &[Filter]) {
+    let backend = |it: &ServiceRef| (it.name.clone(), it.port);
+    let same = existing.iter().filter_map(|filter| filter.request_mirror.as_ref());
+    let Some(same) = same.into_iter().find(|it| backend(&it.backend_ref) == backend(&mirror.backend_ref)) else { return };
+    mirror.others.clone_from(&same.others);
+    mirror.backend_ref.others = placed(&same.backend_ref.others);
+    mirror.percent = mirror.percent.filter(|_| same.percent.is_some());
+}
+
+/// Whether a filter copies requests to a revision of the deployment with this Service.
+fn is_own(filter: &Filter, service: &str) -> bool {
+    let revision = |mirror: &RequestMirror| {
+        let hash = mirror.backend_ref.name.strip_prefix(service)?.strip_prefix('-')?;
+        RevisionName::parse(hash)
+    };
+    filter.request_mirror.as_ref().and_then(revision).is_some()
 }
 
 /// Whether the route says just this, and the Gateways have taken it as it is now.
@@ -277,7 +376,11 @@ mod tests {
     }
 
     fn share(weight: i32) -> Share {
-        Share { to: crate::model_deployment::gate::Gated::of_tests("0123abcd"), weight }
+        given(Part::Requests(weight))
+    }
+
+    fn given(part: Part) -> Share {
+        Share { to: crate::model_deployment::gate::Gated::of_tests("0123abcd"), part }
     }
 
     #[test]
@@ -285,7 +388,36 @@ mod tests {
         let canary = json!({"parentRefs": [{"name": "edge"}], "steps": [{"setWeight": 10}]});
         let every = json!({"path": {"type": "PathPrefix", "value": "/"}});
         let stable = json!({"name": "cats", "port": 80, "weight": 1});
-        assert_eq!(rules(&canary, None), json!([{"matches": [every], "backendRefs": [stable]}]));
+        assert_eq!(rules(&canary, None), json!([{"matches": [every], "filters": [], "backendRefs": [stable]}]));
+    }
+
+    #[test]
+    fn copies_go_to_the_candidate_and_every_request_to_the_service_also_a_testers() {
+        let canary = json!({
+            "parentRefs": [{"name": "edge"}], "steps": [{"setWeight": 0}],
+            "matches": [{"headers": [{"name": "x-tester", "value": "yes"}]}],
+        });
+        let mirror = json!({"backendRef": {"name": "cats-0123abcd", "port": 80}, "percent": 10});
+        let found = rules(&canary, Some(&given(Part::Copies(10))));
+        assert_eq!(found.as_array().map(Vec::len), Some(1));
+        assert_eq!(found[0]["backendRefs"], json!([{"name": "cats", "port": 80, "weight": 1}]));
+        assert_eq!(found[0]["filters"], json!([{"type": "RequestMirror", "requestMirror": mirror}]));
+    }
+
+    #[test]
+    fn a_gateway_api_that_knows_no_percentage_is_not_written_to_again_and_again() {
+        let (owner, spec) = spec(&json!({"parentRefs": [{"name": "edge"}], "steps": [{"setWeight": 10}]}));
+        let route = |part| route(&owner, &spec, spec.route.as_ref().expect("a route"), Some(&given(part)));
+        let as_dropped = |part| {
+            let mut existing = route(part);
+            let mirrors = existing.spec.rules.iter_mut().flat_map(|rule| &mut rule.filters);
+            mirrors.filter_map(|filter| filter.request_mirror.as_mut()).for_each(|mirror| mirror.percent = None);
+            existing
+        };
+        let is_held =
+            |existing: &HTTPRoute| beside(route(Part::Copies(10)).spec, &existing.spec) == existing.spec;
+        assert!(is_held(&route(Part::Copies(10))) && is_held(&as_dropped(Part::Copies(10))));
+        assert!(!is_held(&route(Part::Copies(100))) && !is_held(&route(Part::Requests(10))));
     }
 
     #[test]

@@ -19,7 +19,7 @@ use super::{
     plan::{Refusal, Step, held, started},
     preflight,
     revision::{Revision, RevisionName},
-    takeover,
+    shadow, takeover,
     validate::ValidDeployment,
 };
 use crate::context::Transition;
@@ -219,6 +219,8 @@ fn phase(
         Step::AwaitApproval => DeploymentPhase::AwaitingApproval,
         Step::Pause => DeploymentPhase::Paused,
         Step::Canary { canary: Some(canary), .. } if canary.passed_time.is_some() => DeploymentPhase::AwaitingApproval,
+        Step::Canary { canary: Some(canary), .. } if shadow::is_shown(canary) => DeploymentPhase::Shadowing,
+        Step::Canary { canary: None, .. } if spec.shadow.is_some() => DeploymentPhase::Shadowing,
         Step::Canary { .. } => DeploymentPhase::Canary,
         Step::GiveUp { .. } | Step::SwitchBack(_) | Step::Withdraw(_) | Step::GiveBack => DeploymentPhase::RollingBack,
         Step::Confirm if is_way_back(&seen.status) => DeploymentPhase::RollingBack,
@@ -313,6 +315,7 @@ fn sentence(step: &Step, candidate: &str, stable: &str) -> String {
             "revision {candidate} has done well with {} % of the requests through the Gateway; annotate with anneal.dev/approve={candidate} to go on, or with anneal.dev/abort={candidate}",
             canary.weight
         ),
+        Step::Canary { canary: Some(canary), .. } if shadow::is_shown(canary) => shadow::sentence(candidate, canary),
         Step::Canary { canary, .. } => format!(
             "revision {candidate} gets {} % of the requests through the Gateway",
             canary.as_ref().map_or(0, |canary| canary.weight)
@@ -401,7 +404,11 @@ pub fn transitions(
         let is_news = reason_of(old, AUTOSCALING_IMPAIRED) != Some(reason);
         is_news.then(|| Transition::warning(reason, message_of(new, AUTOSCALING_IMPAIRED).unwrap_or_default()))
     }));
+    if let Step::Canary { canary: Some(canary), .. } = step {
+        events.extend(shadow::transitions(old, canary));
+    }
     if let Step::Canary { canary: Some(canary), .. } = step
+        && !shadow::is_shown(canary)
         && canary.effective_time.is_some()
         && old.canary.as_ref().is_none_or(|old| old.effective_time.is_none())
     {

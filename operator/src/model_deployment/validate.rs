@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use anneal_api::resources::{
-    Approval, Autoscaling, Canary, CanaryStep, Feedback, FeedbackAction, Gate, ModelDeployment, ModelSource,
-    PodTemplate, ServiceSpec, SmokeTest, Strategy, StrategyType,
+    Approval, Autoscaling, Canary, CanaryStep, Feedback, FeedbackAction, ModelDeployment, ModelDeploymentSpec,
+    ModelSource, PodTemplate, ServiceSpec, Shadow, SmokeTest, Strategy, StrategyType,
 };
 use jiff::SignedDuration;
 use k8s_openapi::ByteString;
@@ -32,6 +32,8 @@ pub struct ValidDeployment {
     pub route: Option<Canary>,
     /// The shares that a revision gets through it before all of the traffic; none: everything at once.
     pub steps: Vec<CanaryStep>,
+    /// Copies of requests before the first share, where there are steps.
+    pub shadow: Option<Shadow>,
     /// How well it has to do once it serves.
     pub feedback: Option<Bounds>,
     /// How many pods.
@@ -212,6 +214,7 @@ pub fn validate(deployment: &ModelDeployment) -> Result<ValidDeployment, SpecErr
     if let Some((bar, _)) = bars.into_iter().find(|(_, bar)| bar.is_some() && matches!(model, Model::File(_))) {
         return Err(SpecError::Accuracy(bar));
     }
+    let is_canary = spec.strategy.kind == StrategyType::Canary;
     Ok(ValidDeployment {
         name,
         namespace: deployment.namespace().unwrap_or_default(),
@@ -226,8 +229,9 @@ pub fn validate(deployment: &ModelDeployment) -> Result<ValidDeployment, SpecErr
                 p95_milliseconds: spec.gate.soak_test.max_p95_milliseconds.map(f64::from),
             },
             soak: SignedDuration::from_secs(spec.gate.soak_seconds.max(0).into()),
-            hash: hash(&spec.gate, spec.progress_deadline_seconds, spec.feedback.as_ref()),
+            hash: hash(spec),
         },
+        shadow: spec.strategy.canary.as_ref().filter(|_| is_canary).and_then(|canary| canary.shadow.clone()),
         steps: steps(&spec.strategy)?,
         route: spec.strategy.canary.clone(),
         feedback: feedback(spec.feedback.as_ref())?,
@@ -242,12 +246,16 @@ pub fn validate(deployment: &ModelDeployment) -> Result<ValidDeployment, SpecErr
 }
 
 /// What changes with everything that may turn a rejection into a promotion.
-fn hash(gate: &Gate, deadline: i32, feedback: Option<&Feedback>) -> String {
+fn hash(spec: &ModelDeploymentSpec) -> String {
+    let gate = &spec.gate;
     let mut all =
         vec![json!(gate.min_accuracy), json!(gate.max_accuracy_drop), json!(gate.smoke_test), json!(gate.soak_test)];
-    all.push(json!(deadline));
-    let rejects = feedback.filter(|feedback| feedback.action == FeedbackAction::Rollback);
+    all.push(json!(spec.progress_deadline_seconds));
+    let rejects = spec.feedback.as_ref().filter(|feedback| feedback.action == FeedbackAction::Rollback);
     all.extend(rejects.map(|it| json!([it.min_accuracy, it.max_calibration_error, it.min_count])));
+    // Whatever the type: who sets it to BlueGreen in the midst of a canary wants no gate anew.
+    let shadow = spec.strategy.canary.as_ref().and_then(|canary| canary.shadow.as_ref());
+    all.extend(shadow.map(|it| json!({"shadow": [it.min_agreement, it.min_requests, it.timeout_seconds]})));
     short_hash(&json!(all))
 }
 
@@ -421,6 +429,22 @@ mod tests {
         assert_ne!(plain, hash(serde_json::json!({"smokeTest": {"retries": 5}})));
         assert_ne!(plain, hash(serde_json::json!({"soakTest": {"maxErrorPercentage": 50}})));
         assert_eq!(plain, "eaa15232", "another version of the operator tries nothing again");
+    }
+
+    #[test]
+    fn another_bound_on_the_agreement_gives_a_second_chance_and_another_share_of_copies_does_not() {
+        let hash = |kind: &str, shadow: serde_json::Value| {
+            let steps = serde_json::json!([{"setWeight": 10}]);
+            let canary = serde_json::json!({"parentRefs": [{"name": "edge"}], "steps": steps, "shadow": shadow});
+            let spec = serde_json::json!({"model": {"trainingRunRef": {"name": "r"}}, "strategy": {"type": kind, "canary": canary}});
+            validate(&deployment(&spec)).expect("valid").gate.hash
+        };
+        let plain = hash("Canary", serde_json::json!({"minAgreement": 0.9}));
+        assert_ne!(plain, hash("Canary", serde_json::json!({"minAgreement": 0.8})));
+        assert_ne!(plain, hash("Canary", serde_json::json!({"minAgreement": 0.9, "minRequests": 50})));
+        assert_eq!(plain, hash("Canary", serde_json::json!({"minAgreement": 0.9, "percent": 10})));
+        assert_eq!(plain, hash("BlueGreen", serde_json::json!({"minAgreement": 0.9})), "nobody is asked again");
+        assert_eq!(hash("Canary", serde_json::Value::Null), "eaa15232");
     }
 
     #[test]

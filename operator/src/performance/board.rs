@@ -1,5 +1,4 @@
-//! The pods whose performance is followed: read beside the reconciles, each pod now and then and so many a second at most,
-//! however many deployments there are.
+//! The pods whose performance is followed, and what came of reading them.
 
 use std::{
     collections::HashMap,
@@ -11,22 +10,16 @@ use anneal_api::{names::SERVER_PORT, resources::ModelDeployment};
 use futures::channel::mpsc;
 use jiff::Timestamp;
 use kube::runtime::reflector::ObjectRef;
-use tracing::debug;
 
 use super::{Bounds, Counts, Measured};
 use crate::{
     context::Context,
-    pod_http::{PodClient, Question, Target, in_turn},
+    pod_http::{Question, Target},
+    rounds::{self, Turn},
 };
 
 /// How often a pod is read, where there are no more than can be read in that time.
 const INTERVAL: Duration = Duration::from_secs(15);
-/// How often to look who is due.
-const TICK: Duration = Duration::from_secs(1);
-/// Pods that are read within a second, at most.
-const READS_A_SECOND: usize = 50;
-/// Reads that run side by side.
-const CONCURRENCY: usize = 16;
 /// Pods of one revision that are read; of more, these speak for all.
 const MAX_PODS: usize = 32;
 /// Bins that are kept of the pods of one namespace: those of a hundred pods with a thousand classes. Of more, the pods that are
@@ -35,11 +28,10 @@ const MAX_BINS: usize = 128 * 1024;
 /// What is asked.
 const QUESTION: Question = Question { port: SERVER_PORT, path: "/metrics", max_bytes: 1 << 20 };
 
-/// A pod, when it is to be read again, and what came of reading it last.
+/// A pod, and what came of reading it last.
 #[derive(Debug)]
 struct Pod {
-    target: Target,
-    due: Instant,
+    turn: Turn,
     read: Option<Result<Counts, ()>>,
 }
 
@@ -82,7 +74,7 @@ impl Board {
         entry.bounds = bounds.clone();
         entry.pods.retain(|uid, _| pods.iter().any(|(wanted, _)| wanted == uid));
         for (uid, target) in pods.into_iter().take(MAX_PODS) {
-            entry.pods.entry(uid).or_insert(Pod { target, due: now, read: None });
+            entry.pods.entry(uid).or_insert(Pod { turn: Turn::new(target, now), read: None });
         }
     }
 
@@ -96,17 +88,12 @@ impl Board {
         self.entries().get(key).and_then(Entry::measured)
     }
 
-    /// The pods whose turn it is, those first that have waited longest.
+    /// The pods whose turn it is.
     fn take_due(&self, now: Instant) -> Vec<(Key, Target)> {
         let mut entries = self.entries();
         let pods = entries.iter_mut().flat_map(|(key, entry)| entry.pods.iter_mut().map(move |pod| (key, pod)));
-        let mut due: Vec<_> = pods.filter(|(_, (_, pod))| pod.due <= now).collect();
-        due.sort_by_key(|(_, (_, pod))| pod.due);
-        let due = due.into_iter().take(READS_A_SECOND).map(|(key, (uid, pod))| {
-            pod.due = now + INTERVAL;
-            ((key.clone(), uid.clone()), pod.target.clone())
-        });
-        due.collect()
+        let due = rounds::take_due(pods.map(|(key, (uid, pod))| ((key, uid), &mut pod.turn)), INTERVAL, now);
+        due.into_iter().map(|((key, uid), target)| ((key.clone(), uid.clone()), target)).collect()
     }
 
     /// Records a read. Returns whether it is worth a reconcile.
@@ -148,25 +135,13 @@ impl Entry {
 
 /// Reads for ever, and sends the deployments about which there is news.
 pub async fn read_all(context: Arc<Context>, news: mpsc::UnboundedSender<ObjectRef<ModelDeployment>>) {
-    let client = PodClient::default();
-    let (context, client, news) = (&context, &client, &news);
-    in_turn(TICK, CONCURRENCY, || {
-        let due = context.performance.take_due(Instant::now()).into_iter();
-        due.map(|(key, target)| {
-            (key.clone(), target.namespace.clone(), async move {
-                let read = client.get(context, &target, QUESTION).await;
-                let read = read.map(|text| Counts::parse(&text)).map_err(|problem| {
-                    debug!(pod = target.pod, problem, "metrics could not be read");
-                });
-                if context.performance.record(&key, read, Timestamp::now()) {
-                    // The receiver is gone only when the controller ended, and with it the process.
-                    let _ = news.unbounded_send(key.0);
-                }
-            })
-        })
-        .collect()
-    })
-    .await;
+    let record = |key: Key, read: Result<String, ()>| {
+        if context.performance.record(&key, read.map(|text| Counts::parse(&text)), Timestamp::now()) {
+            // The receiver is gone only when the controller ended, and with it the process.
+            let _ = news.unbounded_send(key.0);
+        }
+    };
+    rounds::read_all(&context, QUESTION, |now| context.performance.take_due(now), record).await;
 }
 
 #[cfg(test)]
@@ -233,22 +208,5 @@ mod tests {
         assert!(board.latest(&key).is_some(), "the same goes on");
         board.follow(key.clone(), "s", pods(1), &bounds(), Instant::now());
         assert_eq!(board.latest(&key), None);
-    }
-
-    #[test]
-    fn however_many_pods_there_are_only_so_many_are_read_a_second_and_all_get_their_turn() {
-        let (board, now) = (Board::default(), Instant::now());
-        for n in 0..100 {
-            board.follow(ObjectRef::new(&format!("cats-{n}")).within("ml"), "r", pods(2), &bounds(), now);
-        }
-        let mut read = std::collections::HashSet::new();
-        for second in 0..4 {
-            let due = board.take_due(now + Duration::from_secs(second));
-            assert_eq!(due.len(), READS_A_SECOND);
-            read.extend(due.into_iter().map(|(key, _)| key));
-        }
-        assert_eq!(read.len(), 200);
-        assert_eq!(board.take_due(now + Duration::from_secs(4)).len(), 0, "not again so soon");
-        assert_eq!(board.take_due(now + INTERVAL).len(), READS_A_SECOND);
     }
 }

@@ -32,9 +32,13 @@ pub fn about(found: &Found, reason: &str) -> Vec<String> {
         ],
         "SmokeInconclusive" => vec![anneal(&format!("logs {path} --smoke")), anneal(&format!("retry {name}"))],
         "SmokeImageNotFound" => vec![format!("{kubectl} create configmap NAME --from-file=KEY=FILE   # it goes on by itself then")],
-        "SoakFailed" | "Crashing" | "ProgressDeadlineExceeded" => vec![
+        "SoakFailed" | "CanaryFailed" | "Crashing" | "ProgressDeadlineExceeded" => vec![
             anneal(&format!("logs {path}")),
             format!("{}   # once it is mended", anneal(&format!("retry {name}"))),
+        ],
+        "ShadowDisagrees" | "ShadowInconclusive" => vec![
+            format!("{edit}   # strategy.canary.shadow, where its bounds ask for too much"),
+            anneal(&format!("retry {name}")),
         ],
         "Aborted" => vec![anneal(&format!("retry {name}"))],
         "BelowMinAccuracy" => vec![

@@ -2,7 +2,10 @@
 
 use anneal_api::{
     names::label,
-    resources::{Approval, DeploymentPhase, ModelDeployment, ModelDeploymentStatus, RevisionStatus},
+    resources::{
+        Approval, Canary, CanaryStatus, DeploymentPhase, ModelDeployment, ModelDeploymentStatus, RevisionStatus,
+        StrategyType,
+    },
 };
 use jiff::Timestamp;
 use k8s_openapi::api::{
@@ -41,6 +44,8 @@ pub fn report(deployment: &ModelDeployment, children: &Children, now: Timestamp,
         ending,
         facts: vec![
             ("Rollout", steps(deployment, &status, paint)),
+            ("Shadow", shadow(deployment, &status, paint)),
+            ("Canary", canary(deployment, &status, now, paint)),
             ("Soak", soak(deployment, &status, now, paint)),
             ("Stable", stable(&status)),
             ("Candidate", candidate(&status)),
@@ -63,22 +68,77 @@ pub fn summary(status: &ModelDeploymentStatus) -> String {
 
 /// The steps of a rollout: those that are done, the one under way, those to come.
 fn steps(deployment: &ModelDeployment, status: &ModelDeploymentStatus, paint: Paint) -> String {
-    use DeploymentPhase::{AwaitingApproval, Loading, Promoting, ScalingUp, SmokeTesting, Soaking};
+    use DeploymentPhase::{AwaitingApproval, Canary, Loading, Promoting, ScalingUp, Shadowing, SmokeTesting, Soaking};
     let Some(phase) = status.phase else { return String::new() };
     let mut steps = vec![Loading, SmokeTesting, ScalingUp];
     steps.extend((deployment.spec.gate.approval == Approval::Manual).then_some(AwaitingApproval));
+    // The first revision has nobody to share with.
+    if let Some(canary) = asked_for(deployment).filter(|_| status.stable_revision.is_some()) {
+        steps.extend(canary.shadow.as_ref().map(|_| Shadowing));
+        steps.push(Canary);
+    }
     steps.push(Promoting);
     steps.extend((deployment.spec.gate.soak_seconds > 0).then_some(Soaking));
-    let Some(at) = steps.iter().position(|step| *step == phase) else { return String::new() };
+    let is_a_steps = status.canary.as_ref().is_some_and(|canary| canary.passed_time.is_some());
+    let current = if phase == AwaitingApproval && is_a_steps { Canary } else { phase };
+    let Some(at) = steps.iter().position(|step| *step == current) else { return String::new() };
     let shown = steps.iter().enumerate().map(|(i, step)| {
         let tone = match i.cmp(&at) {
             std::cmp::Ordering::Less => Tone::Good,
-            std::cmp::Ordering::Equal => state::of_deployment(Some(*step)).tone,
+            std::cmp::Ordering::Equal => state::of_deployment(Some(phase)).tone,
             std::cmp::Ordering::Greater => Tone::Idle,
         };
         paint.tone(tone, &format!("{} {}", tone.sign(), step.as_str()))
     });
     shown.collect::<Vec<_>>().join(&paint.dim(" ─ "))
+}
+
+/// The canary that a revision has to go through.
+fn asked_for(deployment: &ModelDeployment) -> Option<&Canary> {
+    let strategy = &deployment.spec.strategy;
+    strategy.canary.as_ref().filter(|_| strategy.kind == StrategyType::Canary)
+}
+
+/// How often the candidate agrees with what serves, on copies of requests.
+fn shadow(deployment: &ModelDeployment, status: &ModelDeploymentStatus, paint: Paint) -> String {
+    let Some(CanaryStatus { step, shadow: Some(found), .. }) = &status.canary else { return String::new() };
+    let agreement = found.agreement.map(|it| format!(", agreement {it}")).unwrap_or_default();
+    let (compared, percent) = (found.compared, found.percent);
+    match asked_for(deployment).and_then(|canary| canary.shadow.as_ref()).filter(|_| *step == Some(0)) {
+        None => format!("{compared} requests compared{agreement}"),
+        Some(bounds) => {
+            let enough = i64::from(bounds.min_requests.max(1));
+            format!(
+                "{}  {compared} of {enough} requests compared{agreement} ({} is asked for), {percent} % are copied",
+                paint.bar(Tone::Busy, compared * 100 / enough),
+                bounds.min_agreement
+            )
+        }
+    }
+}
+
+/// Which share the candidate has, and how much of its time is over.
+fn canary(deployment: &ModelDeployment, status: &ModelDeploymentStatus, now: Timestamp, paint: Paint) -> String {
+    let share = status.canary.as_ref().and_then(|it| Some((it, usize::try_from(it.step?).ok()?.checked_sub(1)?)));
+    let Some((canary, index)) = share else { return String::new() };
+    let steps = asked_for(deployment).map(|asked| asked.steps.as_slice()).unwrap_or_default();
+    let what = format!("step {} of {}, {} % of the requests", index + 1, steps.len(), canary.weight);
+    let pause = steps.get(index).map_or(0, |step| step.pause_seconds);
+    match (&canary.effective_time, &canary.passed_time) {
+        (_, Some(_)) => format!("{what}, waits for your word"),
+        (Some(since), None) => {
+            let (percent, left) = elapsed(since.0, pause, now);
+            format!("{}  {what}, {left} s left", paint.bar(Tone::Busy, percent))
+        }
+        (None, None) => format!("{what}, once the Gateway has taken it"),
+    }
+}
+
+/// How much of some seconds is over, in percent, and what is left of them.
+fn elapsed(since: Timestamp, seconds: i32, now: Timestamp) -> (i64, i64) {
+    let all = i64::from(seconds.max(1));
+    let over = (now.as_second() - since.as_second()).clamp(0, all);
+    (over * 100 / all, all - over)
 }
 
 /// How much of the soak is over.
@@ -87,9 +147,8 @@ fn soak(deployment: &ModelDeployment, status: &ModelDeploymentStatus, now: Times
     let since =
         stable.and_then(|it| it.promoted_time.as_ref()).filter(|_| status.phase == Some(DeploymentPhase::Soaking));
     let Some(since) = since else { return String::new() };
-    let all = i64::from(deployment.spec.gate.soak_seconds.max(1));
-    let over = (now.as_second() - since.0.as_second()).clamp(0, all);
-    format!("{}  {} s left until the former revision goes", paint.bar(Tone::Busy, over * 100 / all), all - over)
+    let (percent, left) = elapsed(since.0, deployment.spec.gate.soak_seconds, now);
+    format!("{}  {left} s left until the former revision goes", paint.bar(Tone::Busy, percent))
 }
 
 fn stable(status: &ModelDeploymentStatus) -> String {
@@ -304,5 +363,64 @@ cats                   ModelDeployment  ◌ SmokeTesting  10m  4be36a0c 1/1 read
         let status = deployment.status.clone().expect("a status");
         let shown = soak(&deployment, &status, fixtures::now(), Paint::PLAIN);
         assert_eq!(shown, "██████████████████░░░░░░  75%  15 s left until the former revision goes");
+    }
+
+    /// A deployment that asks for a canary of two steps, after copies of requests.
+    fn with_canary(status: &serde_json::Value) -> ModelDeployment {
+        let mut deployment = fixtures::deployment(status);
+        deployment.spec.strategy = serde_json::from_value(json!({"type": "Canary", "canary": {
+            "parentRefs": [{"name": "edge"}], "steps": [{"setWeight": 10, "pauseSeconds": 90}, {"setWeight": 50}],
+            "shadow": {"minAgreement": 0.95}
+        }}))
+        .expect("a strategy");
+        deployment
+    }
+
+    #[test]
+    fn copies_of_requests_show_how_often_the_candidate_agrees() {
+        let deployment = with_canary(&json!({
+            "phase": "Shadowing", "stableRevision": "4be36a0c", "candidateRevision": "e300d319",
+            "canary": {"revision": "e300d319", "step": 0, "weight": 0, "startTime": "2026-01-02T03:13:05Z",
+                "shadow": {"percent": 100, "compared": 50, "agreed": 48, "agreement": 0.96}}
+        }));
+        let status = deployment.status.clone().expect("a status");
+        assert_eq!(
+            steps(&deployment, &status, Paint::PLAIN),
+            "✔ Loading ─ ✔ SmokeTesting ─ ✔ ScalingUp ─ ◌ Shadowing ─ ○ Canary ─ ○ Promoting ─ ○ Soaking"
+        );
+        assert_eq!(
+            shadow(&deployment, &status, Paint::PLAIN),
+            "████████████░░░░░░░░░░░░  50%  50 of 100 requests compared, agreement 0.96 (0.95 is asked for), 100 % are copied"
+        );
+        assert_eq!(canary(&deployment, &status, fixtures::now(), Paint::PLAIN), "");
+    }
+
+    #[test]
+    fn a_share_shows_its_step_and_what_is_left_of_it() {
+        let shown = |phase: &str, times: serde_json::Value| {
+            let mut canary = json!({"revision": "e300d319", "step": 1, "weight": 10, "startTime": "2026-01-02T03:13:05Z",
+                "shadow": {"percent": 100, "compared": 100, "agreed": 100, "agreement": 1.0}});
+            canary.as_object_mut().expect("an object").extend(times.as_object().expect("an object").clone());
+            let deployment = with_canary(&json!({"phase": phase, "stableRevision": "4be36a0c", "canary": canary}));
+            let status = deployment.status.clone().expect("a status");
+            let paint = Paint::PLAIN;
+            let lines = (steps(&deployment, &status, paint), shadow(&deployment, &status, paint));
+            (lines, super::canary(&deployment, &status, fixtures::now(), paint))
+        };
+        let (lines, share) = shown("Canary", json!({"effectiveTime": "2026-01-02T03:13:05Z"}));
+        assert_eq!(lines.1, "100 requests compared, agreement 1");
+        assert!(lines.0.ends_with("✔ Shadowing ─ ◌ Canary ─ ○ Promoting ─ ○ Soaking"), "{}", lines.0);
+        assert_eq!(share, "███████████████░░░░░░░░░  66%  step 1 of 2, 10 % of the requests, 30 s left");
+        let effective = json!({"effectiveTime": "2026-01-02T03:12:05Z", "passedTime": "2026-01-02T03:13:35Z"});
+        let (lines, share) = shown("AwaitingApproval", effective);
+        assert!(lines.0.contains("─ ‖ Canary ─"), "{}", lines.0);
+        assert_eq!(share, "step 1 of 2, 10 % of the requests, waits for your word");
+    }
+
+    #[test]
+    fn a_first_revision_shows_no_steps_of_a_canary() {
+        let deployment = with_canary(&json!({"phase": "Loading", "candidateRevision": "e300d319"}));
+        let shown = steps(&deployment, &deployment.status.clone().expect("a status"), Paint::PLAIN);
+        assert_eq!(shown, "◌ Loading ─ ○ SmokeTesting ─ ○ ScalingUp ─ ○ Promoting ─ ○ Soaking");
     }
 }

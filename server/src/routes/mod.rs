@@ -1,5 +1,6 @@
 //! What the server answers, as warp filters. Everything that is the same for all routes is in [`crate::frame`].
 
+mod answers;
 mod feedback;
 mod model_info;
 mod openapi;
@@ -13,8 +14,15 @@ mod v2;
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
+use anneal_api::shadow;
 use tokio::sync::Semaphore;
-use warp::{Filter, Rejection, filters::BoxedFilter, http::StatusCode, reject::MethodNotAllowed, reply::Response};
+use warp::{
+    Filter, Rejection,
+    filters::BoxedFilter,
+    http::{Method, StatusCode},
+    reject::MethodNotAllowed,
+    reply::Response,
+};
 
 use crate::{
     answer::{Problem, text_response},
@@ -60,13 +68,14 @@ const fn get(path: &'static str, summary: &'static str) -> Route {
 }
 
 /// Every route. Metrics, the pages and the OpenAPI document are made from this list.
-pub const ROUTES: [Route; 18] = [
+pub const ROUTES: [Route; 19] = [
     get("/", "What this server is and where to go on"),
     get("/health", "Whether predictions can be had"),
     post("/predict", "Classify an image, or several"),
     post("/feedback", "Say what the true class of an image was"),
     get("/model/info", "What is known about the model"),
     get("/metrics", "Metrics in Prometheus' text format"),
+    get(shadow::PATH, "Digests of the newest answers, to be compared with those of another revision"),
     get("/docs", "This interface, to read and to try"),
     get("/redoc", "This interface, to read"),
     get("/openapi.json", "This interface as an OpenAPI document"),
@@ -86,9 +95,24 @@ pub fn known_path(path: &str) -> Option<&'static str> {
     ROUTES.iter().map(|route| route.path).find(|known| *known == path).or_else(|| v2::known_path(path))
 }
 
-/// Whether the path is one that probes and scrapers ask every few seconds.
+/// Whether the path is one that probes, scrapers and the operator ask every few seconds.
 pub fn is_probe(path: &str) -> bool {
-    matches!(path, "/livez" | "/readyz" | "/healthz" | "/health" | "/metrics" | "/v2/health/live" | "/v2/health/ready")
+    matches!(
+        path,
+        "/livez"
+            | "/readyz"
+            | "/healthz"
+            | "/health"
+            | "/metrics"
+            | shadow::PATH
+            | "/v2/health/live"
+            | "/v2/health/ready"
+    )
+}
+
+/// Whether a request to this route, as the list has it, is a question to the model.
+pub fn predicts(method: &Method, route: &str) -> bool {
+    *method == Method::POST && matches!(route, "/predict" | "/v2/models/{model}/infer")
 }
 
 /// A refusal in the words of whoever speaks on this path.
@@ -115,6 +139,7 @@ pub fn all(context: Context) -> BoxedFilter<(Response,)> {
     let ready = at("/readyz").and(with.clone()).map(|c: Arc<Context>| probes::ready(&c.life));
     let info = at("/model/info").and(with.clone()).map(|c: Arc<Context>| model_info::answer(&c.life));
     let metrics = at("/metrics").and(with.clone()).map(|c: Arc<Context>| scrape(&c));
+    let answers = at(shadow::PATH).and(with.clone()).map(|c: Arc<Context>| answers::list(&c.life));
     let docs = at("/docs").map(pages::docs);
     let redoc = at("/redoc").map(pages::redoc);
     let openapi = at("/openapi.json").map(openapi::answer);
@@ -135,7 +160,7 @@ pub fn all(context: Context) -> BoxedFilter<(Response,)> {
         .then(v2::answer);
 
     let fixed = root.or(health).unify().or(live).unify().or(ready).unify().or(info).unify().or(metrics).unify().boxed();
-    let pages = docs.or(redoc).unify().or(openapi).unify().boxed();
+    let pages = docs.or(redoc).unify().or(openapi).unify().or(answers).unify().boxed();
     let asking = predict.boxed().or(feedback.boxed()).unify().or(v2.boxed()).unify().boxed();
     asking.or(fixed).unify().or(pages).unify().recover(refuse).unify().boxed()
 }

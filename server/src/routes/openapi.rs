@@ -1,5 +1,6 @@
 //! GET /openapi.json: the interface as an OpenAPI document, made from the list of routes.
 
+use anneal_api::shadow;
 use serde_json::{Map, Value, json};
 use warp::{http::StatusCode, reply::Response};
 
@@ -94,6 +95,7 @@ fn responses(path: &str) -> Value {
         "/readyz" => json!({"200": json_of("Object"), "503": json_of("Object")}),
         "/model/info" => json!({"200": json_of("ModelInfo"), "503": error("No model yet")}),
         "/metrics" => json!({"200": {"description": "OK", "content": {"text/plain": {"schema": {"type": "string"}}}}}),
+        shadow::PATH => json!({"200": json_of("Answers")}),
         "/docs" | "/redoc" => {
             json!({"200": {"description": "OK", "content": {"text/html": {"schema": {"type": "string"}}}}})
         }
@@ -125,6 +127,16 @@ fn schemas() -> Value {
             "type": "object",
             "required": ["predictions", "timestamp", "processing_time_ms"],
             "properties": {"predictions": {"type": "array", "items": {"type": "object"}}, "timestamp": {"type": "string"}, "processing_time_ms": {"type": "number"}},
+        },
+        "Answers": {
+            "type": "array",
+            "items": {
+                "type": "array",
+                "prefixItems": [
+                    {"type": "string", "description": "Digest of the request's X-Request-Id"},
+                    {"type": ["string", "null"], "description": "Digest of that id and the predicted classes; null where the request was refused, or the model failed"},
+                ],
+            },
         },
         "Feedback": {
             "type": "object",

@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     answer::{Problem, json_response, timestamp},
+    answers::Said,
     engine::{Answered, PredictError},
     input::Input,
     life::Serving,
@@ -75,10 +76,14 @@ async fn predict(context: &Context, headers: &HeaderMap, body: Body) -> Result<R
     let mut entries: Vec<_> =
         names.into_iter().zip(&answers).map(|(name, answer)| entry(serving, name, answer)).collect();
     let (timestamp, processing_time_ms) = (timestamp(), begun.elapsed().as_secs_f64() * 1e3);
+    let said = said(serving, &answers);
     let Some(Entry { id, predicted, .. }) = entries.pop_if(|_| answers.len() == 1) else {
-        return Ok(json_response(StatusCode::OK, &Many { predictions: entries, timestamp, processing_time_ms }));
+        let mut response = json_response(StatusCode::OK, &Many { predictions: entries, timestamp, processing_time_ms });
+        response.extensions_mut().insert(said);
+        return Ok(response);
     };
     let mut response = json_response(StatusCode::OK, &One { predicted, timestamp, processing_time_ms });
+    response.extensions_mut().insert(said);
     if let Some(answer) = answers.first() {
         response.extensions_mut().insert(Stages::from(answer));
     }
@@ -127,6 +132,11 @@ pub(super) fn refusal(context: &Context, error: &PredictError) -> Problem {
             Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
         }
     }
+}
+
+/// What was predicted, for whoever compares it with another revision.
+pub(super) fn said(serving: &Serving, answers: &[Answered]) -> Said {
+    Said::of(answers.iter().map(|answer| word(serving, answer)))
 }
 
 fn word<'a>(serving: &'a Serving, answer: &Answered) -> &'a str {

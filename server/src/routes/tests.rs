@@ -333,3 +333,53 @@ async fn a_request_id_is_kept_when_it_is_fit_for_a_log() {
         assert_eq!(headers["x-request-id"] == given, kept, "{given}");
     }
 }
+
+#[tokio::test]
+async fn answers_to_requests_with_an_id_can_be_compared_and_tell_neither_the_id_nor_the_class() {
+    let server = || async {
+        let context = Context { max_upload_bytes: 1 << 20, ..context() };
+        context.uploads.add_permits(1 << 10);
+        let bounds = Bounds { queue: 8, batch: 1 };
+        let engine = Engine::start(vec![Fake(None)], bounds, &unbounded_channel().0).await.expect("threads");
+        context.life.ready(Serving::new(facts(), engine, None));
+        frame(context)
+    };
+    let (stable, candidate) = (server().await, server().await);
+    let with_id = |id: &str, mut request: Request<Full<Bytes>>| {
+        request.headers_mut().insert("x-request-id", HeaderValue::from_str(id).expect("a header"));
+        request
+    };
+    let image = |content: &str| post("/predict", "image/png", content.to_owned());
+    let part = |content| {
+        format!(
+            "--b\r\nContent-Disposition: form-data; name=\"file\"; filename=\"f.png\"\r\nContent-Type: image/png\r\n\r\n{content}\r\n"
+        )
+    };
+    let two = |first, second| post("/predict", CONTENT_TYPE, part(first) + &part(second) + "--b--\r\n");
+    let tensors = json!({"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 32, 32, 3], "data": vec![0; 32 * 32 * 3]}]});
+    let infer = || post("/v2/models/cats/infer", "application/json", tensors.to_string());
+    for (frame, sees_a_dog) in [(&stable, "cat"), (&candidate, "dog")] {
+        for request in [
+            with_id("request-1", image("cat")),
+            with_id("request-2", image(sees_a_dog)),
+            with_id("request-3", image("no image")),
+            with_id("request-4", infer()),
+            image("cat"),
+            with_id("request-5", plain("GET", "/readyz")),
+            with_id("request-6", two("cat", sees_a_dog)),
+        ] {
+            ask(frame, request).await;
+        }
+    }
+    let list = |frame: Frame| async move { ask(&frame, plain("GET", "/answers")).await.2 };
+    let (stable, candidate) = (list(stable).await, list(candidate).await);
+    let text = stable.to_string();
+    assert!(!text.contains("request") && !text.contains("cat"), "{text}");
+    let of = |all: &Value, n: usize| all[n].as_array().expect("a pair").clone();
+    assert_eq!(stable.as_array().map(Vec::len), Some(5), "one without an id, and what is no prediction, are not there");
+    for (n, agrees) in [(0, true), (1, false), (2, true), (3, true), (4, false)] {
+        let (one, other) = (of(&stable, n), of(&candidate, n));
+        assert_eq!((&one[0], one[1] == other[1]), (&other[0], agrees), "answer {n}");
+    }
+    assert_eq!(of(&stable, 2)[1], Value::Null, "an image that cannot be decoded has no class");
+}

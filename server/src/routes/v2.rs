@@ -188,7 +188,9 @@ async fn infer(context: &Context, named: &Named<'_>, headers: &HeaderMap, body: 
     // The tensors are copies; nothing else needs the body.
     drop(bytes);
     let answers = predict::ask(context, serving, inputs, &admitted).await?;
-    Ok(respond(&serving.facts, id, &outputs, &answers))
+    let mut response = respond(&serving.facts, id, &outputs, &answers);
+    response.extensions_mut().insert(predict::said(serving, &answers));
+    Ok(response)
 }
 
 fn respond(facts: &Facts, id: Option<String>, wanted: &[Wanted], answers: &[Answered]) -> Response {

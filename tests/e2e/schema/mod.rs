@@ -83,6 +83,18 @@ async fn a_deployment_that_makes_no_sense_is_refused_with_what_to_write() -> Out
                 json!({"model": of_run, "strategy": {"type": "Canary", "canary": {"parentRefs": [], "steps": []}}}),
                 "should have at least 1 items",
             ),
+            (
+                json!({"model": of_run, "strategy": {"type": "Canary", "canary": {
+                    "parentRefs": [{"name": "edge"}], "steps": [{"setWeight": 10}], "shadow": {"minAgreement": 1.5}
+                }}}),
+                "should be less than or equal to 1",
+            ),
+            (
+                json!({"model": of_run, "strategy": {"type": "Canary", "canary": {
+                    "parentRefs": [{"name": "edge"}], "steps": [{"setWeight": 10}], "shadow": {"percent": 10}
+                }}}),
+                "spec.strategy.canary.shadow.minAgreement: Required value",
+            ),
             (json!({"model": file(&digest[1..])}), "spec.model.sha256"),
             (json!({"model": file(&digest.to_uppercase())}), "should match '^[0-9a-f]{64}$'"),
             (

@@ -32,7 +32,8 @@ pub use retry::{RetryAction, RetryRule};
 pub use run_template::{RunTemplate, TemplateMetadata};
 pub use schema::{definitions, element, kubernetes_type, schema_of};
 pub use strategy::{
-    Canary, CanaryStatus, CanaryStep, HeaderMatch, HeaderMatchType, ParentRef, RequestMatch, Strategy, StrategyType,
+    Canary, CanaryStatus, CanaryStep, HeaderMatch, HeaderMatchType, ParentRef, RequestMatch, Shadow, ShadowStatus,
+    Strategy, StrategyType,
 };
 pub use training_run::*;
 pub use training_status::*;

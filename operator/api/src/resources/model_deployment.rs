@@ -29,6 +29,7 @@ use crate::{Sha256, smoke::SmokeReport, termination::Metrics};
     printcolumn(name = "Smoke", type_ = "string", json_path = ".status.smoke.verdict"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.ready"),
     printcolumn(name = "Weight", type_ = "integer", json_path = ".status.canary.weight", priority = 1),
+    printcolumn(name = "Agreement", type_ = "number", json_path = ".status.canary.shadow.agreement", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     validation = Rule::new("self.metadata.name.size() <= 40").message("metadata.name must be at most 40 characters: the names of Deployments, Services and Jobs are made from it"),
     validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')").message("metadata.name must start with a letter and hold only a-z, 0-9 and -: it becomes the Service's name")
@@ -502,6 +503,8 @@ pub enum DeploymentPhase {
     AwaitingApproval,
     /// `paused` keeps the candidate where it is.
     Paused,
+    /// The candidate gets copies of the requests that come through a Gateway, and its answers are compared.
+    Shadowing,
     /// The candidate has a share of the requests that come through a Gateway.
     Canary,
     /// The Service moves to the candidate.
@@ -528,6 +531,7 @@ impl DeploymentPhase {
             Self::ScalingUp => "ScalingUp",
             Self::AwaitingApproval => "AwaitingApproval",
             Self::Paused => "Paused",
+            Self::Shadowing => "Shadowing",
             Self::Canary => "Canary",
             Self::Promoting => "Promoting",
             Self::Soaking => "Soaking",

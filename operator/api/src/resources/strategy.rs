@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::Approval;
 
 /// How a revision that has passed its gate gets the traffic.
-#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[x_kube(validation = Rule::new("self.type != 'Canary' || has(self.canary)").message("strategy.type Canary needs strategy.canary: parentRefs name the Gateways, steps the shares"))]
 #[serde(rename_all = "camelCase")]
 pub struct Strategy {
@@ -34,7 +34,7 @@ pub enum StrategyType {
 
 /// A share of the requests that come through a Gateway, step by step. Callers of the Service inside the cluster stay with
 /// the stable revision until the promotion.
-#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[x_kube(validation = Rule::new("has(self.matches) || self.steps.all(step, step.setWeight > 0)").message("a step of setWeight 0 gives the candidate no requests; raise it, or say in matches whose requests the candidate gets"))]
 #[serde(rename_all = "camelCase")]
 pub struct Canary {
@@ -56,6 +56,10 @@ pub struct Canary {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1, max = 8))]
     pub matches: Vec<RequestMatch>,
+    /// Copies of requests for the candidate before its first share: what it answers is compared with what callers got, and
+    /// thrown away.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shadow: Option<Shadow>,
     /// Shares that the candidate gets, one after the other. After the last one it gets the Service, too.
     #[schemars(length(min = 1, max = 20))]
     pub steps: Vec<CanaryStep>,
@@ -138,14 +142,51 @@ fn default_pause() -> i32 {
     60
 }
 
+/// Copies of the requests through the Gateways, answered by the candidate for nobody. By the answers' digests the operator
+/// finds how often it agrees with the revision that serves.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Shadow {
+    /// Percent of the requests through the Gateways that are copied.
+    #[serde(default = "default_percent")]
+    #[schemars(range(min = 1, max = 100))]
+    pub percent: i32,
+    /// Least share of the compared requests for which the candidate must predict the classes that the revision predicts
+    /// which serves, 0 to 1. One that agrees on fewer is rejected.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub min_agreement: f64,
+    /// Requests that must have been compared before the candidate is judged.
+    #[serde(default = "default_min_requests")]
+    #[schemars(range(min = 1, max = 100_000))]
+    pub min_requests: i32,
+    /// Seconds within which so many must have been compared, counted from when the Gateway has taken the copies. A
+    /// candidate about which too little is known then is rejected.
+    #[serde(default = "default_timeout")]
+    #[schemars(range(min = 1, max = 604_800))]
+    pub timeout_seconds: i32,
+}
+
+fn default_percent() -> i32 {
+    100
+}
+
+fn default_min_requests() -> i32 {
+    100
+}
+
+fn default_timeout() -> i32 {
+    600
+}
+
 /// The share of the requests that the candidate is to have.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CanaryStatus {
     /// Hash of the revision.
     #[schemars(length(max = 63))]
     pub revision: String,
-    /// Number of the step, counted from 1; absent while the share is taken back.
+    /// Number of the step, counted from 1; 0 while the candidate gets copies of requests, and absent while what it has is
+    /// taken back.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub step: Option<i32>,
     /// Percent of the requests through the Gateways: written here before the `HTTPRoute` is touched.
@@ -158,4 +199,23 @@ pub struct CanaryStatus {
     /// When the step's pause was over and it began to wait for approval, where that is asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub passed_time: Option<Time>,
+    /// What became of the copies, with `strategy.canary.shadow`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shadow: Option<ShadowStatus>,
+}
+
+/// How often the candidate agrees with the revision that serves. Written with each tenth of `minRequests`, and once it is
+/// judged.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ShadowStatus {
+    /// Percent of the requests through the Gateways that are copied: written here before the `HTTPRoute` is touched.
+    pub percent: i32,
+    /// Requests whose answers by both revisions are known.
+    pub compared: i64,
+    /// Those among them for which both predicted the same classes.
+    pub agreed: i64,
+    /// Their share, 0 to 1; absent while nothing was compared.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub agreement: Option<f64>,
 }

@@ -33,7 +33,7 @@ fn shared() -> World {
 }
 
 /// Lets time pass until `b` has this share and the Gateway has taken it.
-fn until_share(world: &mut World, weight: i32) {
+pub fn until_share(world: &mut World, weight: i32) {
     for _ in 0..200 {
         world.reconcile(usize::MAX);
         let canary = world.status().canary;

@@ -44,6 +44,8 @@ enum Happening {
     Strategy(bool),
     RouteTaken(bool),
     Weight(i32),
+    Shadow(bool),
+    Callers(bool),
     GatewayKnown(bool),
     GatewayAnswers(bool),
     RouteDeleted,
@@ -57,7 +59,8 @@ fn happenings() -> impl Strategy<Value = Vec<Happening>> {
         8 => Just(Happening::Reconcile),
         4 => (0_usize..6).prop_map(Happening::KilledAfter),
         8 => Just(Happening::Turn),
-        2 => prop_oneof![Just('a'), Just('b'), Just('c'), Just('d'), Just('e'), Just('f')].prop_map(Happening::Want),
+        2 => prop_oneof![Just('a'), Just('b'), Just('c'), Just('d'), Just('e'), Just('f'), Just('9')]
+            .prop_map(Happening::Want),
         1 => (0_i32..5).prop_map(Happening::Fixed),
         1 => Just(Happening::Auto),
         1 => (100_i32..103).prop_map(Happening::Gate),
@@ -81,6 +84,8 @@ fn happenings() -> impl Strategy<Value = Vec<Happening>> {
         1 => any::<bool>().prop_map(Happening::Strategy),
         1 => any::<bool>().prop_map(Happening::RouteTaken),
         1 => (1_i32..100).prop_map(Happening::Weight),
+        2 => any::<bool>().prop_map(Happening::Shadow),
+        1 => any::<bool>().prop_map(Happening::Callers),
         1 => any::<bool>().prop_map(Happening::GatewayKnown),
         1 => any::<bool>().prop_map(Happening::GatewayAnswers),
         1 => Just(Happening::RouteDeleted),
@@ -166,6 +171,12 @@ fn happens(world: &mut World, what: &Happening) {
             }
             world.edit(json!({"strategy": {"canary": canary}}));
         }
+        Happening::Shadow(asked) => {
+            let mut canary = super::canary::steps();
+            canary["shadow"] = if *asked { super::shadow::shadow() } else { Value::Null };
+            world.edit(json!({"strategy": {"type": "Canary", "canary": canary}}));
+        }
+        Happening::Callers(come) => world.has_callers = *come,
         Happening::GatewayKnown(known) => {
             world.knows_gateways = *known;
             // With the definition go all objects of the kind.
@@ -215,7 +226,8 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(256) })]
 
     /// Every write is checked by the world itself: the Service leads to gated revisions only, the autoscaler targets
-    /// none other, what serves is neither emptied, shrunk by a switch nor deleted.
+    /// none other, what serves is neither emptied, shrunk by a switch nor deleted; and what gets copies of requests answers
+    /// nobody, and gets a share only when it agrees.
     #[test]
     fn whatever_happens_only_gated_revisions_serve_and_all_comes_to_rest(
         history in happenings(),
@@ -230,6 +242,7 @@ proptest! {
         world.broken.insert('d');
         world.unclear.insert('e');
         world.failing.insert('f');
+        world.disagreeing.insert('9');
         for what in &history {
             happens(&mut world, what);
             let is_edited = matches!(what, Happening::SelectorEdited(_));
@@ -265,6 +278,7 @@ proptest! {
         prop_assert!(!matches!(live, Some('c' | 'd' | 'e')), "{:?} serves", live);
         if !matches!(phase, AwaitingApproval | DeploymentPhase::Paused) {
             prop_assert!(world.share().is_none() && world.status().canary.is_none(), "{:?} in {:?}", world.share(), phase);
+            prop_assert_eq!(world.copied_to(), None);
         }
         let asks_for_route = world.owner.spec.strategy.canary.is_some() && world.knows_gateways;
         prop_assert_eq!(world.route.is_some(), asks_for_route);

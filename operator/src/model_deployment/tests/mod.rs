@@ -8,6 +8,7 @@ mod past;
 mod peers;
 mod requests;
 mod rollout;
+mod shadow;
 pub mod simulation;
 mod soak;
 mod switch;

@@ -27,11 +27,15 @@ use crate::{
         pods::{PodSeen, Trouble},
         record::{self, Records},
         revision::{ModelFile, RevisionName},
-        route::{HTTPRoute, RouteSeen},
+        route::{HTTPRoute, RouteSeen, ServiceRef},
         takeover::{self, Before, Former, Stage},
         validate::validate,
     },
     performance::Measured,
+    shadow::{
+        Counts,
+        board::{Compared, Pair},
+    },
     signals::{Signals, Window},
 };
 
@@ -74,6 +78,10 @@ pub struct World {
     pub failing: BTreeSet<char>,
     /// How often checkpoints are right under traffic, of 200 predictions whose true class is known.
     pub accuracy: BTreeMap<char, f64>,
+    /// Checkpoints that predict other classes than the others, for every second request.
+    pub disagreeing: BTreeSet<char>,
+    /// Whether requests come through the Gateway: ten a turn.
+    pub has_callers: bool,
     /// Reasons of the Events, oldest first.
     pub events: Vec<&'static str>,
     /// Whether the world's endpoints controller keeps up.
@@ -83,6 +91,8 @@ pub struct World {
     backend_pods: BTreeSet<String>,
     answered: BTreeSet<String>,
     served: BTreeSet<RevisionName>,
+    /// Who gets copies, and how many of the answers the operator's process has compared.
+    compared: Option<(RevisionName, i64)>,
     counter: u32,
 }
 
@@ -118,12 +128,15 @@ impl World {
             unclear: BTreeSet::new(),
             failing: BTreeSet::new(),
             accuracy: BTreeMap::new(),
+            disagreeing: BTreeSet::new(),
+            has_callers: true,
             events: Vec::new(),
             endpoints_follow: true,
             endpoints: BTreeSet::new(),
             backend_pods: BTreeSet::new(),
             answered: BTreeSet::new(),
             served: BTreeSet::new(),
+            compared: None,
             counter: 0,
         }
     }
@@ -250,6 +263,7 @@ impl World {
             backends: self.backend_pods.clone(),
             signals: self.signals(),
             performance: self.performance(),
+            shadow: self.shadow(),
             endpoints: if looks { self.endpoints.clone() } else { BTreeSet::new() },
         }
     }
@@ -272,6 +286,30 @@ impl World {
         let backend = shared.iter().find(|backend| backend.name != "cats")?;
         let name = RevisionName::parse(backend.name.rsplit('-').next()?)?;
         self.revisions.get(&name).map(|revision| (checkpoint(revision), backend.weight))
+    }
+
+    /// The checkpoint that gets copies of requests by the route.
+    pub fn copied_to(&self) -> Option<char> {
+        let name = mirrored(self.route.as_ref()?).next().map(|to| revision_of(&to.name))?;
+        self.revisions.get(&name).map(checkpoint)
+    }
+
+    /// What the operator's process has found of the answers to copies.
+    fn shadow(&self) -> Option<Compared> {
+        let (candidate, compared) = self.compared.clone()?;
+        let live = self.service.as_ref().and_then(|service| service.spec.as_ref()?.selector.as_ref());
+        let stable = live.and_then(|it| RevisionName::parse(it.get(label::REVISION)?))?;
+        let disagrees = self.revisions.get(&candidate).is_some_and(|it| self.disagreeing.contains(&checkpoint(it)));
+        let agreed = if disagrees { compared / 2 } else { compared };
+        Some(Compared { pair: Pair { stable, candidate }, counts: Counts { compared, agreed }, silent: None })
+    }
+
+    /// Requests come, and some of them are copied.
+    fn callers_turn(&mut self) {
+        let to = self.route.as_ref().and_then(|route| mirrored(route).next().map(|to| revision_of(&to.name)));
+        let Some(to) = to else { return };
+        let before = self.compared.take().filter(|(of, _)| *of == to).map_or(0, |(_, compared)| compared);
+        self.compared = Some((to, before + if self.has_callers { 10 } else { 0 }));
     }
 
     /// The Gateway's controller takes the route as it is now.
@@ -316,6 +354,8 @@ impl World {
             return true;
         }
         let is_killed = survives < writes.len();
+        // With its process goes what it has compared.
+        self.compared = self.compared.take().filter(|_| !is_killed);
         let changes = !writes.is_empty() || self.owner.status.as_ref() != Some(&plan.status);
         for write in writes.into_iter().take(survives) {
             self.write(write);
@@ -330,6 +370,11 @@ impl World {
             }
         }
         changes
+    }
+
+    /// Another process of the operator, which has compared nothing yet.
+    pub fn restart_operator(&mut self) {
+        self.compared = None;
     }
 
     /// One step of everything but the operator.
@@ -357,6 +402,7 @@ impl World {
                 self.finish(i);
             }
         }
+        self.callers_turn();
         self.gateway_turns();
         if self.endpoints_follow {
             let behind = |service: &Service| RevisionName::parse(service.labels().get(label::REVISION)?);
@@ -461,7 +507,8 @@ impl World {
                         || self.owner.spec.replicas == Some(replicas),
                     "what serves never loses a pod that the spec does not take away"
                 );
-                let has_share = self.share().is_some_and(|(of, _)| of == checkpoint(&self.revisions[&revision]));
+                let of = self.share().map(|(of, _)| of).or(self.copied_to());
+                let has_share = of == Some(checkpoint(&self.revisions[&revision]));
                 assert!(replicas > 0 || !has_share, "what gets requests through the Gateway never loses its pods");
                 let revision = self.revisions.get_mut(&revision).expect("a revision");
                 assert_ne!(revision.replicas, replicas, "nothing is written that is so already");
@@ -481,8 +528,8 @@ impl World {
                 self.backends.push(*change.wanted);
             }
             Write::DropBackend(service) => {
-                let named = self.route.iter().flat_map(|route| &route.spec.rules).flat_map(|rule| &rule.backend_refs);
-                assert!(!named.into_iter().any(|it| it.name == service.name_any()), "a route never names what is gone");
+                let is_named = self.route.as_ref().is_some_and(|route| leads_to(route, &service.name_any()));
+                assert!(!is_named, "a route never names what is gone");
                 self.backends.retain(|other| other.name_any() != service.name_any());
             }
             Write::Route(change) => self.take_route(*change.wanted),
@@ -537,24 +584,42 @@ impl World {
         assert!(backends.iter().any(|backend| backend.name == "cats"), "the stable Service is always there");
         let of_rule = &route.spec.rules.last().expect("a rule").backend_refs;
         assert!(of_rule.len() == 1 || of_rule.iter().map(|it| it.weight).sum::<i32>() == 100);
-        for backend in backends.into_iter().filter(|backend| backend.name != "cats") {
-            let name = RevisionName::parse(backend.name.rsplit('-').next().expect("a name")).expect("a revision");
-            let status = self.status();
-            let written = status.canary.filter(|it| it.revision == name.as_str() && it.step.is_some());
+        let status = self.status();
+        for backend in backends.iter().filter(|backend| backend.name != "cats") {
+            let name = revision_of(&backend.name);
+            let written = status.canary.as_ref().filter(|it| it.revision == name.as_str() && it.step >= Some(1));
             let weight = of_rule.iter().find(|it| it.name == backend.name).map(|it| it.weight);
             assert_eq!(written.map(|it| it.weight), weight, "no share is given that is not written down");
-            let entry = status.revisions.iter().find(|entry| entry.revision == name.as_str());
-            assert!(entry.is_some_and(|entry| entry.rejection.is_none()), "what was rejected gets no share");
-            let revision = &self.revisions[&name];
-            let model = checkpoint(revision);
-            assert!(
-                ![&self.wrong, &self.broken, &self.unclear].iter().any(|bad| bad.contains(&model)),
-                "{model} gets a share"
-            );
-            let takes = |pod: &&PodSeen| pod.ready && self.backend_pods.contains(&pod.uid);
-            assert!(revision.pods.iter().any(|pod| takes(&pod)), "no share without a pod that takes it");
-            assert!(self.backends.iter().any(|service| service.name_any() == backend.name), "its Service is there");
+            self.answers_well(&name, &backend.name);
+            let disagrees = self.disagreeing.contains(&checkpoint(&self.revisions[&name]));
+            let is_compared = written.is_some_and(|it| it.shadow.is_some());
+            let bounds = self.owner.spec.strategy.canary.as_ref().and_then(|canary| canary.shadow.as_ref());
+            let is_bad = disagrees && bounds.is_some_and(|bounds| bounds.min_agreement > 0.5);
+            assert!(!(is_compared && is_bad), "what disagrees gets a share");
         }
+        for to in mirrored(route) {
+            let name = revision_of(&to.name);
+            let is_written =
+                status.canary.as_ref().is_some_and(|it| it.revision == name.as_str() && it.step == Some(0));
+            assert!(is_written, "nothing is copied that is not written down");
+            assert!(backends.iter().all(|backend| backend.name == "cats"), "what gets copies answers nobody");
+            let is_served = status.stable_revision.as_deref() == Some(name.as_str());
+            assert!(!is_served, "answers to copies count as served");
+            self.answers_well(&name, &to.name);
+        }
+    }
+
+    /// A revision that has passed its gate, with pods behind a Service of its own.
+    fn answers_well(&self, name: &RevisionName, service: &str) {
+        let entry = self.status().revisions.into_iter().find(|entry| entry.revision == name.as_str());
+        assert!(entry.is_some_and(|entry| entry.rejection.is_none()), "what was rejected gets no share");
+        let revision = &self.revisions[name];
+        let model = checkpoint(revision);
+        let bad = [&self.wrong, &self.broken, &self.unclear].iter().any(|bad| bad.contains(&model));
+        assert!(!bad, "{model} gets a share");
+        let takes = |pod: &&PodSeen| pod.ready && self.backend_pods.contains(&pod.uid);
+        assert!(revision.pods.iter().any(|pod| takes(&pod)), "no share without a pod that takes it");
+        assert!(self.backends.iter().any(|it| it.name_any() == service), "its Service is there");
     }
 
     /// A write to a Service that was there before, as the API server merges it.
@@ -609,6 +674,23 @@ impl World {
             self.served.insert(to);
         }
     }
+}
+
+/// The Services that copies of requests go to.
+fn mirrored(route: &HTTPRoute) -> impl Iterator<Item = &ServiceRef> {
+    let filters = route.spec.rules.iter().flat_map(|rule| &rule.filters);
+    filters.filter_map(|filter| filter.request_mirror.as_ref()).map(|mirror| &mirror.backend_ref)
+}
+
+/// Whether requests, or copies of them, go to the Service.
+fn leads_to(route: &HTTPRoute, service: &str) -> bool {
+    let backends = route.spec.rules.iter().flat_map(|rule| &rule.backend_refs);
+    backends.map(|backend| &backend.name).chain(mirrored(route).map(|to| &to.name)).any(|name| name == service)
+}
+
+/// The revision of a Service's name.
+fn revision_of(service: &str) -> RevisionName {
+    service.rsplit('-').next().and_then(RevisionName::parse).expect("a revision")
 }
 
 fn merged(service: &Service, patch: &Value) -> Service {
