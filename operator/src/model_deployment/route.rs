@@ -304,7 +304,9 @@ fn placed(others: &Others) -> Others {
 fn mirror_beside(mirror: &mut RequestMirror, existing: &[Filter]) {
     let backend = |it: &ServiceRef| (it.name.clone(), it.port);
     let same = existing.iter().filter_map(|filter| filter.request_mirror.as_ref());
-    let Some(same) = same.into_iter().find(|it| backend(&it.backend_ref) == backend(&mirror.backend_ref)) else { return };
+    let Some(same) = same.into_iter().find(|it| backend(&it.backend_ref) == backend(&mirror.backend_ref)) else {
+        return;
+    };
     mirror.others.clone_from(&same.others);
     mirror.backend_ref.others = placed(&same.backend_ref.others);
     mirror.percent = mirror.percent.filter(|_| same.percent.is_some());
@@ -414,8 +416,7 @@ mod tests {
             mirrors.filter_map(|filter| filter.request_mirror.as_mut()).for_each(|mirror| mirror.percent = None);
             existing
         };
-        let is_held =
-            |existing: &HTTPRoute| beside(route(Part::Copies(10)).spec, &existing.spec) == existing.spec;
+        let is_held = |existing: &HTTPRoute| beside(route(Part::Copies(10)).spec, &existing.spec) == existing.spec;
         assert!(is_held(&route(Part::Copies(10))) && is_held(&as_dropped(Part::Copies(10))));
         assert!(!is_held(&route(Part::Copies(100))) && !is_held(&route(Part::Requests(10))));
     }
