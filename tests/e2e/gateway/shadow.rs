@@ -30,17 +30,18 @@ fn deployment(run: &str, round: &str) -> Value {
     manifest::model_deployment("cats", spec)
 }
 
-/// Draws photos onto the claim on which cats are called dogs, and dogs cats: the folders are mounted crosswise.
+/// Draws photos onto a claim on which cats are called dogs, and dogs cats: the folders are mounted crosswise.
 async fn draw_swapped(ns: &Namespace) -> Result<()> {
+    ns.apply(&manifest::claim("photos")).await?;
     let image = ns.cluster.operator.trainer_image.clone();
     let mounts: Vec<_> = ["train", "val", "test"]
         .iter()
         .flat_map(|split| [("cat", "dog"), ("dog", "cat")].map(|(drawn, called)| (split, drawn, called)))
         .map(|(split, drawn, called)| {
-            json!({"name": "models", "mountPath": format!("/photos/{split}/{drawn}"), "subPath": format!("photos/{split}/{called}")})
+            json!({"name": "photos", "mountPath": format!("/photos/{split}/{drawn}"), "subPath": format!("{split}/{called}")})
         })
         .collect();
-    let volume = json!({"name": "models", "persistentVolumeClaim": {"claimName": "models"}});
+    let volume = json!({"name": "photos", "persistentVolumeClaim": {"claimName": "photos"}});
     let args = ["synthesize", "--output", "/photos", "--images", "400", "--size", "32"];
     ns.start_with("draw-swapped", &image, &args, &[volume], &mounts).await?;
     ns.output("draw-swapped").await.map(|_| ())
@@ -57,7 +58,7 @@ async fn a_candidate_that_agrees_is_promoted_and_one_that_disagrees_answers_nobo
         trained(ns, "first", manifest::well_trained(1)).await?;
         draw_swapped(ns).await?;
         let mut swapped = manifest::well_trained(1);
-        manifest::merge(&mut swapped, json!({"dataset": {"uri": "pvc://models/photos"}}));
+        manifest::merge(&mut swapped, json!({"dataset": {"uri": "pvc://photos"}}));
         trained(ns, "swapped", swapped).await?;
         for class in ["cat", "dog"] {
             ns.apply(&manifest::file(&format!("a-{class}"), "photo.png", &ns.draw(class).await?)).await?;
