@@ -172,7 +172,7 @@ async fn record(
     let version = if owner.status.as_ref() == Some(status) {
         owner.resource_version()
     } else {
-        cluster::write_status(&context.client, owner, status).await?.resource_version()
+        cluster::write_status(&context.client, owner, status).await?.resource_version
     };
     context.publish(&owner.object_ref(&()), events).await;
     Ok(version)
