@@ -124,10 +124,13 @@ async fn memory_alone_lets_a_deployment_grow_and_lets_it_come_down_again() -> Ou
         until_stable(&mut cats).await?;
         let mut deployment_of_cats = of_stable(ns).await?;
         deployment_of_cats.until("it has grown for its memory", PATIENCE, |it| replicas(it) == (2, 2)).await?;
-        let scaler: HorizontalPodAutoscaler = ns.get("cats").await?;
-        let measured = scaler.status.and_then(|status| status.current_metrics).unwrap_or_default();
-        let names: Vec<_> = measured.iter().filter_map(|it| Some(it.resource.as_ref()?.name.as_str())).collect();
-        ensure!(names == ["cpu", "memory"], "the autoscaler measures {names:?}");
+        // It knows nothing for a moment, when a pod is new.
+        let measured = |scaler: &HorizontalPodAutoscaler| -> Vec<String> {
+            let metrics = scaler.status.as_ref().and_then(|status| status.current_metrics.as_ref()).into_iter().flatten();
+            metrics.filter_map(|it| Some(it.resource.as_ref()?.name.clone())).collect()
+        };
+        let mut scaler = ns.watch::<HorizontalPodAutoscaler>("cats");
+        scaler.until("it measures both", PATIENCE, |it| measured(it) == ["cpu", "memory"]).await?;
 
         // An idle server uses less than what the default target lets two pods keep.
         ns.apply(&deployment(&bounds(80), "1")).await?;
