@@ -3,17 +3,14 @@
 
 use std::collections::BTreeMap;
 
-use anneal_api::{
-    names::label,
-    resources::{RunPhase, TrainingRun},
-};
+use anneal_api::resources::{DeploymentPhase, ModelDeployment, RunPhase, TrainingRun};
 use anneal_tests::{FileServer, Namespace, Outcome, Result, ensure, in_namespace, kubectl, manifest};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 use serde_json::{Value, json};
 
-use crate::scenario::{PATIENCE, phase, until_succeeded};
+use crate::scenario::{PATIENCE, phase, rollout, until_succeeded};
 
 /// What the server would let in.
 const RIGHT: &str = "Bearer what-nobody-has";
@@ -92,20 +89,6 @@ async fn look(ns: &Namespace) -> Result<()> {
     Ok(())
 }
 
-/// Waits until the container that fetches a deployment's model has failed.
-async fn until_fetch_failed(ns: &Namespace, deployment: &str) -> Result<()> {
-    let has_failed = |status: &ContainerStatus| {
-        let states = [&status.state, &status.last_state];
-        states.into_iter().flatten().any(|state| state.terminated.as_ref().is_some_and(|end| end.exit_code != 0))
-    };
-    let failed = |pod: &Pod| {
-        let statuses = pod.status.as_ref().and_then(|status| status.init_container_statuses.as_ref());
-        statuses.is_some_and(|all| all.iter().any(has_failed))
-    };
-    let labels = format!("{}={deployment}", label::DEPLOYMENT);
-    ns.until_all(&labels, "the fetch has failed", PATIENCE, |pods: &[Pod]| pods.iter().any(failed)).await.map(|_| ())
-}
-
 #[tokio::test]
 async fn credentials_are_in_no_log_no_status_and_no_event() -> Outcome {
     in_namespace(async |ns| {
@@ -143,9 +126,13 @@ async fn credentials_are_in_no_log_no_status_and_no_event() -> Outcome {
         for name in ["token", "user"] {
             until_succeeded(&mut ns.watch(name)).await?;
         }
-        until_fetch_failed(ns, "cats").await?;
+        // The pod that fetches goes with its candidate; what it said last is in the status.
+        let failed = |it: &ModelDeployment| rollout(it) == Some(DeploymentPhase::Failed);
+        let cats = ns.watch::<ModelDeployment>("cats").until("the server refused its model", PATIENCE, failed).await?;
+        let told = serde_json::to_string(&cats.status)?;
+        ensure!(told.contains("cats.pth is refused"), "its status tells nothing of it: {told}");
         let written = logs(ns).await?;
-        for words in ["photos.tar", "s3://photos", "cats.pth", "401"] {
+        for words in ["photos.tar", "s3://photos", "401"] {
             ensure!(written.contains(words), "no log tells of {words}: {written}");
         }
         look(ns).await
