@@ -126,7 +126,8 @@ async fn memory_alone_lets_a_deployment_grow_and_lets_it_come_down_again() -> Ou
         deployment_of_cats.until("it has grown for its memory", PATIENCE, |it| replicas(it) == (2, 2)).await?;
         // It knows nothing for a moment, when a pod is new.
         let measured = |scaler: &HorizontalPodAutoscaler| -> Vec<String> {
-            let metrics = scaler.status.as_ref().and_then(|status| status.current_metrics.as_ref()).into_iter().flatten();
+            let metrics =
+                scaler.status.as_ref().and_then(|status| status.current_metrics.as_ref()).into_iter().flatten();
             metrics.filter_map(|it| Some(it.resource.as_ref()?.name.clone())).collect()
         };
         let mut scaler = ns.watch::<HorizontalPodAutoscaler>("cats");

@@ -390,7 +390,7 @@ mod tests {
         let canary = json!({"parentRefs": [{"name": "edge"}], "steps": [{"setWeight": 10}]});
         let every = json!({"path": {"type": "PathPrefix", "value": "/"}});
         let stable = json!({"name": "cats", "port": 80, "weight": 1});
-        assert_eq!(rules(&canary, None), json!([{"matches": [every], "filters": [], "backendRefs": [stable]}]));
+        assert_eq!(rules(&canary, None), json!([{"matches": [every], "backendRefs": [stable]}]));
     }
 
     #[test]
@@ -404,6 +404,21 @@ mod tests {
         assert_eq!(found.as_array().map(Vec::len), Some(1));
         assert_eq!(found[0]["backendRefs"], json!([{"name": "cats", "port": 80, "weight": 1}]));
         assert_eq!(found[0]["filters"], json!([{"type": "RequestMirror", "requestMirror": mirror}]));
+    }
+
+    #[test]
+    fn a_filter_of_somebody_else_stays_when_copies_begin_and_end() {
+        let (owner, spec) = spec(&json!({"parentRefs": [{"name": "edge"}], "steps": [{"setWeight": 10}]}));
+        let route = |share: Option<&Share>| route(&owner, &spec, spec.route.as_ref().expect("a route"), share).spec;
+        let theirs: Filter = serde_json::from_value(json!({
+            "type": "RequestHeaderModifier", "requestHeaderModifier": {"set": [{"name": "x-team", "value": "pets"}]}
+        }))
+        .expect("a filter");
+        let mut existing = route(None);
+        existing.rules[0].filters.push(theirs.clone());
+        let copying = beside(route(Some(&given(Part::Copies(10)))), &existing);
+        assert_eq!((copying.rules[0].filters.len(), &copying.rules[0].filters[0]), (2, &theirs));
+        assert_eq!(beside(route(None), &copying), existing);
     }
 
     #[test]
