@@ -10,7 +10,6 @@ use anneal_api::{
     names::OPERATOR,
     resources::{ModelDeployment, TrainingRun},
 };
-use futures::FutureExt;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::{
     Client, Resource, ResourceExt,
@@ -95,7 +94,8 @@ pub struct Context {
     pub phases: Arc<Phases>,
     /// What was last written of runs.
     pub written: Written,
-    /// The runs as the watch knows them, once it has begun.
+    /// The runs as the watch knows them, once it has told of all. Whoever asked the store whether it is ready would take the
+    /// wake-up of the controller, which waits for that: it wakes only who asked last.
     pub runs: OnceLock<Store<TrainingRun>>,
     reporter: Reporter,
     failures: Mutex<HashMap<String, u32>>,
@@ -157,8 +157,7 @@ impl Context {
     /// # Errors
     /// When the API server does not answer.
     pub async fn runs_of(&self, namespace: &str) -> Result<Vec<Arc<TrainingRun>>, ClusterError> {
-        let known = self.runs.get().filter(|runs| runs.wait_until_ready().now_or_never().is_some_and(|it| it.is_ok()));
-        let Some(known) = known else {
+        let Some(known) = self.runs.get() else {
             return Ok(cluster::list(&self.client, namespace, "").await?.into_iter().map(Arc::new).collect());
         };
         Ok(known.state().into_iter().filter(|run| run.namespace().as_deref() == Some(namespace)).collect())

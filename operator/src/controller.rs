@@ -112,17 +112,19 @@ pub fn touched<K: Object + Send + 'static>(
 /// A controller whose store has no more of an object than what somebody reads: who changed which field when, and what
 /// kubectl keeps of what it applied, take more room than all the rest.
 pub fn controller<K: Object + Send + Sync + 'static>(api: Api<K>) -> Controller<K> {
-    controller_with(api, |_| (), |_, _| ())
+    controller_with(api, |_| (), |_, _| (), |_| ())
 }
 
-/// The same, where `trim` takes away still more of an object, and `tell` hears what the watch told before the store has it.
+/// The same, where `trim` takes away still more of an object, `tell` hears what the watch told before the store has it, and
+/// `listed` hears of each list that the store then has whole.
 pub fn controller_with<K: Object + Send + Sync + 'static>(
     api: Api<K>,
     trim: fn(&mut K),
     tell: impl Fn(&Store<K>, &watcher::Event<K>) + Send + 'static,
+    listed: impl Fn(&Store<K>) + Send + 'static,
 ) -> Controller<K> {
     let (store, writer) = reflector::store();
-    let before = store.clone();
+    let (before, after) = (store.clone(), store.clone());
     let events = events(api, watch()).modify(move |object: &mut K| {
         object.meta_mut().managed_fields = None;
         if let Some(annotations) = &mut object.meta_mut().annotations {
@@ -130,8 +132,12 @@ pub fn controller_with<K: Object + Send + Sync + 'static>(
         }
         trim(object);
     });
-    let events = events.inspect_ok(move |event| tell(&before, event));
-    Controller::for_stream(events.reflect(writer).applied_objects(), store)
+    let events = events.inspect_ok(move |event| tell(&before, event)).reflect(writer).inspect_ok(move |event| {
+        if matches!(event, watcher::Event::InitDone) {
+            listed(&after);
+        }
+    });
+    Controller::for_stream(events.applied_objects(), store)
 }
 
 /// What is told of objects whose names, labels and owners are all that matters: the rest does not even come over the wire.

@@ -72,8 +72,6 @@ pub async fn run(context: Arc<Context>, namespace: Option<&str>, concurrency: u1
     let (news, woken) = mpsc::unbounded();
     let controller = controller(&context, namespace, woken);
     let runs = controller.store();
-    // There is one controller of runs in a process.
-    let _ = context.runs.set(runs.clone());
     let turns = Turns::new(usize::from(concurrency));
     tokio::join!(
         drive(
@@ -106,19 +104,20 @@ async fn count_phases(context: &Context, runs: &Store<TrainingRun>) {
 }
 
 fn controller(
-    context: &Context,
+    context: &Arc<Context>,
     namespace: Option<&str>,
     woken: impl Stream<Item = ObjectRef<TrainingRun>> + Send + 'static,
 ) -> Controller<TrainingRun> {
     let phases = context.phases.clone();
     let (listed, is_listed) = tokio::sync::watch::channel(false);
-    let tell = move |before: &Store<TrainingRun>, event: &watcher::Event<TrainingRun>| {
-        phases.tell(before, event);
-        if matches!(event, watcher::Event::InitDone) {
-            listed.send_replace(true);
-        }
+    let tell = move |before: &Store<TrainingRun>, event: &watcher::Event<TrainingRun>| phases.tell(before, event);
+    let of_runs = context.clone();
+    let whole = move |runs: &Store<TrainingRun>| {
+        // There is one controller of runs in a process, and it has this store from the first list on.
+        let _ = of_runs.runs.set(runs.clone());
+        listed.send_replace(true);
     };
-    let controller = controller::controller_with(api::<TrainingRun>(context, namespace), trim, tell);
+    let controller = controller::controller_with(api::<TrainingRun>(context, namespace), trim, tell, whole);
     // Bounded by `in_turn`.
     let controller = controller.with_config(Config::default().concurrency(0));
     let runs = controller.store();
