@@ -6,6 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anneal_api::resources::ModelDeployment;
+use kube::runtime::reflector::ObjectRef;
 use tracing::debug;
 
 use crate::{
@@ -19,6 +21,9 @@ const TICK: Duration = Duration::from_secs(1);
 const READS_A_SECOND: usize = 50;
 /// Reads that run side by side.
 const CONCURRENCY: usize = 16;
+
+/// A pod of a deployment, by its UID.
+pub type Key = (ObjectRef<ModelDeployment>, String);
 
 /// A pod, and when it is to be read again.
 #[derive(Debug)]

@@ -4,24 +4,19 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
 };
 
 use anneal_api::{names::SERVER_PORT, resources::ModelDeployment};
 use futures::channel::mpsc;
 use kube::runtime::reflector::ObjectRef;
-use tracing::debug;
 
 use crate::{
     context::Context,
     model_deployment::revision::RevisionName,
-    pod_http::{PodClient, Question, Target, in_turn},
+    pod_http::{Question, Target},
+    rounds::{self, Key},
 };
 
-/// How often the pods are read: a soak may last no longer than some seconds.
-const INTERVAL: Duration = Duration::from_secs(1);
-/// Reads that run side by side.
-const CONCURRENCY: usize = 16;
 /// Pods of one revision that are read; of more, these speak for all.
 const MAX_PODS: usize = 32;
 /// Buckets of one pod that are kept; the server has a dozen.
@@ -235,14 +230,14 @@ impl Board {
         self.entries().get(key).map(|entry| (entry.window.clone(), entry.sum()))
     }
 
-    fn targets(&self) -> Vec<(ObjectRef<ModelDeployment>, String, Target)> {
+    fn targets(&self) -> Vec<(Key, Target)> {
         let entries = self.entries();
         let pods = entries.iter().flat_map(|(key, entry)| entry.pods.iter().map(move |pod| (key, pod)));
-        pods.map(|(key, (uid, pod))| (key.clone(), uid.clone(), pod.target.clone())).collect()
+        pods.map(|(key, (uid, pod))| ((key.clone(), uid.clone()), pod.target.clone())).collect()
     }
 
     /// Records a read. Returns whether the limits are exceeded now, and were not before.
-    fn record(&self, key: &ObjectRef<ModelDeployment>, uid: &str, read: Signals) -> bool {
+    fn record(&self, (key, uid): &Key, read: Signals) -> bool {
         let mut entries = self.entries();
         let Some(entry) = entries.get_mut(key) else { return false };
         let Some(pod) = entry.pods.get_mut(uid) else { return false };
@@ -267,25 +262,14 @@ impl Entry {
 
 /// Reads for ever, and sends the deployments whose limits are exceeded.
 pub async fn read_all(context: Arc<Context>, news: mpsc::UnboundedSender<ObjectRef<ModelDeployment>>) {
-    let client = PodClient::default();
-    let (context, client, news) = (&context, &client, &news);
-    in_turn(INTERVAL, CONCURRENCY, || {
-        let pods = context.signals.targets().into_iter();
-        pods.map(|(key, uid, target)| {
-            ((key.clone(), uid.clone()), target.namespace.clone(), async move {
-                match client.get(context, &target, QUESTION).await {
-                    Ok(text) if context.signals.record(&key, &uid, Signals::parse(&text)) => {
-                        // The receiver is gone only when the controller ended, and with it the process.
-                        let _ = news.unbounded_send(key);
-                    }
-                    Ok(_) => {}
-                    Err(problem) => debug!(pod = target.pod, problem, "metrics could not be read"),
-                }
-            })
-        })
-        .collect()
-    })
-    .await;
+    let record = |key: Key, read: Result<String, ()>| {
+        if read.is_ok_and(|text| context.signals.record(&key, Signals::parse(&text))) {
+            // The receiver is gone only when the controller ended, and with it the process.
+            let _ = news.unbounded_send(key.0);
+        }
+    };
+    // A soak may last no longer than some seconds: whoever is followed is read at each tick.
+    rounds::read_all(&context, QUESTION, |_| context.signals.targets(), record).await;
 }
 
 #[cfg(test)]
@@ -346,12 +330,13 @@ active_requests 3
         let window = |step| Window { revision: RevisionName::parse("0123abcd").expect("a name"), step };
         let latest = |board: &Board| board.latest(&key).expect("an entry").1;
         board.follow(key.clone(), window(1), pods(), limits(5.0, None));
-        assert!(!board.record(&key, "1", Signals::parse(TEXT)));
+        let pod = (key.clone(), "1".to_owned());
+        assert!(!board.record(&pod, Signals::parse(TEXT)));
         assert!(latest(&board).errors < 1.0);
         let mut later = Signals::parse(TEXT);
         (later.answers, later.errors) = (120.0, 30.0);
-        assert!(board.record(&key, "1", later.clone()), "it is told");
-        assert!(!board.record(&key, "1", later), "once");
+        assert!(board.record(&pod, later.clone()), "it is told");
+        assert!(!board.record(&pod, later), "once");
         board.follow(key.clone(), window(1), pods(), limits(5.0, None));
         assert_eq!((latest(&board).answers, latest(&board).errors), (20.0, 20.0));
         board.follow(key.clone(), window(2), pods(), limits(5.0, None));

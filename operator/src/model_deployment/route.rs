@@ -302,11 +302,10 @@ fn placed(others: &Others) -> Others {
 
 /// The same copies, as they are there. Before version 1.3 the Gateway API knows no percentage, and all requests are copied.
 fn mirror_beside(mirror: &mut RequestMirror, existing: &[Filter]) {
-    let backend = |it: &ServiceRef| (it.name.clone(), it.port);
-    let same = existing.iter().filter_map(|filter| filter.request_mirror.as_ref());
-    let Some(same) = same.into_iter().find(|it| backend(&it.backend_ref) == backend(&mirror.backend_ref)) else {
-        return;
+    let is_same = |it: &&RequestMirror| {
+        (&it.backend_ref.name, it.backend_ref.port) == (&mirror.backend_ref.name, mirror.backend_ref.port)
     };
+    let Some(same) = existing.iter().filter_map(|filter| filter.request_mirror.as_ref()).find(is_same) else { return };
     mirror.others.clone_from(&same.others);
     mirror.backend_ref.others = placed(&same.backend_ref.others);
     mirror.percent = mirror.percent.filter(|_| same.percent.is_some());

@@ -15,7 +15,7 @@ use super::{Bounds, Counts, Measured};
 use crate::{
     context::Context,
     pod_http::{Question, Target},
-    rounds::{self, Turn},
+    rounds::{self, Key, Turn},
 };
 
 /// How often a pod is read, where there are no more than can be read in that time.
@@ -43,9 +43,6 @@ struct Entry {
     pods: HashMap<String, Pod>,
     told: Option<(Measured, Timestamp)>,
 }
-
-/// A pod of a deployment.
-type Key = (ObjectRef<ModelDeployment>, String);
 
 /// What is known about the revisions that have the traffic.
 #[derive(Debug, Default)]

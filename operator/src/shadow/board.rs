@@ -20,7 +20,7 @@ use crate::{
     context::Context,
     model_deployment::revision::RevisionName,
     pod_http::{Question, Target},
-    rounds::{self, Turn},
+    rounds::{self, Key, Turn},
 };
 
 /// How often a pod is read: before it has forgotten what it answered, unless it answers two thousand requests a second.
@@ -78,9 +78,6 @@ struct Entry {
     /// Tenths of what is needed that were told.
     told: i64,
 }
-
-/// A pod of a deployment.
-type Key = (ObjectRef<ModelDeployment>, String);
 
 /// What a read added.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
