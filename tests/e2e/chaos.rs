@@ -41,9 +41,10 @@ use rand_chacha::{
 use serde_json::{Value, json};
 
 use crate::{
+    claims::SmallVolume,
     observer::Observer,
     rollouts::{self, Kind},
-    scenario::{GENERATED, is_observed, phase, rollout, stable_revision, trained, until_stable},
+    scenario::{GENERATED, is_observed, phase, rollout, stable_revision, until_stable, until_succeeded},
     traffic::Traffic,
 };
 
@@ -51,6 +52,8 @@ use crate::{
 const FAULTS: usize = 6;
 /// Seconds after the last fault within which everything comes to its end.
 const CONVERGENCE: u64 = 240;
+/// Size of the volume that all runs write to: room for what three runs keep.
+const VOLUME_MEBIBYTES: u32 = 400;
 /// Runs that train side by side.
 const SIDE_BY_SIDE: usize = 2;
 /// Longest time after a fault until an operator works again: it notices a silent watch after 35 s, a silent list after 30 s,
@@ -113,10 +116,12 @@ enum Fault {
     SlowEtcd { pauses: u32 },
     /// The kubelet stands still.
     StopKubelet { lasts: Duration },
+    /// The volume is full, under the runs that write to it and the pods that serve from it.
+    FillVolume { lasts: Duration },
 }
 
 /// Each kind of fault as often as it is to come in so many: drawn until none is left, then shuffled anew.
-const DECK: u32 = 34;
+const DECK: u32 = 36;
 
 impl Fault {
     /// The cards of a shuffled deck.
@@ -156,7 +161,8 @@ impl Fault {
             30 => Self::DeleteChild { which: dice.below(3) },
             31 => Self::RestartApiServer,
             32 => Self::SlowEtcd { pauses: dice.between(2, 6) },
-            _ => Self::StopKubelet { lasts: dice.seconds(3, 12) },
+            33 => Self::StopKubelet { lasts: dice.seconds(3, 12) },
+            _ => Self::FillVolume { lasts: dice.seconds(3, 12) },
         }
     }
 
@@ -173,6 +179,7 @@ struct World<'a> {
     one: Program,
     two: Program,
     observer: Observer,
+    volume: &'a SmallVolume,
     over: AtomicBool,
 }
 
@@ -271,6 +278,11 @@ impl World<'_> {
                 }
             }
             Fault::StopKubelet { lasts } => self.pause("kubelet", lasts).await?,
+            Fault::FillVolume { lasts } => {
+                self.volume.fill().await?;
+                tokio::time::sleep(lasts).await;
+                self.volume.clear().await?;
+            }
         }
         Ok(true)
     }
@@ -388,7 +400,7 @@ impl World<'_> {
         if numbers != jobs {
             self.observer.note(&format!("{name} has the attempts {numbers:?} and had the Jobs {jobs:?}"));
         }
-        Ok(())
+        self.volume.forget(&run).await
     }
 
     /// One rollout after another, until the faults are over.
@@ -512,54 +524,63 @@ async fn break_all(world: &World<'_>, faults: usize, seed: u64) -> Result<BTreeM
 #[tokio::test]
 async fn whatever_breaks_nothing_that_must_not_be_is_ever_seen_and_everything_comes_to_its_end() -> Outcome {
     in_namespace(async |ns| {
-        let drawn = u64::from(Timestamp::now().subsec_nanosecond().unsigned_abs());
-        let (faults, seed) = (number("ANNEAL_FAULTS", FAULTS), number("ANNEAL_SEED", drawn));
-        println!("{faults} faults, ANNEAL_SEED={seed}");
-        let absence = ns.cluster.operator.stand_aside().await?;
-        let (one, two) = try_join(Program::start(ns, &absence, "one"), Program::start(ns, &absence, "two")).await?;
-        let world = World { ns, one, two, observer: Observer::start(ns).await?, over: AtomicBool::new(false) };
-        trained(ns, "first", json!({})).await?;
-        trained(ns, "second", json!({"hyperparameters": {"seed": 2}})).await?;
-        ns.apply(&manifest::file("smoke", "cat.png", &ns.draw("cat").await?)).await?;
-        ns.apply(&rollouts::deployment(0, Kind::Good)).await?;
-        until_stable(&mut ns.watch::<ModelDeployment>("cats")).await?;
-        let traffic = Traffic::start(ns).await?;
-
-        let (since, next) = (Timestamp::now(), AtomicUsize::new(0));
-        let training = try_join_all((0..SIDE_BY_SIDE).map(|_| world.runs(&next)));
-        let (kinds, runs, rollouts) = try_join3(break_all(&world, faults, seed), training, world.rollouts()).await?;
-        let minutes = Timestamp::now().duration_since(since).as_secs_f64() / 60.0;
-        world.at_rest().await;
-        let told = traffic.told().await?;
-        for revision in told.iter().flat_map(|told| told.begun.iter().map(|(_, revision)| revision)) {
-            if !world.observer.may_answer(revision) {
-                world.observer.note(&format!("{revision} answered and had not passed"));
-            }
-        }
-        let asked = u32::try_from(world.programs().iter().map(|it| it.asked(since)).sum::<usize>())?;
-        let a_minute = (f64::from(asked) / minutes).round();
-        if a_minute > MOST_REQUESTS_A_MINUTE {
-            world.observer.note(&format!("the operators made {a_minute} requests a minute"));
-        }
-        world.gone().await?;
-        let (answers, failed) = told.iter().fold((0, 0), |(a, f), told| (a + told.answers, f + told.failures));
-        let violations = world.observer.violations();
-        for (kind, count) in &kinds {
-            println!("{count:>4} {kind}");
-        }
-        println!(
-            "RESULT {}",
-            json!({
-                "bench": "chaos", "faults": kinds.values().sum::<usize>(), "violations": violations.len(), "seed": seed,
-                "objects": world.observer.objects(), "runs": runs.iter().sum::<usize>(), "rollouts": rollouts,
-                "requests": answers + failed, "failed_requests": failed, "operator_requests_a_minute": a_minute,
-                "operator_ended": world.one.ends() + world.two.ends(), "minutes": (minutes * 10.0).round() / 10.0
-            })
-        );
-        ensure!(violations.is_empty(), "ANNEAL_SEED={seed}:\n{}", violations.join("\n"));
-        let reasons: Vec<_> = told.iter().flat_map(|told| &told.reasons).collect();
-        ensure!(failed == 0, "ANNEAL_SEED={seed}: {failed} of {} requests failed: {reasons:?}", answers + failed);
-        Ok(())
+        let volume = SmallVolume::make(ns, VOLUME_MEBIBYTES).await?;
+        let outcome = campaign(ns, &volume).await;
+        volume.remove().await?;
+        outcome
     })
     .await
+}
+
+async fn campaign(ns: &Namespace, volume: &SmallVolume) -> Result<()> {
+    let drawn = u64::from(Timestamp::now().subsec_nanosecond().unsigned_abs());
+    let (faults, seed) = (number("ANNEAL_FAULTS", FAULTS), number("ANNEAL_SEED", drawn));
+    println!("{faults} faults, ANNEAL_SEED={seed}");
+    let absence = ns.cluster.operator.stand_aside().await?;
+    let (one, two) = try_join(Program::start(ns, &absence, "one"), Program::start(ns, &absence, "two")).await?;
+    let world = World { ns, one, two, observer: Observer::start(ns).await?, volume, over: AtomicBool::new(false) };
+    for (name, seed) in [("first", 1), ("second", 2)] {
+        ns.apply(&manifest::training_run(name, json!({"hyperparameters": {"seed": seed}}))).await?;
+        until_succeeded(&mut ns.watch(name)).await?;
+    }
+    ns.apply(&manifest::file("smoke", "cat.png", &ns.draw("cat").await?)).await?;
+    ns.apply(&rollouts::deployment(0, Kind::Good)).await?;
+    until_stable(&mut ns.watch::<ModelDeployment>("cats")).await?;
+    let traffic = Traffic::start(ns).await?;
+
+    let (since, next) = (Timestamp::now(), AtomicUsize::new(0));
+    let training = try_join_all((0..SIDE_BY_SIDE).map(|_| world.runs(&next)));
+    let (kinds, runs, rollouts) = try_join3(break_all(&world, faults, seed), training, world.rollouts()).await?;
+    let minutes = Timestamp::now().duration_since(since).as_secs_f64() / 60.0;
+    world.at_rest().await;
+    let told = traffic.told().await?;
+    for revision in told.iter().flat_map(|told| told.begun.iter().map(|(_, revision)| revision)) {
+        if !world.observer.may_answer(revision) {
+            world.observer.note(&format!("{revision} answered and had not passed"));
+        }
+    }
+    let asked = u32::try_from(world.programs().iter().map(|it| it.asked(since)).sum::<usize>())?;
+    let a_minute = (f64::from(asked) / minutes).round();
+    if a_minute > MOST_REQUESTS_A_MINUTE {
+        world.observer.note(&format!("the operators made {a_minute} requests a minute"));
+    }
+    world.gone().await?;
+    let (answers, failed) = told.iter().fold((0, 0), |(a, f), told| (a + told.answers, f + told.failures));
+    let violations = world.observer.violations();
+    for (kind, count) in &kinds {
+        println!("{count:>4} {kind}");
+    }
+    println!(
+        "RESULT {}",
+        json!({
+            "bench": "chaos", "faults": kinds.values().sum::<usize>(), "violations": violations.len(), "seed": seed,
+            "objects": world.observer.objects(), "runs": runs.iter().sum::<usize>(), "rollouts": rollouts,
+            "requests": answers + failed, "failed_requests": failed, "operator_requests_a_minute": a_minute,
+            "operator_ended": world.one.ends() + world.two.ends(), "minutes": (minutes * 10.0).round() / 10.0
+        })
+    );
+    ensure!(violations.is_empty(), "ANNEAL_SEED={seed}:\n{}", violations.join("\n"));
+    let reasons: Vec<_> = told.iter().flat_map(|told| &told.reasons).collect();
+    ensure!(failed == 0, "ANNEAL_SEED={seed}: {failed} of {} requests failed: {reasons:?}", answers + failed);
+    Ok(())
 }

@@ -126,24 +126,65 @@ async fn a_volume_that_belongs_to_root_is_written_to_without_being_root() -> Out
     .await
 }
 
+/// A volume of its own size in the memory of the first node, behind the claim `models`.
+pub struct SmallVolume {
+    node: Node,
+    path: String,
+}
+
+impl SmallVolume {
+    /// Makes it, so many MiB large.
+    pub async fn make(ns: &Namespace, mebibytes: u32) -> Result<Self> {
+        let volume = Self { node: Node::first(), path: format!("/var/lib/{}", ns.name) };
+        let Self { node, path } = &volume;
+        node.run(&["mkdir", path]).await?;
+        node.run(&["mount", "-t", "tmpfs", "-o", &format!("size={mebibytes}m"), "tmpfs", path]).await?;
+        volume_at(ns, node, path).await?;
+        Ok(volume)
+    }
+
+    /// Makes it so many MiB large.
+    pub async fn resize(&self, mebibytes: u32) -> Result<()> {
+        self.node.run(&["mount", "-o", &format!("remount,size={mebibytes}m"), &self.path]).await.map(|_| ())
+    }
+
+    /// Leaves no room on it.
+    pub async fn fill(&self) -> Result<()> {
+        let to_the_brim = format!("dd if=/dev/zero of={}/filler bs=1M 2>/dev/null || true", self.path);
+        self.node.run(&["sh", "-c", &to_the_brim]).await.map(|_| ())
+    }
+
+    /// Takes away what filled it.
+    pub async fn clear(&self) -> Result<()> {
+        self.node.run(&["rm", "--force", &format!("{}/filler", self.path)]).await.map(|_| ())
+    }
+
+    /// Removes the files of a run that is over, but what it published.
+    pub async fn forget(&self, run: &TrainingRun) -> Result<()> {
+        let folder = format!("{}/runs/{}-{}", self.path, run.name_any(), &run.uid().unwrap_or_default()[..8]);
+        self.node.run(&["rm", "--recursive", "--force", &folder]).await.map(|_| ())
+    }
+
+    /// Unmounts it.
+    pub async fn remove(&self) -> Result<()> {
+        self.node.run(&["umount", "--lazy", &self.path]).await?;
+        self.node.run(&["rmdir", &self.path]).await.map(|_| ())
+    }
+}
+
 #[tokio::test]
 async fn a_run_on_a_full_volume_says_so_and_goes_on_from_its_last_good_checkpoint_when_there_is_room() -> Outcome {
     in_namespace(async |ns| {
-        let node = Node::first();
-        let path = format!("/var/lib/{}", ns.name);
-        node.run(&["mkdir", &path]).await?;
         // Room for a checkpoint or two, but not for all that the run writes.
-        node.run(&["mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", &path]).await?;
-        let outcome = full(ns, &node, &path).await;
-        node.run(&["umount", "--lazy", &path]).await?;
-        node.run(&["rmdir", &path]).await?;
+        let volume = SmallVolume::make(ns, 80).await?;
+        let outcome = full(ns, &volume).await;
+        volume.remove().await?;
         outcome
     })
     .await
 }
 
-async fn full(ns: &Namespace, node: &Node, path: &str) -> Result<()> {
-    volume_at(ns, node, path).await?;
+async fn full(ns: &Namespace, volume: &SmallVolume) -> Result<()> {
     ns.apply(&manifest::training_run("cats", json!({"hyperparameters": {"epochs": 3}, "maxRetries": 8}))).await?;
     let mut watch = ns.watch::<TrainingRun>("cats");
     let failed = |run: &TrainingRun| run.status.as_ref().is_some_and(|status| !status.attempts.is_empty());
@@ -153,7 +194,7 @@ async fn full(ns: &Namespace, node: &Node, path: &str) -> Result<()> {
     ensure!(attempts[0].message.contains("No space left on device"), "{attempts:?}");
     ensure!(phase(&ns.get("cats").await?) == Some(RunPhase::Retrying), "it is not tried again");
 
-    node.run(&["mount", "-o", "remount,size=1g", path]).await?;
+    volume.resize(1024).await?;
     let result = until_succeeded(&mut watch).await?;
     ensure!(result.resumed_from_step.is_some_and(|step| step > 0), "it began anew: {result:?}");
     Ok(())

@@ -1,4 +1,4 @@
-//! A node that is lost under a run, and one that is full. `make e2e` brings up a second node for this, which takes no other
+//! A node that is lost under a run, one that is taken out of the cluster, and one that is full. `make e2e` brings up a second node for this, which takes no other
 //! pods.
 
 use anneal_api::{
@@ -6,8 +6,15 @@ use anneal_api::{
     names::label,
     resources::{TrainingRun, TrainingRunStatus},
 };
-use anneal_tests::{Context as _, Namespace, Node, Outcome, Result, ensure, in_namespace, manifest};
-use k8s_openapi::api::batch::v1::Job;
+use anneal_tests::{Context as _, Namespace, Node, Outcome, Result, Watch, ensure, in_namespace, manifest};
+use k8s_openapi::{
+    api::{batch::v1::Job, core::v1::Node as KubeNode},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use kube::{
+    Api,
+    api::{DeleteParams, PostParams},
+};
 use serde_json::json;
 
 use crate::scenario::{GENERATED, PATIENCE, until_succeeded};
@@ -35,8 +42,8 @@ async fn a_lost_node_gets_no_second_writer_and_the_run_goes_on_once_the_node_is_
     .await
 }
 
-async fn lost(ns: &Namespace, node: &Node) -> Result<()> {
-    let jobs = ns.record::<Job>(GENERATED).await?;
+/// Starts a run that is long enough on that node, and waits until it has a checkpoint to go on from.
+async fn under_way_on(ns: &Namespace, node: &Node) -> Result<Watch<TrainingRun>> {
     ns.apply(&manifest::claim("models")).await?;
     let mut spec = manifest::well_trained(1);
     spec["hyperparameters"]["epochs"] = 30.into();
@@ -58,6 +65,12 @@ async fn lost(ns: &Namespace, node: &Node) -> Result<()> {
         progress.and_then(|progress| progress.reported.checkpoint_step).is_some_and(|step| step > 0)
     };
     run.until("it has a checkpoint", PATIENCE, kept).await?;
+    Ok(run)
+}
+
+async fn lost(ns: &Namespace, node: &Node) -> Result<()> {
+    let jobs = ns.record::<Job>(GENERATED).await?;
+    let mut run = under_way_on(ns, node).await?;
 
     // A power cut: nobody is left to tell the API server what became of the pod.
     node.kill("kubelet").await?;
@@ -85,6 +98,54 @@ async fn lost(ns: &Namespace, node: &Node) -> Result<()> {
     let attempts = status(&ns.get("cats").await?).attempts;
     let of_run = format!("{}=cats", label::RUN);
     ensure!(ns.list::<Job>(&of_run).await?.len() == attempts.len(), "each attempt has one Job: {attempts:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_run_whose_node_is_deleted_waits_for_its_volume_and_goes_on_without_a_retry() -> Outcome {
+    in_namespace(async |ns| {
+        let node = Node::second();
+        let api: Api<KubeNode> = Api::all(ns.cluster.client.clone());
+        let before = api.get(&node.name).await?;
+        let again = KubeNode {
+            metadata: ObjectMeta {
+                name: before.metadata.name,
+                labels: before.metadata.labels,
+                annotations: before.metadata.annotations,
+                ..ObjectMeta::default()
+            },
+            spec: before.spec,
+            status: None,
+        };
+        let outcome = deleted(ns, &node, &api, &again).await;
+        if api.get_opt(&node.name).await?.is_none() {
+            api.create(&PostParams::default(), &again).await?;
+        }
+        outcome
+    })
+    .await
+}
+
+/// The administrator takes the node out of the cluster, and later in again: its kubelet never noticed.
+async fn deleted(ns: &Namespace, node: &Node, api: &Api<KubeNode>, again: &KubeNode) -> Result<()> {
+    let mut run = under_way_on(ns, node).await?;
+    api.delete(&node.name, &DeleteParams::default()).await?;
+    let second = |run: &TrainingRun| status(run).attempt == Some(2);
+    let run_again = run.until("its second attempt starts", PATIENCE, second).await?;
+    let first = status(&run_again).attempts.into_iter().next().context("no attempt is recorded")?;
+    ensure!(first.class == Some(FailureClass::NodeLost) && first.node.as_deref() == Some(&node.name), "{first:?}");
+    // Its volume is on the node that is gone.
+    let waits = |run: &TrainingRun| {
+        let ready = status(run).conditions.into_iter().find(|condition| condition.type_ == "Ready");
+        ready.is_some_and(|ready| ready.message.contains("node"))
+    };
+    run.until("it says what it waits for", PATIENCE, waits).await?;
+
+    api.create(&PostParams::default(), again).await?;
+    let result = until_succeeded(&mut run).await?;
+    ensure!(result.resumed_from_step.is_some_and(|step| step > 0), "it began anew: {result:?}");
+    let attempts = status(&ns.get("cats").await?).attempts;
+    ensure!(attempts.len() == 2, "{attempts:?}");
     Ok(())
 }
 
