@@ -139,8 +139,13 @@ async fn nobody_elses_route_is_taken_over(ns: &Namespace, cats: &mut Watch<Model
     }))
     .await?;
     ns.apply(&deployment("first", &two_steps(), &json!({}))).await?;
-    let is_told = |it: &ModelDeployment| condition(it, "Stalled").is_some_and(|(reason, _)| reason == "NameTaken");
+    let is_told = |it: &ModelDeployment| {
+        let conditions = it.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+        conditions.iter().any(|it| it.type_ == "RouteAccepted" && it.status == "False" && it.reason == "NameTaken")
+    };
     cats.until("it says that the name is taken", PATIENCE, is_told).await?;
+    // The first revision has nobody to share the traffic with.
+    cats.until("it serves nevertheless", PATIENCE, |it| stable_revision(it).is_some()).await?;
     ensure!(weights(ns).await?.into_keys().eq(["dogs".to_owned()]), "somebody else's route was changed");
     ns.kubectl(&["delete", "httproute", "cats"]).await?.ok().map(|_| ())
 }
