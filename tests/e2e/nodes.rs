@@ -121,14 +121,18 @@ async fn a_run_whose_node_is_deleted_waits_for_its_volume_and_goes_on_without_a_
         if api.get_opt(&node.name).await?.is_none() {
             api.create(&PostParams::default(), &again).await?;
         }
-        outcome
+        let back = node.come_back().await;
+        outcome?;
+        back
     })
     .await
 }
 
-/// The administrator takes the node out of the cluster, and later in again: its kubelet never noticed.
+/// The machine goes, and is taken out of the cluster, as an autoscaler does; later it is back, with its disk and its taints.
 async fn deleted(ns: &Namespace, node: &Node, api: &Api<KubeNode>, again: &KubeNode) -> Result<()> {
     let mut run = under_way_on(ns, node).await?;
+    node.kill("kubelet").await?;
+    node.kill("anneal-trainer").await?;
     api.delete(&node.name, &DeleteParams::default()).await?;
     let second = |run: &TrainingRun| status(run).attempt == Some(2);
     let run_again = run.until("its second attempt starts", PATIENCE, second).await?;
@@ -142,6 +146,7 @@ async fn deleted(ns: &Namespace, node: &Node, api: &Api<KubeNode>, again: &KubeN
     run.until("it says what it waits for", PATIENCE, waits).await?;
 
     api.create(&PostParams::default(), again).await?;
+    node.come_back().await?;
     let result = until_succeeded(&mut run).await?;
     ensure!(result.resumed_from_step.is_some_and(|step| step > 0), "it began anew: {result:?}");
     let attempts = status(&ns.get("cats").await?).attempts;
