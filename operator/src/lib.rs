@@ -6,6 +6,7 @@
 pub mod api_server;
 pub mod check;
 pub mod children;
+pub mod clock;
 pub mod cluster;
 pub mod context;
 pub mod controller;

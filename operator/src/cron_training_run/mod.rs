@@ -13,10 +13,10 @@ use anneal_api::{
     names::label,
     resources::{CronTrainingRun, TrainingRun},
 };
-use jiff::Timestamp;
 use kube::runtime::controller::{Action, Config};
 
 use crate::{
+    clock,
     cluster::ClusterError,
     context::Context,
     controller::{api, back_off, controller, drive, metadata_of, observed, watch},
@@ -56,7 +56,7 @@ pub async fn reconcile(cron: Arc<CronTrainingRun>, context: Arc<Context>) -> Res
         // Everything that a schedule makes is collected with it.
         return Ok(Action::await_change());
     };
-    let now = Timestamp::now();
+    let now = clock::now();
     let plan = match validate::validate(&seen.cron) {
         Ok(valid) => plan::plan(&seen, &valid, now),
         Err(problem) => plan::refuse(&seen, &problem, now),

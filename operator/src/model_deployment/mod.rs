@@ -40,6 +40,7 @@ use kube::{
 use tracing::warn;
 
 use crate::{
+    clock,
     cluster::{self, ClusterError},
     context::{Context, Transition},
     controller::{RESYNC, back_off, drive, observed},
@@ -83,7 +84,7 @@ pub async fn run(context: Arc<Context>, namespace: Option<&str>, concurrency: u1
 /// # Errors
 /// When the API server does not do as asked; what the user can mend is in the deployment's conditions instead.
 pub async fn reconcile(known: Arc<ModelDeployment>, context: Arc<Context>) -> Result<Action, Error> {
-    let now = Timestamp::now();
+    let now = clock::now();
     let seen = match Box::pin(observe::observe(&context, &known)).await {
         Ok(Some(seen)) => seen,
         // Everything that a deployment makes is collected with it.

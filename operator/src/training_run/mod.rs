@@ -47,6 +47,7 @@ use self::{
     plan::Plan,
 };
 use crate::{
+    clock,
     cluster::ClusterError,
     context::Context,
     controller::{self, api, back_off, drive, events, in_turn, observed, watch},
@@ -208,7 +209,7 @@ fn runs_of_claim(runs: &Store<TrainingRun>, claim: &impl ResourceExt) -> Vec<Obj
 /// # Errors
 /// When the API server does not do as asked; what the user can mend is in the run's conditions instead.
 pub async fn reconcile(run: Arc<TrainingRun>, context: Arc<Context>) -> Result<Action, Error> {
-    let now = Timestamp::now();
+    let now = clock::now();
     if run.is_ours() {
         output::release(&context, &run).await?;
     }

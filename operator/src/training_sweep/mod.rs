@@ -14,10 +14,10 @@ use anneal_api::{
     names::label,
     resources::{TrainingRun, TrainingSweep},
 };
-use jiff::Timestamp;
 use kube::runtime::controller::{Action, Config};
 
 use crate::{
+    clock,
     cluster::ClusterError,
     context::Context,
     controller::{api, back_off, controller, drive, metadata_of, observed, watch},
@@ -57,7 +57,7 @@ pub async fn reconcile(sweep: Arc<TrainingSweep>, context: Arc<Context>) -> Resu
         // Everything that a sweep makes is collected with it.
         return Ok(Action::await_change());
     };
-    let now = Timestamp::now();
+    let now = clock::now();
     let valid = validate::validate(&seen.sweep);
     let plan = match &valid {
         Ok(valid) => plan::plan(&seen, valid, now),
