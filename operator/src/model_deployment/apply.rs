@@ -181,7 +181,10 @@ pub fn writes(seen: &Observed, spec: &ValidDeployment, desired: &Desired, settin
     // The autoscaler stops shrinking before the Service moves, and follows after it has moved.
     writes.extend(autoscaler(seen, desired));
     writes.extend(in_turn);
-    writes.extend(Change::of(preview, seen.preview.as_ref()).map(Write::Service));
+    if !seen.has_foreign_preview {
+        let preview = objects::preview(owner, spec, desired.preview.as_ref());
+        writes.extend(Change::of(preview, seen.preview.as_ref()).map(Write::Service));
+    }
     // Before any pod goes: what takes no requests any more is not sent any.
     writes.extend(route_change(seen, spec, desired));
     writes.extend(desired.test.iter().map(|test| {
