@@ -155,13 +155,26 @@ pub fn is_unknown_kind(status: &Status) -> bool {
     status.code == 404
 }
 
-/// Lists the objects that carry the labels.
+/// Objects that come in one answer, where all of a namespace are asked for.
+const PAGE: u32 = 100;
+
+/// Lists the objects that carry the labels, or all of the namespace.
 ///
 /// # Errors
 /// When the API server does not answer or refuses.
 pub async fn list<K: Object>(client: &Client, namespace: &str, labels: &str) -> Result<Vec<K>, ClusterError> {
-    let params = ListParams::default().labels(labels);
-    Ok(bounded(what::<K>("list", labels), api::<K>(client, namespace).list(&params)).await?.items)
+    // What carries labels is little, and comes out of the API server's cache; a page would be looked for in its storage.
+    let limit = labels.is_empty().then_some(PAGE);
+    let mut params = ListParams { limit, ..ListParams::default().labels(labels) };
+    let mut all = Vec::new();
+    loop {
+        let page = bounded(what::<K>("list", labels), api::<K>(client, namespace).list(&params)).await?;
+        all.extend(page.items);
+        params.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
+        if params.continue_token.is_none() {
+            return Ok(all);
+        }
+    }
 }
 
 /// What the answer to a write is to hold: nobody needs to read again what was just said.
@@ -341,9 +354,43 @@ pub fn says_the_same(desired: &impl Serialize, observed: &impl Serialize) -> boo
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        convert::Infallible,
+        sync::{Arc, Mutex},
+    };
+
+    use hyper::{Request, Response};
+    use k8s_openapi::api::core::v1::ConfigMap;
+    use kube::client::Body;
     use serde_json::json;
 
     use super::*;
+
+    #[tokio::test]
+    async fn all_objects_of_a_namespace_come_in_pages_and_those_with_labels_at_once() {
+        let asked = Arc::<Mutex<Vec<String>>>::default();
+        let server = tower::service_fn({
+            let asked = asked.clone();
+            move |request: Request<Body>| {
+                let query = request.uri().query().unwrap_or_default().to_owned();
+                let pages = [("limit=100&continue=second", "b", ""), ("limit=100", "a", "second"), ("", "c", "")];
+                let page = pages.into_iter().find(|(params, ..)| query.ends_with(params));
+                let (_, name, next) = page.expect("a page");
+                asked.lock().expect("no panic").push(query);
+                let item = json!({"metadata": {"name": name}});
+                let page = json!({"apiVersion": "v1", "kind": "ConfigMapList", "metadata": {"continue": next}, "items": [item]});
+                async move { Ok::<_, Infallible>(Response::new(Body::from(page.to_string().into_bytes()))) }
+            }
+        });
+        let client = Client::new(server, "ml");
+        let names = async |labels: &str| {
+            let found: Vec<ConfigMap> = list(&client, "ml", labels).await.expect("a list");
+            found.iter().map(ResourceExt::name_any).collect::<Vec<_>>()
+        };
+        assert_eq!(names("").await, ["a", "b"]);
+        assert_eq!(names("a=b").await, ["c"]);
+        assert_eq!(asked.lock().expect("no panic").len(), 3);
+    }
 
     #[test]
     fn what_others_added_is_no_difference() {

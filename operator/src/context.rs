@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, OnceLock},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -18,6 +18,7 @@ use kube::{
         reflector::{ObjectRef, Store},
     },
 };
+use tokio::sync::SetOnce;
 use tracing::warn;
 
 use crate::{
@@ -29,6 +30,8 @@ use crate::{
     training_run::{known::Known, last_words::LastWords, phases::Phases, written::Written},
 };
 
+/// Longest time that is waited for the watch to tell of all runs. Then the API server is asked, whose answer says what is wrong.
+const RUNS_TIMEOUT: Duration = Duration::from_secs(20);
 /// Longest time that the Events of one reconcile may take together.
 const EVENTS_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -96,7 +99,7 @@ pub struct Context {
     pub written: Written,
     /// The runs as the watch knows them, once it has told of all. Whoever asked the store whether it is ready would take the
     /// wake-up of the controller, which waits for that: it wakes only who asked last.
-    pub runs: OnceLock<Store<TrainingRun>>,
+    pub runs: SetOnce<Store<TrainingRun>>,
     reporter: Reporter,
     failures: Mutex<HashMap<String, u32>>,
 }
@@ -145,19 +148,19 @@ impl Context {
             known: Arc::default(),
             phases: Arc::default(),
             written: Written::default(),
-            runs: OnceLock::new(),
+            runs: SetOnce::new(),
             reporter,
             failures: Mutex::default(),
         }
     }
 
-    /// The runs of a namespace: as the watch knows them, so that thousands of runs that ask for each other cost nothing, or
-    /// from the API server where the watch has not begun.
+    /// The runs of a namespace: as the watch knows them, so that thousands of runs that ask for each other cost nothing. An
+    /// operator that starts waits for it: a list for each who asks would be more than its memory holds.
     ///
     /// # Errors
     /// When the API server does not answer.
     pub async fn runs_of(&self, namespace: &str) -> Result<Vec<Arc<TrainingRun>>, ClusterError> {
-        let Some(known) = self.runs.get() else {
+        let Ok(known) = tokio::time::timeout(RUNS_TIMEOUT, self.runs.wait()).await else {
             return Ok(cluster::list(&self.client, namespace, "").await?.into_iter().map(Arc::new).collect());
         };
         Ok(known.state().into_iter().filter(|run| run.namespace().as_deref() == Some(namespace)).collect())
@@ -230,11 +233,35 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn events_that_nobody_takes_hold_up_a_reconcile_for_seconds_only() {
+    /// A context whose API server never answers.
+    fn unanswered() -> Context {
         let silent = tower::service_fn(|_: Request<Body>| pending::<Result<Response<Body>, Infallible>>());
         let metrics = Metrics::new().expect("unique names");
-        let context = Context::new(Client::new(silent, "ml"), Settings::of_tests(), metrics, "operator-1".to_owned());
+        Context::new(Client::new(silent, "ml"), Settings::of_tests(), metrics, "operator-1".to_owned())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_needs_the_runs_waits_for_the_watch_and_asks_the_api_server_only_where_it_does_not_come() {
+        let context = Arc::new(unanswered());
+        let asking = tokio::spawn({
+            let context = context.clone();
+            async move { context.runs_of("ml").await.map(|runs| runs.len()).ok() }
+        });
+        tokio::time::sleep(RUNS_TIMEOUT / 2).await;
+        let (store, mut writer) = kube::runtime::reflector::store();
+        let run = crate::training_run::fixtures::run(&serde_json::json!({}));
+        writer.apply_watcher_event(&kube::runtime::watcher::Event::Apply(run.clone()));
+        let mut ours = run;
+        ours.metadata.namespace = Some("ml".to_owned());
+        writer.apply_watcher_event(&kube::runtime::watcher::Event::Apply(ours));
+        assert!(context.runs.set(store).is_ok());
+        assert_eq!(asking.await.expect("an end"), Some(1));
+        assert!(unanswered().runs_of("ml").await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn events_that_nobody_takes_hold_up_a_reconcile_for_seconds_only() {
+        let context = unanswered();
         let start = tokio::time::Instant::now();
         let about = ObjectReference { namespace: Some("ml".to_owned()), ..ObjectReference::default() };
         context.publish(&about, &vec![Transition::normal("Promoted", "why"); 3]).await;

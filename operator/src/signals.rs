@@ -2,8 +2,9 @@
 //! number, so that a slow or broken pod holds up nobody.
 
 use std::{
-    collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, PoisonError},
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
 use anneal_api::{names::SERVER_PORT, resources::ModelDeployment};
@@ -14,19 +15,21 @@ use crate::{
     context::Context,
     model_deployment::revision::RevisionName,
     pod_http::{Question, Target},
-    rounds::{self, Key},
+    rounds::{self, Key, MAX_PODS, Pods, Round},
 };
 
-/// Pods of one revision that are read; of more, these speak for all.
-const MAX_PODS: usize = 32;
 /// Buckets of one pod that are kept; the server has a dozen.
 const MAX_BUCKETS: usize = 64;
 /// Errors from which on their share means something.
 const MIN_ERRORS: f64 = 3.0;
 /// Answers from which on their 95th percentile means something.
 const MIN_ANSWERS: f64 = 20.0;
-/// What is asked.
-const QUESTION: Question = Question { port: SERVER_PORT, path: "/metrics", max_bytes: 1 << 20 };
+/// What is asked. A soak may last no longer than some seconds: whoever is followed is read at each tick.
+const ROUND: Round = Round {
+    question: Question { port: SERVER_PORT, path: "/metrics", max_bytes: 1 << 20 },
+    interval: Duration::ZERO,
+    most: usize::MAX,
+};
 
 /// Whose answers are counted, and since when: with another one the count begins anew.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -176,53 +179,50 @@ fn label<'a>(labels: &'a str, name: &str) -> Option<&'a str> {
     labels.split(',').find_map(|pair| pair.strip_prefix(name)?.strip_prefix("=\"")?.strip_suffix('"'))
 }
 
-/// A pod with what it counted when it was first read, and last.
-#[derive(Debug)]
-struct Pod {
-    target: Target,
-    counted: Option<(Signals, Signals)>,
-}
+/// What a pod counted when it was first read, and last.
+type Counted = Option<(Signals, Signals)>;
 
+/// What is known about a revision that just got the traffic.
 #[derive(Debug)]
-struct Entry {
-    /// By UID.
-    pods: HashMap<String, Pod>,
+pub struct Entry {
+    pods: Pods<Counted>,
     window: Window,
     limits: Limits,
     told: bool,
 }
 
+impl rounds::Entry for Entry {
+    type Pod = Counted;
+
+    fn pods(&mut self) -> &mut Pods<Counted> {
+        &mut self.pods
+    }
+}
+
 /// What is known about the revisions that just got the traffic.
-#[derive(Debug, Default)]
-pub struct Board(Mutex<HashMap<ObjectRef<ModelDeployment>, Entry>>);
+pub type Board = rounds::Board<Entry>;
 
 impl Board {
-    fn entries(&self) -> std::sync::MutexGuard<'_, HashMap<ObjectRef<ModelDeployment>, Entry>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Starts to read the pods, given with their UIDs, or goes on: what a pod counted before it was first read is not
     /// held against it.
-    pub fn follow(&self, key: ObjectRef<ModelDeployment>, window: Window, pods: Vec<(String, Target)>, limits: Limits) {
+    pub fn follow(
+        &self,
+        key: ObjectRef<ModelDeployment>,
+        window: Window,
+        pods: Vec<(String, Target)>,
+        limits: Limits,
+        now: Instant,
+    ) {
         let mut entries = self.entries();
-        let begun = || Entry { pods: HashMap::new(), window: window.clone(), limits, told: false };
+        let begun = || Entry { pods: Pods::default(), window: window.clone(), limits, told: false };
         let entry = entries.entry(key).or_insert_with(begun);
         entry.told &= entry.limits == limits && entry.window == window;
         entry.limits = limits;
         if entry.window != window {
             entry.window = window;
-            let counted = entry.pods.values_mut().filter_map(|pod| pod.counted.as_mut());
-            counted.for_each(|(first, latest)| first.clone_from(latest));
+            entry.pods.known_mut().flatten().for_each(|(first, latest)| first.clone_from(latest));
         }
-        entry.pods.retain(|uid, _| pods.iter().any(|(wanted, _)| wanted == uid));
-        for (uid, target) in pods.into_iter().take(MAX_PODS) {
-            entry.pods.entry(uid).or_insert(Pod { target, counted: None });
-        }
-    }
-
-    /// Stops to read for a deployment.
-    pub fn forget(&self, key: &ObjectRef<ModelDeployment>) {
-        self.entries().remove(key);
+        entry.pods.follow(pods.into_iter().take(MAX_PODS).map(|(uid, target)| (uid, target, None)), now);
     }
 
     /// What the pods of a deployment counted together in the window in which they are read.
@@ -230,19 +230,13 @@ impl Board {
         self.entries().get(key).map(|entry| (entry.window.clone(), entry.sum()))
     }
 
-    fn targets(&self) -> Vec<(Key, Target)> {
-        let entries = self.entries();
-        let pods = entries.iter().flat_map(|(key, entry)| entry.pods.iter().map(move |pod| (key, pod)));
-        pods.map(|(key, (uid, pod))| ((key.clone(), uid.clone()), pod.target.clone())).collect()
-    }
-
     /// Records a read. Returns whether the limits are exceeded now, and were not before.
     fn record(&self, (key, uid): &Key, read: Signals) -> bool {
         let mut entries = self.entries();
         let Some(entry) = entries.get_mut(key) else { return false };
-        let Some(pod) = entry.pods.get_mut(uid) else { return false };
-        let first = pod.counted.take().map_or_else(|| read.clone(), |(first, _)| first);
-        pod.counted = Some((first, read));
+        let Some(counted) = entry.pods.get_mut(uid) else { return false };
+        let first = counted.take().map_or_else(|| read.clone(), |(first, _)| first);
+        *counted = Some((first, read));
         let breaks = entry.sum().breach(&entry.limits).is_some();
         let is_news = breaks && !entry.told;
         entry.told = breaks;
@@ -253,7 +247,7 @@ impl Board {
 impl Entry {
     fn sum(&self) -> Signals {
         let mut sum = Signals::default();
-        for (first, latest) in self.pods.values().filter_map(|pod| pod.counted.as_ref()) {
+        for (first, latest) in self.pods.known().flatten() {
             sum.add(&latest.since(first));
         }
         sum
@@ -268,8 +262,7 @@ pub async fn read_all(context: Arc<Context>, news: mpsc::UnboundedSender<ObjectR
             let _ = news.unbounded_send(key.0);
         }
     };
-    // A soak may last no longer than some seconds: whoever is followed is read at each tick.
-    rounds::read_all(&context, QUESTION, |_| context.signals.targets(), record).await;
+    rounds::read_all(&context, &context.signals, ROUND, record).await;
 }
 
 #[cfg(test)]
@@ -329,7 +322,8 @@ active_requests 3
         let pods = || vec![("1".to_owned(), target.clone())];
         let window = |step| Window { revision: RevisionName::parse("0123abcd").expect("a name"), step };
         let latest = |board: &Board| board.latest(&key).expect("an entry").1;
-        board.follow(key.clone(), window(1), pods(), limits(5.0, None));
+        let follow = |step| board.follow(key.clone(), window(step), pods(), limits(5.0, None), Instant::now());
+        follow(1);
         let pod = (key.clone(), "1".to_owned());
         assert!(!board.record(&pod, Signals::parse(TEXT)));
         assert!(latest(&board).errors < 1.0);
@@ -337,11 +331,10 @@ active_requests 3
         (later.answers, later.errors) = (120.0, 30.0);
         assert!(board.record(&pod, later.clone()), "it is told");
         assert!(!board.record(&pod, later), "once");
-        board.follow(key.clone(), window(1), pods(), limits(5.0, None));
+        follow(1);
         assert_eq!((latest(&board).answers, latest(&board).errors), (20.0, 20.0));
-        board.follow(key.clone(), window(2), pods(), limits(5.0, None));
+        follow(2);
         assert!(latest(&board).errors < 1.0, "another step of a canary counts anew");
-        assert_eq!(board.targets().len(), 1);
     }
 
     #[test]

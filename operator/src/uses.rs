@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use anneal_api::resources::{ModelDeployment, RevisionStatus, RunPhase, TrainingRun};
+use anneal_api::{
+    dataset::DatasetUri,
+    resources::{ModelDeployment, RevisionStatus, RunPhase, TrainingRun},
+};
 use kube::{Resource, ResourceExt};
 
 use crate::runs;
@@ -36,7 +39,7 @@ impl Users<'_> {
         deployments.chain(self.runs.iter().filter(waits).map(|run| named(run.as_ref()))).collect()
     }
 
-    /// Who serves or begins with what lies on the claim that was made for the run of this name, or writes to it too.
+    /// Who serves, trains on or begins with what lies on the claim that was made for the run of this name, or writes to it too.
     pub fn of_claim(&self, of: &TrainingRun, claim: &str) -> Vec<String> {
         let run = &of.name_any();
         let serves = |deployment: &&ModelDeployment| {
@@ -46,9 +49,12 @@ impl Users<'_> {
         };
         let begins = |other: &&Arc<TrainingRun>| {
             let pinned = other.status.as_ref().and_then(|status| status.init_from.as_ref());
-            let reads = pinned.is_some_and(|pinned| pinned.claim_name == claim);
-            let writes = other.name_any() != *run && other.output_claim() == claim;
-            is_to_begin_with(other, run) || (!is_over(other) && (reads || writes))
+            let trains_on =
+                matches!(other.spec.dataset.uri.parse(), Ok(DatasetUri::Pvc { claim: on, .. }) if on == claim);
+            let reads = trains_on || pinned.is_some_and(|pinned| pinned.claim_name == claim);
+            let writes = other.output_claim() == claim;
+            let uses = other.name_any() != *run && !is_over(other) && (reads || writes);
+            is_to_begin_with(other, run) || uses
         };
         let deployments = self.deployments.iter().filter(serves).map(named);
         deployments.chain(self.runs.iter().filter(begins).map(|run| named(run.as_ref()))).collect()
@@ -167,5 +173,18 @@ mod tests {
         };
         assert_eq!(users("Retrying"), ["TrainingRun more"]);
         assert!(users("Succeeded").is_empty());
+    }
+
+    #[test]
+    fn a_claim_is_needed_by_another_run_that_trains_on_photos_there_until_its_end() {
+        let users = |name: &str, uri: &str, phase: &str| {
+            let mut other = run(name, &json!(null), &json!({"phase": phase}));
+            other.spec.dataset.uri = uri.to_owned();
+            Users { deployments: &[], runs: &[Arc::new(other)] }.of_claim(&cats(), "cats-output")
+        };
+        assert_eq!(users("more", "pvc://cats-output/photos", "Retrying"), ["TrainingRun more"]);
+        assert!(users("more", "pvc://cats-output/photos", "Failed").is_empty());
+        assert!(users("more", "pvc://photos/cats", "Retrying").is_empty());
+        assert!(users("cats", "pvc://cats-output/photos", "Retrying").is_empty(), "its own claim goes with it");
     }
 }

@@ -2,14 +2,14 @@
 
 use anneal_api::{
     failure::FailureClass,
-    resources::{RunPhase, TrainingRun},
+    resources::{ModelDeployment, RunPhase, TrainingRun},
 };
 use anneal_tests::{Context as _, Namespace, Node, Outcome, Result, ensure, in_namespace, manifest};
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::ResourceExt as _;
 use serde_json::{Value, json};
 
-use crate::scenario::{PATIENCE, phase, until_succeeded};
+use crate::scenario::{PATIENCE, condition, phase, trained, until_stable, until_succeeded};
 
 fn own_claim(when_deleted: &str) -> Value {
     json!({"output": {
@@ -20,6 +20,12 @@ fn own_claim(when_deleted: &str) -> Value {
 
 async fn claims(ns: &Namespace) -> Result<Vec<PersistentVolumeClaim>> {
     ns.list("anneal.dev/training-run").await
+}
+
+/// Reason and message of the condition `Ready`.
+fn reason(run: &TrainingRun) -> Option<(String, String)> {
+    let ready = run.status.as_ref()?.conditions.iter().find(|condition| condition.type_ == "Ready")?;
+    Some((ready.reason.clone(), ready.message.clone()))
 }
 
 async fn delete(ns: &Namespace, run: &str) -> Result<()> {
@@ -76,12 +82,46 @@ async fn a_claim_that_somebody_else_made_is_never_taken() -> Outcome {
         ns.apply(&manifest::training_run("cats", own_claim("Delete"))).await?;
         let mut run = ns.watch::<TrainingRun>("cats");
         let waiting = run.until("it waits", 30, |run| phase(run) == Some(RunPhase::Pending)).await?;
-        let conditions = waiting.status.map(|status| status.conditions).unwrap_or_default();
-        let ready = conditions.iter().find(|condition| condition.type_ == "Ready").context("no condition Ready")?;
-        ensure!(ready.reason == "ClaimTaken" && ready.message.contains("was not made for this run"), "{ready:?}");
+        let (reason, message) = reason(&waiting).context("no condition Ready")?;
+        ensure!(reason == "ClaimTaken" && message.contains("was not made for this run"), "{reason}: {message}");
         delete(ns, "cats").await?;
         let claim: PersistentVolumeClaim = ns.get("cats-output").await?;
         ensure!(claim.metadata.deletion_timestamp.is_none(), "it was deleted");
+        Ok(())
+    })
+    .await
+}
+
+/// Draws photos into a folder of the claim `models`.
+async fn draw_photos(ns: &Namespace) -> Result<()> {
+    ns.apply(&manifest::claim("models")).await?;
+    let volume = json!({"name": "models", "persistentVolumeClaim": {"claimName": "models"}});
+    let mount = json!({"name": "models", "mountPath": "/models"});
+    let args = ["synthesize", "--output", "/models/photos", "--images", "40", "--size", "32"];
+    ns.start_with("draw", &ns.cluster.operator.trainer_image, &args, &[volume], &[mount]).await?;
+    ns.output("draw").await.map(|_| ())
+}
+
+#[tokio::test]
+async fn one_claim_holds_the_photos_what_is_trained_on_them_and_what_pods_read_beside_the_model() -> Outcome {
+    in_namespace(async |ns| {
+        draw_photos(ns).await?;
+        trained(ns, "first", json!({"dataset": {"uri": "pvc://models/photos"}})).await?;
+        // Its root has what the first run wrote, too.
+        ns.apply(&manifest::training_run("root", json!({"dataset": {"uri": "pvc://models"}}))).await?;
+        let refused = |run: &TrainingRun| reason(run).is_some_and(|(reason, _)| reason == "DatasetIsOutput");
+        ns.watch::<TrainingRun>("root").until("it says that photos need a folder", 30, refused).await?;
+
+        let again =
+            json!({"dataset": {"uri": "pvc://models/photos"}, "initFrom": {"trainingRunRef": {"name": "first"}}});
+        trained(ns, "again", again).await?;
+        let own = json!({"model": {"trainingRunRef": {"name": "again"}}, "podTemplate": {
+            "volumes": [{"name": "mine", "persistentVolumeClaim": {"claimName": "models"}}],
+            "volumeMounts": [{"name": "mine", "mountPath": "/photos", "subPath": "photos", "readOnly": true}]
+        }});
+        ns.apply(&manifest::model_deployment("cats", own)).await?;
+        let stable = until_stable(&mut ns.watch::<ModelDeployment>("cats")).await?;
+        ensure!(condition(&stable, "Ready").is_some(), "{:?}", stable.status);
         Ok(())
     })
     .await

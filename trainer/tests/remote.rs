@@ -140,6 +140,21 @@ fn what_a_web_server_keeps_secret_takes_a_header() {
 }
 
 #[test]
+fn a_bucket_that_is_refused_or_is_not_there_is_named_with_the_servers_answer() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let web = Web::start(dir.path(), 0, usize::MAX);
+    let run = Run::new(&config("uri: 's3://photos/set'"));
+    let at = |path: &str| {
+        let keys = [("AWS_ACCESS_KEY_ID", "someone"), ("AWS_SECRET_ACCESS_KEY", "something"), ("AWS_REGION", "eu")];
+        run.train().envs(keys).env("AWS_ENDPOINT_URL", &format!("http://{}{path}", web.address))
+    };
+    let refused = at("/secret").fails_as(FailureClass::BadConfig, "credentialsSecretRef");
+    assert!(refused.message.contains("s3://photos/set is refused (403 Forbidden)"), "{refused:?}");
+    let missing = at("").fails_as(FailureClass::DataMissing, "credentialsSecretRef");
+    assert!(missing.message.contains("the bucket s3://photos/ does not exist (404 Not Found)"), "{missing:?}");
+}
+
+#[test]
 fn a_checkpoint_is_fetched_over_a_line_that_breaks_off_and_another_file_is_refused() {
     let dir = tempfile::tempdir().expect("a folder");
     fs::create_dir(dir.path().join("secret")).expect("a folder");
@@ -302,4 +317,11 @@ fn an_s3_server_gives_tars_folders_and_what_dvc_pushed_there() {
     refused.train().envs(keys("a wrong one")).fails_as(FailureClass::BadConfig, "credentialsSecretRef");
     let missing = run("s3://photos/nowhere.tar");
     missing.train().envs(keys("something")).fails_as(FailureClass::DataMissing, "does not exist");
+    let listed = run("s3://photos/set");
+    listed
+        .train()
+        .envs(keys("a wrong one"))
+        .fails_as(FailureClass::BadConfig, "(403 Forbidden, SignatureDoesNotMatch)");
+    let (nowhere, none) = (run("s3://nowhere/set"), "s3://nowhere/ does not exist (404 Not Found, NoSuchBucket)");
+    nowhere.train().envs(keys("something")).fails_as(FailureClass::DataMissing, none);
 }

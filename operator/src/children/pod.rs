@@ -121,6 +121,7 @@ fn volumes(own: Vec<(Volume, VolumeMount)>, user: &PodTemplate) -> (Vec<Volume>,
     let (mut volumes, mut mounts): (Vec<_>, Vec<_>) = own.into_iter().unzip();
     volumes.extend(user.volumes.iter().cloned().map(Volume::from));
     mounts.extend(user.volume_mounts.iter().cloned().map(VolumeMount::from));
+    let mut volumes = one_a_claim(volumes, &mut mounts);
     let mut empty = |name: &str, path: &str, source: EmptyDirVolumeSource| {
         volumes.push(Volume { name: name.to_owned(), empty_dir: Some(source), ..Volume::default() });
         mounts.push(VolumeMount { name: name.to_owned(), mount_path: path.to_owned(), ..VolumeMount::default() });
@@ -134,6 +135,34 @@ fn volumes(own: Vec<(Volume, VolumeMount)>, user: &PodTemplate) -> (Vec<Volume>,
         empty("shm", SHARED_MEMORY, source);
     }
     (volumes, mounts)
+}
+
+/// One volume for each claim: the kubelet waits for ever for the second volume of a claim that it has set up already. The
+/// volume can be written to where one of them could; each mount can do what it could before.
+fn one_a_claim(all: Vec<Volume>, mounts: &mut [VolumeMount]) -> Vec<Volume> {
+    let mut volumes: Vec<Volume> = Vec::with_capacity(all.len());
+    for volume in all {
+        let Some(claim) = volume.persistent_volume_claim.as_ref() else {
+            volumes.push(volume);
+            continue;
+        };
+        // Two volumes of one name are the API server's to refuse.
+        let same = volumes.iter_mut().filter(|other| other.name != volume.name).find_map(|other| {
+            let source = other.persistent_volume_claim.as_mut().filter(|it| it.claim_name == claim.claim_name)?;
+            Some((&other.name, source))
+        });
+        for mount in mounts.iter_mut().filter(|mount| mount.name == volume.name) {
+            mount.read_only = claim.read_only.filter(|only| *only).or(mount.read_only);
+            if let Some((name, _)) = &same {
+                mount.name.clone_from(name);
+            }
+        }
+        match same {
+            Some((_, source)) => source.read_only = source.read_only.filter(|_| claim.read_only == Some(true)),
+            None => volumes.push(volume),
+        }
+    }
+    volumes
 }
 
 fn users_and_groups(user: Option<&PodSecurity>) -> PodSecurityContext {
@@ -226,6 +255,36 @@ mod tests {
             "volumeMounts": [{"name": "scratch", "mountPath": "/tmp"}]
         }));
         assert_eq!(mounted_at(&pod), ["/tmp"]);
+    }
+
+    #[test]
+    fn a_claim_that_the_user_mounts_too_is_one_volume_and_each_mount_can_do_what_it_could() {
+        let claim = |name: &str, read_only: bool| -> Volume {
+            let source = json!({"claimName": "models", "readOnly": read_only});
+            serde_json::from_value(json!({"name": name, "persistentVolumeClaim": source})).expect("a volume")
+        };
+        let mount = |name: &str| VolumeMount { name: name.to_owned(), mount_path: "/own".into(), ..Default::default() };
+        let user: PodTemplate = serde_json::from_value(json!({
+            "volumes": [claim("mine", false), {"name": "other", "persistentVolumeClaim": {"claimName": "photos"}}],
+            "volumeMounts": [
+                {"name": "mine", "mountPath": "/mine", "subPath": "cache"}, {"name": "other", "mountPath": "/photos"}
+            ]
+        }))
+        .expect("a template");
+        let (all, mounts) = volumes(vec![(claim("models", true), mount("models"))], &user);
+        let claims: Vec<_> = all.iter().filter_map(|it| it.persistent_volume_claim.as_ref()).collect();
+        assert_eq!(claims.iter().map(|it| it.claim_name.as_str()).collect::<Vec<_>>(), ["models", "photos"]);
+        assert_eq!(claims[0].read_only, None, "somebody writes to it");
+        let told: Vec<_> = mounts.iter().map(|it| (it.name.as_str(), it.mount_path.as_str(), it.read_only)).collect();
+        let [own, mine, other, _] = told[..] else { panic!("{told:?}") };
+        assert_eq!((own, mine), (("models", "/own", Some(true)), ("models", "/mine", None)));
+        assert_eq!(other, ("other", "/photos", None));
+        assert_eq!(mounts[1].sub_path.as_deref(), Some("cache"));
+
+        let readers = vec![(claim("a", true), mount("a")), (claim("b", true), mount("b"))];
+        let (all, mounts) = volumes(readers, &PodTemplate::default());
+        assert_eq!(all[0].persistent_volume_claim.as_ref().and_then(|it| it.read_only), Some(true));
+        assert!(mounts[..2].iter().all(|it| it.name == "a" && it.read_only == Some(true)), "{mounts:?}");
     }
 
     #[test]

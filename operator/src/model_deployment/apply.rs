@@ -132,9 +132,27 @@ pub fn patch<K: Object>(wanted: &K, existing: &K) -> Option<Value> {
     // A list replaces a list, with all that others added to its entries: one that says enough stays as it is.
     if let (Some(Value::Object(new)), Some(old)) = (patch.get_mut("spec"), &old) {
         new.retain(|key, value| !value.is_array() || !says_the_same(value, &old[key.as_str()]));
+        if let (Some(Value::Array(ports)), Some(Value::Array(old))) = (new.get_mut("ports"), old.get("ports")) {
+            for port in ports {
+                keep_additions(port, old);
+            }
+        }
     }
     patch["metadata"]["resourceVersion"] = json!(existing.resource_version());
     Some(patch)
+}
+
+/// Gives a Service's port what others added to the one that it takes the place of, such as the protocol that callers speak: a
+/// port is the same by its name or its number.
+fn keep_additions(port: &mut Value, old: &[Value]) {
+    let is_same = |other: &&Value| ["port", "name"].iter().any(|key| !other[key].is_null() && other[key] == port[key]);
+    if let Some(Value::Object(old)) = old.iter().find(is_same).cloned()
+        && let Value::Object(port) = port
+    {
+        for (key, value) in old {
+            port.entry(key).or_insert(value);
+        }
+    }
 }
 
 /// The writes that are needed, in their order: what adds comes first, then the switch, then what takes away. On the way back
@@ -142,7 +160,6 @@ pub fn patch<K: Object>(wanted: &K, existing: &K) -> Option<Value> {
 pub fn writes(seen: &Observed, spec: &ValidDeployment, desired: &Desired, settings: &Settings) -> Vec<Write> {
     let owner = seen.owner.as_ref();
     let mut writes = Vec::new();
-    let preview = objects::preview(owner, spec, desired.preview.as_ref());
     let (first, in_turn): (Vec<_>, Vec<_>) = service(seen, spec, desired).into_iter().partition(|_| desired.is_urgent);
     writes.extend(first);
     // What is written down comes first: the Deployment is made from it.
@@ -181,7 +198,10 @@ pub fn writes(seen: &Observed, spec: &ValidDeployment, desired: &Desired, settin
     // The autoscaler stops shrinking before the Service moves, and follows after it has moved.
     writes.extend(autoscaler(seen, desired));
     writes.extend(in_turn);
-    writes.extend(Change::of(preview, seen.preview.as_ref()).map(Write::Service));
+    if !seen.has_foreign_preview {
+        let preview = objects::preview(owner, spec, desired.preview.as_ref());
+        writes.extend(Change::of(preview, seen.preview.as_ref()).map(Write::Service));
+    }
     // Before any pod goes: what takes no requests any more is not sent any.
     writes.extend(route_change(seen, spec, desired));
     writes.extend(desired.test.iter().map(|test| {
@@ -403,6 +423,26 @@ mod tests {
         let port = json!({"port": 80, "appProtocol": "http", "nodePort": 30080});
         let existing = service(&json!({"ports": [port], "selector": {"app": "dogs"}}));
         assert_eq!(patch(&wanted, &existing).expect("a patch")["spec"], json!({"selector": {"app": "cats"}}));
+    }
+
+    #[test]
+    fn a_port_that_is_rewritten_keeps_what_others_added_to_it() {
+        let port = |name: Option<&str>, port: i32, to: Value, added: Value| {
+            let mut all = json!({"name": name, "port": port, "protocol": "TCP", "targetPort": to});
+            all.as_object_mut().expect("a port").extend(added.as_object().expect("fields").clone());
+            all
+        };
+        let wanted = |number: i32| service(&json!({"ports": [port(Some("http"), number, json!(8000), json!({}))]}));
+        let added = || json!({"appProtocol": "kubernetes.io/ws", "nodePort": 30080});
+        let old = |name: Option<&str>| port(name, 80, json!("web"), added());
+        let kept = |number: i32| json!([port(Some("http"), number, json!(8000), added())]);
+        let rewritten = |wanted: &Service, existing: Value| {
+            patch(wanted, &service(&json!({"ports": [existing]}))).expect("a patch")["spec"]["ports"].take()
+        };
+        assert_eq!(rewritten(&wanted(80), old(None)), kept(80), "of a Service that is taken over");
+        assert_eq!(rewritten(&wanted(8080), old(Some("http"))), kept(8080), "of another number");
+        let other = json!({"name": "grpc", "port": 9000, "appProtocol": "kubernetes.io/h2c"});
+        assert_eq!(rewritten(&wanted(80), other)[0].get("appProtocol"), None, "not those of another port");
     }
 
     #[test]

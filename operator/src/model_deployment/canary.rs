@@ -9,6 +9,7 @@ use super::{
     gate::{self, Evidence, Gated, rollout_key},
     observe::Observed,
     plan::{Refusal, Step, held, started},
+    preflight::NAME_TAKEN,
     requests::{ABORTED, Requests},
     revision::{Revision, RevisionName, Waiting},
     route::{self, RouteSeen, Verdict},
@@ -24,8 +25,6 @@ const SILENCE: SignedDuration = SignedDuration::from_secs(10);
 pub const ROUTE_ACCEPTED: &str = "RouteAccepted";
 /// Why a canary cannot begin where the cluster does not know the kind.
 pub const NOT_INSTALLED: &str = "GatewayApiNotInstalled";
-/// The same where the route's name belongs to somebody else.
-pub const NAME_TAKEN: &str = "NameTaken";
 
 /// A share that was written down.
 #[derive(Clone, Debug, PartialEq, Eq)]

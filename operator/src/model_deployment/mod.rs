@@ -171,7 +171,7 @@ fn follow(context: &Context, seen: &observe::Observed, spec: &validate::ValidDep
     let Some((revision, window)) = found else {
         return context.signals.forget(&key);
     };
-    context.signals.follow(key, window, targets(revision), spec.gate.limits);
+    context.signals.follow(key, window, targets(revision), spec.gate.limits, Instant::now());
 }
 
 /// Writes the status where it changed, then tells of it: an Event is never told twice when the status is refused. Returns the

@@ -65,6 +65,8 @@ pub struct Observed {
     pub service: Option<Service>,
     /// The Service that was there before, where it is or was taken over.
     pub former: Option<Former>,
+    /// Whether a Service of the preview's name belongs to somebody else.
+    pub has_foreign_preview: bool,
     /// The Service that shows the candidate.
     pub preview: Option<Service>,
     /// Whether an autoscaler of this name belongs to somebody else.
@@ -177,7 +179,7 @@ pub async fn observe(context: &Context, known: &ModelDeployment) -> Result<Optio
     let preview = preview_name(&name);
     let ((service, former), preview, autoscaler, budgets, records, deployments, jobs, run) = tokio::try_join!(
         takeover::observe(context, &namespace, &name, &uid),
-        own::<Service>(context, &namespace, &preview, &uid),
+        cluster::get::<Service>(client, &namespace, &preview),
         cluster::get::<HorizontalPodAutoscaler>(client, &namespace, &name),
         cluster::list::<PodDisruptionBudget>(client, &namespace, &labels),
         cluster::list::<ControllerRevision>(client, &namespace, &labels),
@@ -189,8 +191,8 @@ pub async fn observe(context: &Context, known: &ModelDeployment) -> Result<Optio
     let pods = cluster::list::<Pod>(client, &namespace, &labels).await?;
     let endpoints = endpoints(context, &owner, former.is_some()).await?;
     let (route, backend_services, backends) = gateways(context, &owner).await?;
-    let is_foreign = |autoscaler: &HorizontalPodAutoscaler| !is_controlled_by(autoscaler, &uid);
-    let has_foreign_autoscaler = autoscaler.as_ref().is_some_and(is_foreign);
+    let (autoscaler, has_foreign_autoscaler) = own_or_foreign(autoscaler, &uid);
+    let (preview, has_foreign_preview) = own_or_foreign(preview, &uid);
     let own = |record: &&ControllerRevision| is_controlled_by(*record, &uid);
     let records: Records = records.iter().filter(own).filter_map(record::read).collect();
     let (missing_claim, claim_use, missing_images) = missing(context, &owner, run.as_ref(), &records).await?;
@@ -208,9 +210,10 @@ pub async fn observe(context: &Context, known: &ModelDeployment) -> Result<Optio
         tests: jobs.iter().filter(|job| is_controlled_by(*job, &uid)).filter_map(|job| test(job, &pods)).collect(),
         service,
         former,
+        has_foreign_preview,
         preview,
         has_foreign_autoscaler,
-        autoscaler: autoscaler.filter(|autoscaler| !is_foreign(autoscaler)),
+        autoscaler,
         budgets: budgets.into_iter().filter(|budget| is_controlled_by(budget, &uid)).collect(),
         endpoints,
         route,
@@ -224,16 +227,10 @@ pub async fn observe(context: &Context, known: &ModelDeployment) -> Result<Optio
     }))
 }
 
-/// Reads an object that nobody else may own.
-async fn own<K: Object>(context: &Context, namespace: &str, name: &str, uid: &str) -> Result<Option<K>, ClusterError> {
-    match cluster::get(&context.client, namespace, name).await? {
-        Some(object) if !is_controlled_by(&object, uid) => Err(ClusterError::Foreign {
-            kind: K::kind(&()).into_owned(),
-            name: name.to_owned(),
-            owner_kind: "ModelDeployment".to_owned(),
-        }),
-        found => Ok(found),
-    }
+/// An object that a rollout can do without, and whether there is one that belongs to somebody else.
+fn own_or_foreign<K: Object>(found: Option<K>, uid: &str) -> (Option<K>, bool) {
+    let is_foreign = found.as_ref().is_some_and(|object| !is_controlled_by(object, uid));
+    (found.filter(|_| !is_foreign), is_foreign)
 }
 
 async fn run(context: &Context, owner: &ModelDeployment) -> Result<Option<TrainingRun>, ClusterError> {
@@ -402,4 +399,22 @@ fn test(job: &Job, pods: &[Pod]) -> Option<TestSeen> {
         trouble: pod.and_then(pods::seen).and_then(|pod| pod.trouble),
         uid,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_object_of_somebody_else_is_noticed_and_never_taken_for_the_deployments_own() {
+        let service = |owner: &str| -> Service {
+            let owner =
+                serde_json::json!({"apiVersion": "v1", "kind": "A", "name": "a", "uid": owner, "controller": true});
+            serde_json::from_value(serde_json::json!({"metadata": {"ownerReferences": [owner]}})).expect("a Service")
+        };
+        assert_eq!(own_or_foreign::<Service>(None, "own"), (None, false));
+        assert_eq!(own_or_foreign(Some(service("own")), "own"), (Some(service("own")), false));
+        assert_eq!(own_or_foreign(Some(service("other")), "own"), (None, true));
+        assert_eq!(own_or_foreign(Some(Service::default()), "own"), (None, true), "nobody's is not ours");
+    }
 }

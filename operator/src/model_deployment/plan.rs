@@ -202,7 +202,7 @@ fn decide(seen: &Observed, spec: &ValidDeployment, wanted: &Result<Revision, Wai
     if let Some(step) = takeover::fall_back(seen, spec, now) {
         return step;
     }
-    if let Some(step) = soak::turn_back(seen) {
+    if let Some(step) = soak::turn_back(seen, spec, now) {
         return step;
     }
     if is_astray(seen, live.as_ref()) {
@@ -250,7 +250,7 @@ fn committed(seen: &Observed, live: Option<&RevisionName>) -> Option<Gated> {
 }
 
 /// Whether new connections can only reach pods of the revision.
-fn has_moved(seen: &Observed, to: &RevisionName) -> bool {
+pub fn has_moved(seen: &Observed, to: &RevisionName) -> bool {
     let is_behind = |revision: &RevisionSeen| revision.pods.iter().any(|pod| seen.endpoints.contains(&pod.uid));
     seen.revisions.iter().all(|(name, revision)| is_behind(revision) == (name == to)) && !takeover::is_behind(seen)
 }
@@ -484,8 +484,8 @@ fn wake(seen: &Observed, spec: &ValidDeployment, status: &ModelDeploymentStatus,
     }
     let held = held(seen, spec, now).map(|(_, until)| until);
     wake = held.into_iter().chain(takeover::until(seen, spec)).fold(wake, Wake::or_at);
-    // Nothing tells of somebody else's autoscaler or route that goes.
-    if seen.has_foreign_autoscaler || seen.route == RouteSeen::Foreign {
+    // Nothing tells of somebody else's autoscaler, preview or route that goes.
+    if seen.has_foreign_autoscaler || seen.has_foreign_preview || seen.route == RouteSeen::Foreign {
         wake = wake.or_at(after(POLL * 3));
     }
     if let Some(look) = canary::wake(status, spec, step, now) {

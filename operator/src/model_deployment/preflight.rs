@@ -6,14 +6,18 @@ use std::collections::BTreeSet;
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 
 use super::{
+    objects::preview_name,
     observe::{ClaimUse, Observed, RevisionSeen},
     plan::needed,
     revision::{ModelFile, Waiting},
     validate::{Size, ValidDeployment},
 };
 
+/// Why an object is left to somebody else.
+pub const NAME_TAKEN: &str = "NameTaken";
+
 /// What `AutoscalingImpaired` may say: no metrics, another autoscaler of the same pods, and another one of the same name.
-pub const IMPAIRMENTS: [&str; 3] = ["MetricsNotServed", "OverlappingAutoscaler", "NameTaken"];
+pub const IMPAIRMENTS: [&str; 3] = ["MetricsNotServed", "OverlappingAutoscaler", NAME_TAKEN];
 
 /// Why the claim cannot be used as the rollout has to use it.
 pub fn of_claim(seen: &Observed, spec: &ValidDeployment, model: &ModelFile) -> Option<Waiting> {
@@ -98,6 +102,16 @@ pub fn of_foreign_autoscaler(seen: &Observed, spec: &ValidDeployment) -> Option<
             spec.name
         );
         (IMPAIRMENTS[2], message)
+    })
+}
+
+/// Why there is no Service that shows the candidate. Pods are asked by their own addresses, so that a rollout does without it.
+pub fn of_foreign_preview(seen: &Observed, spec: &ValidDeployment) -> Option<String> {
+    seen.has_foreign_preview.then(|| {
+        format!(
+            "Service {} belongs to somebody else, so that no Service shows the candidate; delete it when nobody needs it any more, or rename it",
+            preview_name(&spec.name)
+        )
     })
 }
 

@@ -1,13 +1,14 @@
 //! The time after the switch: the former revision is held, and what the new one counts and how its pods fare decides
 //! whether it keeps the traffic.
 
+use anneal_api::resources::Promotion;
 use jiff::Timestamp;
 
 use super::{
     feedback,
     gate::{self, Gated},
     observe::{Observed, RevisionSeen},
-    plan::{Refusal, Step, held},
+    plan::{self, Refusal, Step, held},
     requests::{ABORTED, Requests},
     revision::RevisionName,
     validate::ValidDeployment,
@@ -35,24 +36,56 @@ fn give_up(live: &RevisionName, to: Gated, reason: &'static str, why: &str) -> S
     Step::GiveUp { to, refusal: Refusal { reason, message } }
 }
 
-/// The way back from a switch that is made and not confirmed: it may never be, where the new revision has lost its pods.
-pub fn turn_back(seen: &Observed) -> Option<Step> {
+/// The way back from a switch that is made and not confirmed.
+pub fn turn_back(seen: &Observed, spec: &ValidDeployment, now: Timestamp) -> Option<Step> {
     let (status, live) = (&seen.status, seen.live()?);
     let promotion = status.promotion.as_ref()?;
-    let from = RevisionName::parse(promotion.from.as_deref()?)?;
-    let is_rejected = |revision| gate::entry(status, revision).is_some_and(|entry| entry.rejection.is_some());
-    if from == live && is_rejected(&live) && status.stable_revision.as_ref() == Some(&promotion.to) {
+    let is_back = promotion.from.as_deref() == Some(live.as_str()) && is_rejected(seen, &live);
+    if is_back && status.stable_revision.as_ref() == Some(&promotion.to) {
         return Gated::held(seen, &RevisionName::parse(&promotion.to)?).map(Step::SwitchBack);
     }
-    let to = Gated::held(seen, &from).filter(|_| promotion.to == live.as_str() && !is_rejected(&from))?;
-    let aborted = Requests::of(&seen.owner).aborts(&live).then(|| (ABORTED, "it was aborted on request".to_owned()));
-    let why = || match seen.revisions.get(&live) {
+    let to = former(seen, promotion)?;
+    let (reason, why) = unconfirmed(seen, spec, promotion, now)?;
+    Some(give_up(&live, to, reason, &why))
+}
+
+fn is_rejected(seen: &Observed, revision: &RevisionName) -> bool {
+    gate::entry(&seen.status, revision).is_some_and(|entry| entry.rejection.is_some())
+}
+
+/// The revision that a switch can be gone back on to, while it is held.
+pub fn former(seen: &Observed, promotion: &Promotion) -> Option<Gated> {
+    let from = RevisionName::parse(promotion.from.as_deref()?)?;
+    Gated::held(seen, &from).filter(|_| !is_rejected(seen, &from))
+}
+
+/// Why a switch that is made and not confirmed must not be waited for, in a word and in a sentence: it may never be, where the
+/// new revision has lost its pods, or somebody else keeps others behind the Service.
+pub fn unconfirmed(
+    seen: &Observed,
+    spec: &ValidDeployment,
+    promotion: &Promotion,
+    now: Timestamp,
+) -> Option<(&'static str, String)> {
+    let live = seen.live().filter(|live| live.as_str() == promotion.to)?;
+    if Requests::of(&seen.owner).aborts(&live) {
+        return Some((ABORTED, "it was aborted on request".to_owned()));
+    }
+    let failed = match seen.revisions.get(&live) {
         Some(revision) => none_ready(revision),
         None => Some("its Deployment is gone".to_owned()),
     };
-    let failed = || why().map(|why| ("SoakFailed", why));
-    let (reason, why) = aborted.or_else(failed)?;
-    Some(give_up(&live, to, reason, &why))
+    let late = || {
+        let is_late = promotion.start_time.0.checked_add(spec.deadline).is_ok_and(|deadline| now >= deadline);
+        (is_late && !plan::has_moved(seen, &live)).then(|| {
+            let (seconds, name) = (spec.deadline.as_secs(), &spec.name);
+            let why = format!(
+                "new connections could still reach other pods after progressDeadlineSeconds ({seconds} s); see who keeps them there by `kubectl get endpointslices -l kubernetes.io/service-name={name} -o yaml`"
+            );
+            ("ProgressDeadlineExceeded", why)
+        })
+    };
+    failed.map(|why| ("SoakFailed", why)).or_else(late)
 }
 
 /// Why the revision that got the traffic at that time must give it back, in a word and in a sentence.

@@ -33,6 +33,7 @@ const AVAILABLE: &str = "Available";
 const DEGRADED: &str = "Degraded";
 const STALLED: &str = "Stalled";
 const AUTOSCALING_IMPAIRED: &str = "AutoscalingImpaired";
+const PREVIEW_IMPAIRED: &str = "PreviewImpaired";
 
 /// The status after the step.
 pub fn next(
@@ -59,7 +60,9 @@ pub fn next(
         Step::Announce(to) | Step::GiveUp { to, .. } => {
             Some(Promotion { from: live.clone(), to: to.name().to_string(), start_time: Time(now) })
         }
-        Step::Switch(_) | Step::SwitchBack(_) | Step::Confirm => status.promotion,
+        // However long ago it was announced: how long the endpoints take is counted from here.
+        Step::Switch(_) => status.promotion.map(|promotion| Promotion { start_time: Time(now), ..promotion }),
+        Step::SwitchBack(_) | Step::Confirm => status.promotion,
         _ => None,
     };
     match step {
@@ -115,6 +118,13 @@ pub fn next(
         impaired.map_or((false, "NotImpaired", String::new()), |(reason, message)| (true, reason, message));
     let impaired = condition(AUTOSCALING_IMPAIRED, impaired, reason, &message, status.observed_generation);
     set_condition(&mut status.conditions, impaired, now);
+    match preflight::of_foreign_preview(seen, spec) {
+        Some(message) => {
+            let taken = condition(PREVIEW_IMPAIRED, true, preflight::NAME_TAKEN, &message, status.observed_generation);
+            set_condition(&mut status.conditions, taken, now);
+        }
+        None => status.conditions.retain(|condition| condition.type_ != PREVIEW_IMPAIRED),
+    }
     match canary::acceptance(seen, spec) {
         Some((value, reason, message)) => {
             let accepted = match value {
@@ -404,6 +414,9 @@ pub fn transitions(
         let is_news = reason_of(old, AUTOSCALING_IMPAIRED) != Some(reason);
         is_news.then(|| Transition::warning(reason, message_of(new, AUTOSCALING_IMPAIRED).unwrap_or_default()))
     }));
+    if let Some(message) = message_of(new, PREVIEW_IMPAIRED).filter(|_| reason_of(old, PREVIEW_IMPAIRED).is_none()) {
+        events.push(Transition::warning(preflight::NAME_TAKEN, message));
+    }
     if let Step::Canary { canary: Some(canary), .. } = step {
         events.extend(shadow::transitions(old, canary));
     }
@@ -420,7 +433,7 @@ pub fn transitions(
         );
         events.push(Transition::normal("WeightSet", note));
     }
-    let refused = [canary::NOT_INSTALLED, canary::NAME_TAKEN, "RouteRefused"].into_iter();
+    let refused = [canary::NOT_INSTALLED, preflight::NAME_TAKEN, "RouteRefused"].into_iter();
     events.extend(refused.filter(|it| reason_of(new, ROUTE_ACCEPTED) == Some(it)).filter_map(|reason| {
         let is_told = reason_of(old, ROUTE_ACCEPTED) == Some(reason)
             || step.waiting().is_some_and(|waiting| waiting.reason == reason);

@@ -229,12 +229,14 @@ pub fn fall_back(seen: &Observed, spec: &ValidDeployment, now: Timestamp) -> Opt
     if entry.rejection.is_some() && seen.status.stable_revision.is_none() && seen.status.promotion.is_none() {
         return Some(Step::GiveBack);
     }
-    let (until, since) = (until(seen, spec)?, entry.promoted_time.as_ref()?.0);
     // A revision that is held is nearer.
-    if now >= until || plan::held(seen, spec, now).is_some() || seen.status.promotion.is_some() {
-        return None;
-    }
-    let (reason, why) = soak::reason(seen, spec, &live, since)?;
+    let (reason, why) = match &seen.status.promotion {
+        Some(promotion) if soak::former(seen, promotion).is_none() => soak::unconfirmed(seen, spec, promotion, now)?,
+        None if now < until(seen, spec)? && plan::held(seen, spec, now).is_none() => {
+            soak::reason(seen, spec, &live, entry.promoted_time.as_ref()?.0)?
+        }
+        _ => return None,
+    };
     let message = format!(
         "revision {live} gave the Service back to the pods of {}: {why}; correct the spec, or annotate it with anneal.dev/retry=true",
         former.before.pods()

@@ -1,8 +1,7 @@
 //! The pods whose performance is followed, and what came of reading them.
 
 use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -15,44 +14,43 @@ use super::{Bounds, Counts, Measured};
 use crate::{
     context::Context,
     pod_http::{Question, Target},
-    rounds::{self, Key, Turn},
+    rounds::{self, Key, MAX_PODS, Pods, READS_A_SECOND, Round},
 };
 
-/// How often a pod is read, where there are no more than can be read in that time.
-const INTERVAL: Duration = Duration::from_secs(15);
-/// Pods of one revision that are read; of more, these speak for all.
-const MAX_PODS: usize = 32;
 /// Bins that are kept of the pods of one namespace: those of a hundred pods with a thousand classes. Of more, the pods that are
 /// read later count as silent.
 const MAX_BINS: usize = 128 * 1024;
 /// What is asked.
-const QUESTION: Question = Question { port: SERVER_PORT, path: "/metrics", max_bytes: 1 << 20 };
+const ROUND: Round = Round {
+    question: Question { port: SERVER_PORT, path: "/metrics", max_bytes: 1 << 20 },
+    interval: Duration::from_secs(15),
+    most: READS_A_SECOND,
+};
 
-/// A pod, and what came of reading it last.
-#[derive(Debug)]
-struct Pod {
-    turn: Turn,
-    read: Option<Result<Counts, ()>>,
-}
+/// What came of reading a pod last.
+type Read = Option<Result<Counts, ()>>;
 
+/// What is known about a revision that has the traffic.
 #[derive(Debug)]
-struct Entry {
+pub struct Entry {
     revision: String,
     bounds: Bounds,
-    /// By UID.
-    pods: HashMap<String, Pod>,
+    pods: Pods<Read>,
     told: Option<(Measured, Timestamp)>,
 }
 
+impl rounds::Entry for Entry {
+    type Pod = Read;
+
+    fn pods(&mut self) -> &mut Pods<Read> {
+        &mut self.pods
+    }
+}
+
 /// What is known about the revisions that have the traffic.
-#[derive(Debug, Default)]
-pub struct Board(Mutex<HashMap<ObjectRef<ModelDeployment>, Entry>>);
+pub type Board = rounds::Board<Entry>;
 
 impl Board {
-    fn entries(&self) -> std::sync::MutexGuard<'_, HashMap<ObjectRef<ModelDeployment>, Entry>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Starts to read the pods of a revision, given with their UIDs, or goes on.
     pub fn follow(
         &self,
@@ -63,21 +61,13 @@ impl Board {
         now: Instant,
     ) {
         let mut entries = self.entries();
-        let new = || Entry { revision: revision.to_owned(), bounds: bounds.clone(), pods: HashMap::new(), told: None };
+        let new = || Entry { revision: revision.to_owned(), bounds: bounds.clone(), pods: Pods::default(), told: None };
         let entry = entries.entry(key).or_insert_with(new);
         if entry.revision != revision {
             *entry = new();
         }
         entry.bounds = bounds.clone();
-        entry.pods.retain(|uid, _| pods.iter().any(|(wanted, _)| wanted == uid));
-        for (uid, target) in pods.into_iter().take(MAX_PODS) {
-            entry.pods.entry(uid).or_insert(Pod { turn: Turn::new(target, now), read: None });
-        }
-    }
-
-    /// Stops to read for a deployment.
-    pub fn forget(&self, key: &ObjectRef<ModelDeployment>) {
-        self.entries().remove(key);
+        entry.pods.follow(pods.into_iter().take(MAX_PODS).map(|(uid, target)| (uid, target, None)), now);
     }
 
     /// How well a deployment's revision does, once each of its pods was asked.
@@ -85,27 +75,19 @@ impl Board {
         self.entries().get(key).and_then(Entry::measured)
     }
 
-    /// The pods whose turn it is.
-    fn take_due(&self, now: Instant) -> Vec<(Key, Target)> {
-        let mut entries = self.entries();
-        let pods = entries.iter_mut().flat_map(|(key, entry)| entry.pods.iter_mut().map(move |pod| (key, pod)));
-        let due = rounds::take_due(pods.map(|(key, (uid, pod))| ((key, uid), &mut pod.turn)), INTERVAL, now);
-        due.into_iter().map(|((key, uid), target)| ((key.clone(), uid.clone()), target)).collect()
-    }
-
     /// Records a read. Returns whether it is worth a reconcile.
     fn record(&self, (key, uid): &Key, read: Result<Counts, ()>, now: Timestamp) -> bool {
         let mut entries = self.entries();
-        let others =
-            entries.iter().filter(|(other, _)| other.namespace == key.namespace).flat_map(|(_, entry)| &entry.pods);
-        let others = others.filter(|(other, _)| *other != uid).filter_map(|(_, pod)| pod.read.as_ref()?.as_ref().ok());
+        let others = entries.iter().filter(|(other, _)| other.namespace == key.namespace);
+        let others = others.flat_map(|(_, entry)| entry.pods.iter()).filter(|(other, _)| *other != uid);
+        let others = others.filter_map(|(_, read)| read.as_ref()?.as_ref().ok());
         let kept: usize = others.map(Counts::bins).sum();
         let read = read.and_then(|counts| if kept + counts.bins() > MAX_BINS { Err(()) } else { Ok(counts) });
         let Some(entry) = entries.get_mut(key) else { return false };
-        let Some(pod) = entry.pods.get_mut(uid) else { return false };
+        let Some(last) = entry.pods.get_mut(uid) else { return false };
         // A pod that gives no answer for once is still as it was.
-        if read.is_ok() || pod.read.is_none() {
-            pod.read = Some(read);
+        if read.is_ok() || last.is_none() {
+            *last = Some(read);
         }
         let Some(measured) = entry.measured() else { return false };
         let told = entry.told.as_ref();
@@ -120,8 +102,8 @@ impl Board {
 impl Entry {
     fn measured(&self) -> Option<Measured> {
         let (mut sum, mut pods) = (Counts::default(), 0);
-        for pod in self.pods.values() {
-            if let Ok(counts) = pod.read.as_ref()? {
+        for read in self.pods.known() {
+            if let Ok(counts) = read.as_ref()? {
                 sum.add(counts);
                 pods += 1;
             }
@@ -138,7 +120,7 @@ pub async fn read_all(context: Arc<Context>, news: mpsc::UnboundedSender<ObjectR
             let _ = news.unbounded_send(key.0);
         }
     };
-    rounds::read_all(&context, QUESTION, |now| context.performance.take_due(now), record).await;
+    rounds::read_all(&context, &context.performance, ROUND, record).await;
 }
 
 #[cfg(test)]

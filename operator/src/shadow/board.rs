@@ -3,7 +3,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -20,15 +20,16 @@ use crate::{
     context::Context,
     model_deployment::revision::RevisionName,
     pod_http::{Question, Target},
-    rounds::{self, Key, Turn},
+    rounds::{self, Key, MAX_PODS, Pods, READS_A_SECOND, Round},
 };
 
-/// How often a pod is read: before it has forgotten what it answered, unless it answers two thousand requests a second.
-const INTERVAL: Duration = Duration::from_secs(2);
-/// Pods of one revision that are read; of more, these speak for all.
-const MAX_PODS: usize = 32;
-/// What is asked. A list of all the answers that a server remembers is 170 kB long.
-const QUESTION: Question = Question { port: SERVER_PORT, path: PATH, max_bytes: 1 << 18 };
+/// What is asked, before a pod has forgotten what it answered, unless it answers two thousand requests a second. A list of all
+/// the answers that a server remembers is 170 kB long.
+const ROUND: Round = Round {
+    question: Question { port: SERVER_PORT, path: PATH, max_bytes: 1 << 18 },
+    interval: Duration::from_secs(2),
+    most: READS_A_SECOND,
+};
 
 /// The two revisions whose answers are compared.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,20 +60,20 @@ pub struct Compared {
     pub silent: Option<RevisionName>,
 }
 
+/// What is known of a pod.
 #[derive(Debug)]
-struct Pod {
+pub struct Pod {
     side: Side,
-    turn: Turn,
     /// What it showed last; none before it has shown anything.
     answers: Option<Vec<Answer>>,
 }
 
+/// What is known about a candidate that gets copies of requests.
 #[derive(Debug)]
-struct Entry {
+pub struct Entry {
     pair: Pair,
     enough: i64,
-    /// By UID.
-    pods: HashMap<String, Pod>,
+    pods: Pods<Pod>,
     /// The requests that were compared, and whether both agreed.
     compared: HashMap<Digest, bool>,
     /// Tenths of what is needed that were told.
@@ -86,15 +87,18 @@ struct Added {
     is_news: bool,
 }
 
+impl rounds::Entry for Entry {
+    type Pod = Pod;
+
+    fn pods(&mut self) -> &mut Pods<Pod> {
+        &mut self.pods
+    }
+}
+
 /// What is known about the candidates that get copies of requests.
-#[derive(Debug, Default)]
-pub struct Board(Mutex<HashMap<ObjectRef<ModelDeployment>, Entry>>);
+pub type Board = rounds::Board<Entry>;
 
 impl Board {
-    fn entries(&self) -> std::sync::MutexGuard<'_, HashMap<ObjectRef<ModelDeployment>, Entry>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Starts to compare the answers of two revisions' pods, given with their UIDs, or goes on until there are enough.
     pub fn follow(
         &self,
@@ -106,24 +110,13 @@ impl Board {
     ) {
         let mut entries = self.entries();
         let enough = i64::from(enough);
-        let new = || Entry { pair: pair.clone(), enough, pods: HashMap::new(), compared: HashMap::new(), told: 0 };
+        let new = || Entry { pair: pair.clone(), enough, pods: Pods::default(), compared: HashMap::new(), told: 0 };
         let entry = entries.entry(key).or_insert_with(new);
         if entry.pair != *pair || entry.enough != enough {
             *entry = new();
         }
-        let pods: HashMap<_, _> = pods
-            .flat_map(|(side, pods)| pods.into_iter().take(MAX_PODS).map(move |(uid, target)| (uid, (side, target))))
-            .collect();
-        entry.pods.retain(|uid, _| pods.contains_key(uid));
-        for (uid, (side, target)) in pods {
-            let new = || Pod { side, turn: Turn::new(target, now), answers: None };
-            entry.pods.entry(uid).or_insert_with(new);
-        }
-    }
-
-    /// Stops to compare for a deployment.
-    pub fn forget(&self, key: &ObjectRef<ModelDeployment>) {
-        self.entries().remove(key);
+        let pods = pods.flat_map(|(side, pods)| pods.into_iter().take(MAX_PODS).map(move |pod| (side, pod)));
+        entry.pods.follow(pods.map(|(side, (uid, target))| (uid, target, Pod { side, answers: None })), now);
     }
 
     /// What came of a deployment's comparison so far.
@@ -133,14 +126,6 @@ impl Board {
             counts: entry.counts(),
             silent: entry.silent().cloned(),
         })
-    }
-
-    /// The pods whose turn it is.
-    fn take_due(&self, now: Instant) -> Vec<(Key, Target)> {
-        let mut entries = self.entries();
-        let pods = entries.iter_mut().flat_map(|(key, entry)| entry.pods.iter_mut().map(move |pod| (key, pod)));
-        let due = rounds::take_due(pods.map(|(key, (uid, pod))| ((key, uid), &mut pod.turn)), INTERVAL, now);
-        due.into_iter().map(|((key, uid), target)| ((key.clone(), uid.clone()), target)).collect()
     }
 
     /// Records what a pod shows.
@@ -166,7 +151,7 @@ impl Board {
 impl Entry {
     fn compare(&mut self) {
         let of = |side: Side| -> Words {
-            let pods = self.pods.values().filter(|pod| pod.side == side);
+            let pods = self.pods.known().filter(|pod| pod.side == side);
             pods.flat_map(|pod| pod.answers.iter().flatten()).collect()
         };
         for (request, agrees) in agreements(&of(Side::Stable), &of(Side::Candidate)) {
@@ -176,7 +161,7 @@ impl Entry {
 
     fn silent(&self) -> Option<&RevisionName> {
         let sides = [(Side::Stable, &self.pair.stable), (Side::Candidate, &self.pair.candidate)];
-        let speaks = |side: Side| self.pods.values().any(|pod| pod.side == side && pod.answers.is_some());
+        let speaks = |side: Side| self.pods.known().any(|pod| pod.side == side && pod.answers.is_some());
         sides.into_iter().find(|(side, _)| !speaks(*side)).map(|(_, name)| name)
     }
 
@@ -198,7 +183,7 @@ pub async fn read_all(context: Arc<Context>, news: mpsc::UnboundedSender<ObjectR
             let _ = news.unbounded_send(key.0);
         }
     };
-    rounds::read_all(&context, QUESTION, |now| context.shadows.take_due(now), record).await;
+    rounds::read_all(&context, &context.shadows, ROUND, record).await;
 }
 
 #[cfg(test)]

@@ -151,7 +151,6 @@ pub fn job(owner: &TrainingRun, run: &ValidRun, attempt: i32, config: String, se
     let resume = if attempt > 1 { format!("{}/checkpoints", output_dir(run)) } else { String::new() };
     let mut volumes = vec![claim_volume("output", &owner.output_claim(), path::OUTPUT, false), config_volume()];
     if let Some(claim) = run.dataset_claim() {
-        // A claim may be mounted under two volume names; only one of them may write.
         volumes.push(claim_volume("dataset", claim, path::DATASET, true));
     }
     if let Some(claim) = run.init_claim() {
@@ -309,6 +308,48 @@ mod tests {
         assert_eq!((mlflow.uri.as_str(), mlflow.experiment.as_str()), ("http://mlflow:5000", "anneal"));
         assert_eq!(mlflow.registered_model.as_deref(), Some("pets"));
         assert!(!text.contains("bucket") && !text.contains("credentialsSecretRef"), "{text}");
+    }
+
+    /// Each claim of a pod with the folders at which it is mounted, `ro` behind those that are read-only.
+    fn claims(template: &Value) -> Vec<(String, Vec<String>)> {
+        let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+        let mounts = list(&template["spec"]["containers"][0]["volumeMounts"]);
+        let at = |volume: &Value| {
+            let own = mounts.iter().filter(|mount| mount["name"] == volume["name"]);
+            let told = own.map(|mount| {
+                let path = mount["mountPath"].as_str().expect("a path");
+                if mount["readOnly"] == true { format!("{path} ro") } else { path.to_owned() }
+            });
+            told.collect()
+        };
+        let volumes = list(&template["spec"]["volumes"]);
+        let claimed = volumes.iter().filter_map(|volume| Some((volume, volume["persistentVolumeClaim"].as_object()?)));
+        claimed.map(|(volume, source)| (source["claimName"].as_str().expect("a name").to_owned(), at(volume))).collect()
+    }
+
+    #[test]
+    fn a_claim_with_the_photos_and_the_output_is_one_volume_that_is_read_at_one_place_and_written_to_at_another() {
+        let told =
+            |name: &str, at: &[&str]| (name.to_owned(), at.iter().map(|it| (*it).to_owned()).collect::<Vec<_>>());
+        let mut spec = json!({"dataset": {"uri": "pvc://models/photos"}});
+        let same = template(&run(&spec));
+        assert_eq!(claims(&same), [told("models", &["/output", "/dataset ro"])]);
+        let text = same["metadata"]["annotations"][CONFIG].as_str().expect("a configuration");
+        assert!(text.contains("file:///dataset/photos"), "{text}");
+
+        spec["dataset"] = json!({"uri": "pvc://photos/set"});
+        let mut begins = run(&spec);
+        let init = json!({"initFrom": {"claimName": "photos", "path": "a.pth", "sha256": "ab".repeat(32)}});
+        begins.status = serde_json::from_value(init).expect("a status");
+        let expected = [told("models", &["/output"]), told("photos", &["/dataset ro", "/init ro"])];
+        assert_eq!(claims(&template(&begins)), expected);
+
+        spec["podTemplate"] = json!({
+            "volumes": [{"name": "mine", "persistentVolumeClaim": {"claimName": "models"}}],
+            "volumeMounts": [{"name": "mine", "mountPath": "/mine", "subPath": "cache"}]
+        });
+        let expected = [told("models", &["/output", "/mine"]), told("photos", &["/dataset ro"])];
+        assert_eq!(claims(&template(&run(&spec))), expected);
     }
 
     #[test]

@@ -29,6 +29,11 @@ pub enum SpecError {
     /// The dataset's URI makes no sense.
     #[error(transparent)]
     Dataset(#[from] DatasetUriError),
+    /// The run's own files would be taken for photos.
+    #[error(
+        "dataset.uri names the root of claim {0}, which the run writes to, so that its own files would be taken for photos; put the photos into a folder there and name it: pvc://{0}/FOLDER"
+    )]
+    DatasetIsOutput(String),
     /// A user's variable hides one of the contract's.
     #[error("podTemplate.env sets {0}: names that start with ANNEAL_ or PET_ are set by the operator; remove it")]
     ReservedVariable(String),
@@ -47,6 +52,7 @@ impl SpecError {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Dataset(_) => "InvalidDataset",
+            Self::DatasetIsOutput(_) => "DatasetIsOutput",
             Self::ReservedVariable(_) => "ReservedVariable",
             Self::ReservedKey(_) => "ReservedKey",
             Self::OneNodeOnly(_) => "OneNodeOnly",
@@ -70,10 +76,19 @@ pub fn validate(run: &TrainingRun) -> Result<ValidRun, SpecError> {
     if spec.num_nodes > 1 && spec.pod_template.image.is_none() {
         return Err(SpecError::OneNodeOnly(spec.num_nodes));
     }
+    let dataset: DatasetUri = spec.dataset.uri.parse()?;
+    // Whoever brings a program knows what it reads.
+    if let DatasetUri::Pvc { claim, path } = &dataset
+        && path.is_empty()
+        && *claim == run.output_claim()
+        && spec.pod_template.image.is_none()
+    {
+        return Err(SpecError::DatasetIsOutput(claim.clone()));
+    }
     Ok(ValidRun {
         name: run.name_any(),
         uid8: run.uid().unwrap_or_default().chars().take(8).collect(),
-        dataset: spec.dataset.uri.parse()?,
+        dataset,
         init: run.status.as_ref().and_then(|status| status.init_from.clone()),
         spec,
     })
@@ -107,5 +122,26 @@ impl ValidRun {
             DatasetUri::Pvc { claim, .. } => Some(claim),
             _ => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::training_run::fixtures::run;
+
+    #[test]
+    fn photos_beside_what_a_run_writes_lie_in_a_folder_of_their_own() {
+        let checked = |uri: &str, template: &serde_json::Value| {
+            validate(&run(&json!({"dataset": {"uri": uri}, "podTemplate": template}))).map(|_| ())
+        };
+        let refused = checked("pvc://models/", &json!({})).expect_err("a refusal");
+        assert_eq!(refused.reason(), "DatasetIsOutput");
+        assert!(refused.to_string().contains("pvc://models/FOLDER"), "{refused}");
+        assert_eq!(checked("pvc://models/photos", &json!({})), Ok(()));
+        assert_eq!(checked("pvc://photos", &json!({})), Ok(()));
+        assert_eq!(checked("pvc://models", &json!({"image": "mine:1"})), Ok(()), "its program knows what it reads");
     }
 }

@@ -27,7 +27,7 @@ pub fn findings(found: &Found, report: &Report, now: Timestamp) -> Vec<Finding> 
     let mut findings: Vec<Finding> = unseen(found, now).into_iter().chain(leaving(found, now)).collect();
     let conditions = conditions(found);
     // The one that says most comes first; the others mostly repeat it.
-    for kind in ["Failed", "Degraded", "Stalled", "AutoscalingImpaired"] {
+    for kind in ["Failed", "Degraded", "Stalled", "AutoscalingImpaired", "PreviewImpaired"] {
         findings.extend(holding(conditions, kind).map(|it| told(found, it)));
     }
     if report.ending == Ending::Open {

@@ -185,8 +185,8 @@ fn pinned(deployment: &ModelDeployment) -> String {
 }
 
 fn impaired(status: &ModelDeploymentStatus) -> String {
-    let impaired = status.conditions.iter().find(|it| it.type_ == "AutoscalingImpaired" && it.status == "True");
-    impaired.map(|it| it.message.clone()).unwrap_or_default()
+    let impaired = status.conditions.iter().filter(|it| it.type_.ends_with("Impaired") && it.status == "True");
+    impaired.map(|it| it.message.as_str()).collect::<Vec<_>>().join("; ")
 }
 
 fn tree(deployment: &ModelDeployment, status: &ModelDeploymentStatus, state: &State, children: &Children) -> Node {

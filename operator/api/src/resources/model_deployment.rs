@@ -555,7 +555,8 @@ pub struct ModelDeploymentStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
     /// Conditions: Ready, Progressing, Stalled, Available, Degraded, `AutoscalingImpaired`; `RouteAccepted` where
-    /// `strategy.canary` is set, and `PerformanceDegraded` where `spec.feedback` is.
+    /// `strategy.canary` is set, `PerformanceDegraded` where `spec.feedback` is, and `PreviewImpaired` where the Service
+    /// that shows the candidate cannot be made.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "conditions_schema")]
     pub conditions: Vec<Condition>,

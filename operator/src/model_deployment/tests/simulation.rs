@@ -53,6 +53,8 @@ pub struct World {
     /// A Service that was there before.
     pub former: Option<Former>,
     pub preview: Option<Service>,
+    /// Whether a Service of the preview's name belongs to somebody else.
+    pub has_foreign_preview: bool,
     pub has_foreign_autoscaler: bool,
     pub autoscaler: Option<HorizontalPodAutoscaler>,
     pub budgets: Vec<PodDisruptionBudget>,
@@ -111,6 +113,7 @@ impl World {
             service: None,
             former: None,
             preview: None,
+            has_foreign_preview: false,
             has_foreign_autoscaler: false,
             autoscaler: None,
             budgets: Vec::new(),
@@ -250,6 +253,7 @@ impl World {
             tests: self.tests.clone(),
             service: self.service.clone(),
             former: self.former.clone(),
+            has_foreign_preview: self.has_foreign_preview,
             has_foreign_autoscaler: self.has_foreign_autoscaler,
             preview: self.preview.clone(),
             autoscaler: self.autoscaler.clone(),
@@ -521,6 +525,7 @@ impl World {
             }
             Write::TakeOver(write) => self.take_over(&write),
             Write::Service(change) if change.wanted.name_any() == "cats-preview" => {
+                assert!(!self.has_foreign_preview, "what belongs to somebody else is left alone");
                 self.preview = Some(*change.wanted);
             }
             Write::Service(change) => {
@@ -738,16 +743,19 @@ pub fn file(checkpoint: char) -> Value {
 
 /// A merge patch (RFC 7386).
 pub fn merge(into: &mut Value, from: Value) {
-    match (into, from) {
-        (Value::Object(into), Value::Object(from)) => {
-            for (key, value) in from {
-                if value.is_null() {
-                    into.remove(&key);
-                } else {
-                    merge(into.entry(key).or_insert(Value::Null), value);
-                }
-            }
+    let Value::Object(from) = from else {
+        *into = from;
+        return;
+    };
+    if !into.is_object() {
+        *into = json!({});
+    }
+    let Value::Object(into) = into else { return };
+    for (key, value) in from {
+        if value.is_null() {
+            into.remove(&key);
+        } else {
+            merge(into.entry(key).or_insert(Value::Null), value);
         }
-        (into, from) => *into = from,
     }
 }

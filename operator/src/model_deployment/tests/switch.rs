@@ -1,6 +1,8 @@
 //! What happens around the switch: sizes, autoscaler, budgets, and what others do to the Service in the meantime.
 
-use anneal_api::resources::DeploymentPhase::{Degraded, Promoting, ScalingUp, SmokeTesting, Soaking, Stable};
+use anneal_api::resources::DeploymentPhase::{
+    Degraded, Promoting, RollingBack, ScalingUp, SmokeTesting, Soaking, Stable,
+};
 use kube::ResourceExt;
 use serde_json::json;
 
@@ -150,6 +152,19 @@ fn a_switch_waits_for_the_endpoints() {
     world.endpoints_follow = true;
     world.until(Soaking);
     assert_eq!(autoscaled(&world), 'b');
+}
+
+#[test]
+fn a_switch_that_nobody_confirms_is_gone_back_on_after_the_deadline() {
+    let mut world = World::serving(json!({"gate": {"soakSeconds": 5}, "progressDeadlineSeconds": 60}));
+    world.want('b');
+    world.until(Promoting);
+    world.endpoints_follow = false;
+    world.until(RollingBack);
+    world.endpoints_follow = true;
+    world.rest();
+    assert_eq!((world.live(), world.phase()), (Some('a'), Degraded));
+    assert_eq!(world.rejection('b').as_deref(), Some("ProgressDeadlineExceeded"));
 }
 
 #[test]

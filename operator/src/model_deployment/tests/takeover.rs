@@ -2,8 +2,9 @@
 
 use anneal_api::{
     names::request::{ABORT, RETRY},
-    resources::DeploymentPhase::{Failed, Pending, Promoting, Soaking, Stable},
+    resources::DeploymentPhase::{Failed, Pending, Promoting, RollingBack, Soaking, Stable},
 };
+use jiff::SignedDuration;
 use kube::ResourceExt;
 use serde_json::json;
 
@@ -45,6 +46,89 @@ fn the_switch_waits_until_nobody_reaches_the_former_pods() {
     world.endpoints_follow = true;
     world.rest();
     assert_eq!(world.phase(), Stable);
+}
+
+/// A Service that has just been taken over, while nobody has told yet that its callers reach the new pods only.
+fn unconfirmed() -> World {
+    let mut world = World::beside_another(json!({"gate": {"soakSeconds": 30}, "progressDeadlineSeconds": 120}));
+    world.until(Promoting);
+    world.endpoints_follow = false;
+    for _ in 0..3 {
+        world.reconcile(usize::MAX);
+        world.turn();
+    }
+    assert_eq!((world.live(), world.phase()), (Some('a'), Promoting));
+    world
+}
+
+/// The Service is its owner's again, and the status says why.
+fn is_given_back(world: &World, reason: &str) -> bool {
+    world.is_untouched() && world.phase() == Failed && world.rejection('a').as_deref() == Some(reason)
+}
+
+#[test]
+fn a_take_over_that_nobody_confirms_gives_the_service_back_after_the_deadline() {
+    let mut world = unconfirmed();
+    let begun = world.now;
+    world.until(RollingBack);
+    let seconds = world.now.duration_since(begun).as_secs();
+    assert!((110..=121).contains(&seconds), "after {seconds} s");
+    world.rest();
+    assert!(is_given_back(&world, "ProgressDeadlineExceeded"), "{:#?}", world.status());
+    let told = world.status().conditions.into_iter().find(|it| it.type_ == "Degraded").expect("a condition").message;
+    assert!(told.contains("endpointslices") && told.contains("retry=true"), "{told}");
+    assert_eq!((world.revision('a').replicas, world.owner.finalizers().len()), (0, 0));
+    world.endpoints_follow = true;
+    world.ask(RETRY, "true");
+    world.rest();
+    assert_eq!((world.live(), world.phase()), (Some('a'), Stable));
+}
+
+#[test]
+fn a_take_over_whose_pods_are_lost_before_it_is_confirmed_gives_the_service_back_at_once() {
+    let mut world = unconfirmed();
+    let begun = world.now;
+    world.broken.insert('a');
+    world.turn();
+    world.rest();
+    assert!(is_given_back(&world, "SoakFailed"), "{:#?}", world.status());
+    assert!(world.now.duration_since(begun).as_secs() < 60);
+}
+
+#[test]
+fn a_take_over_is_aborted_before_it_is_confirmed() {
+    let mut world = unconfirmed();
+    world.ask(ABORT, "true");
+    world.rest();
+    assert!(is_given_back(&world, "Aborted"), "{:#?}", world.status());
+    assert!(!world.events.contains(&"NothingToAbort"));
+}
+
+#[test]
+fn an_operator_that_was_away_between_announcement_and_switch_gives_the_endpoints_their_time() {
+    let mut world = World::beside_another(json!({"gate": {"soakSeconds": 30}, "progressDeadlineSeconds": 120}));
+    world.until(Promoting);
+    world.now += SignedDuration::from_mins(10);
+    world.rest();
+    assert_eq!((world.live(), world.phase()), (Some('a'), Stable));
+}
+
+#[test]
+fn a_second_revision_that_loses_its_pods_with_the_first_one_gives_the_service_back() {
+    let mut world = World::beside_another(json!({"gate": {"soakSeconds": 400}}));
+    world.until(Soaking);
+    world.want('b');
+    world.until(Promoting);
+    world.endpoints_follow = false;
+    while world.live() != Some('b') {
+        world.reconcile(usize::MAX);
+    }
+    world.broken.extend(['a', 'b']);
+    world.turn();
+    world.until(RollingBack);
+    world.endpoints_follow = true;
+    world.rest();
+    assert!(world.is_untouched() && world.rejection('b').as_deref() == Some("SoakFailed"), "{:#?}", world.status());
 }
 
 #[test]

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::{brief, simulation::World};
 use crate::{
+    controller::Wake,
     model_deployment::{observe::ClaimUse, plan::Step, pods::Trouble},
     training_run::fixtures::result,
 };
@@ -97,6 +98,22 @@ fn an_autoscaler_without_metrics_is_told_of_once() {
     let found =
         world.status().conditions.into_iter().find(|it| it.type_ == "AutoscalingImpaired").expect("a condition");
     assert!(found.status == "True" && found.message.contains("install metrics-server"), "{}", found.message);
+}
+
+#[test]
+fn a_preview_of_somebody_else_is_told_of_and_left_alone_and_holds_up_no_rollout() {
+    let mut world = World::new(brief());
+    world.has_foreign_preview = true;
+    world.until(Stable);
+    let impaired = |world: &World| {
+        world.status().conditions.into_iter().find(|it| it.type_ == "PreviewImpaired").map(|it| it.message)
+    };
+    assert!(impaired(&world).is_some_and(|message| message.contains("cats-preview") && message.contains("rename it")));
+    assert_eq!(world.events.iter().filter(|reason| **reason == "NameTaken").count(), 1, "once");
+    assert!(world.preview.is_none() && matches!(world.plan().0.wake, Wake::At(_)), "nothing tells of it when it goes");
+    world.has_foreign_preview = false;
+    world.rest();
+    assert!(world.preview.is_some() && impaired(&world).is_none());
 }
 
 #[test]

@@ -56,8 +56,13 @@ pub enum RemoteError {
     /// Nothing is there.
     #[error("{0} does not exist; check the address")]
     Missing(Shown),
+    /// There is no such bucket.
+    #[error(
+        "the bucket {0} does not exist ({1}); correct its name, or name the server that has it by AWS_ENDPOINT_URL in the Secret of credentialsSecretRef"
+    )]
+    NoBucket(Shown, String),
     /// The server wants to know who asks, or does not let them.
-    #[error("{0} is refused ({1}); give credentials by credentialsSecretRef, or by the environment")]
+    #[error("{0} is refused ({1}); give credentials that may read it by credentialsSecretRef, or by the environment")]
     Refused(Shown, String),
     /// The server cannot be reached or broke off.
     #[error("{0} cannot be fetched: {1}; the next attempt goes on from what is there already")]
@@ -95,7 +100,7 @@ impl RemoteError {
     /// The class by which the failure is reported.
     pub fn class(&self) -> FailureClass {
         match self {
-            Self::Missing(_) => FailureClass::DataMissing,
+            Self::Missing(_) | Self::NoBucket(..) => FailureClass::DataMissing,
             Self::Refused(..) | Self::Unsupported(..) => FailureClass::BadConfig,
             Self::Unreachable(..) => FailureClass::AppError,
             Self::Md5 { .. } | Self::Unusable(..) => FailureClass::DataCorrupt,

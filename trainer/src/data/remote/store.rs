@@ -126,7 +126,11 @@ impl Store {
             size: meta.size,
             tag: meta.e_tag.unwrap_or_else(|| meta.last_modified.to_rfc3339()),
         });
-        found.try_collect().await.map_err(|error| self.failed(prefix, &error))
+        found.try_collect().await.map_err(|error| match Refusal::of(&error) {
+            // A prefix that nothing lies below is an empty list.
+            Some(Refusal { status: 404, words }) => RemoteError::NoBucket(self.shown(""), words),
+            _ => self.failed(prefix, &error),
+        })
     }
 
     /// An object from a position on. With a tag, only if it is still the same object; another one comes from its start.
@@ -247,14 +251,44 @@ impl Store {
 
     fn failed(&self, key: &str, error: &object_store::Error) -> RemoteError {
         use object_store::Error as E;
-        match error {
-            E::NotFound { .. } => RemoteError::Missing(self.shown(key)),
-            E::PermissionDenied { .. } | E::Unauthenticated { .. } => {
+        match (error, Refusal::of(error)) {
+            (E::NotFound { .. }, _) => RemoteError::Missing(self.shown(key)),
+            (_, Some(Refusal { status: 401 | 403, words })) => RemoteError::Refused(self.shown(key), words),
+            (E::PermissionDenied { .. } | E::Unauthenticated { .. }, _) => {
                 RemoteError::Refused(self.shown(key), chain(error))
             }
-            E::InvalidPath { .. } | E::NotSupported { .. } => RemoteError::Unsupported(self.shown(key), chain(error)),
+            (E::InvalidPath { .. } | E::NotSupported { .. }, _) => {
+                RemoteError::Unsupported(self.shown(key), chain(error))
+            }
             _ => RemoteError::Unreachable(self.shown(key), chain(error)),
         }
+    }
+}
+
+/// The answer of a server that did not do as asked.
+struct Refusal {
+    /// Its status.
+    status: u16,
+    /// The status in words, and the server's own word for it where it gave one.
+    words: String,
+}
+
+impl Refusal {
+    /// The answer that is among the causes of an error. What a list was refused with has no kind of its own, and the type that
+    /// holds the status cannot be named outside of its crate: it is in the text.
+    fn of(error: &object_store::Error) -> Option<Self> {
+        let mut next: Option<&dyn std::error::Error> = Some(error);
+        while let Some(cause) = next {
+            let text = cause.to_string();
+            if let Some(answer) = text.strip_prefix("Server returned non-2xx status code: ") {
+                let (status, content) = answer.split_once(": ").unwrap_or((answer, ""));
+                let code = content.split_once("<Code>").and_then(|(_, rest)| Some(rest.split_once("</Code>")?.0));
+                let words = [Some(status), code].into_iter().flatten().collect::<Vec<_>>().join(", ");
+                return Some(Self { status: status.get(..3)?.parse().ok()?, words });
+            }
+            next = cause.source();
+        }
+        None
     }
 }
 
@@ -332,7 +366,8 @@ fn client(url: &str) -> Result<Client, RemoteError> {
     client.map_err(|error| wrong(chain(&error)))
 }
 
-/// An error with its causes, without the URL, whose query may be a signature.
+/// An error with its causes, without the queries of URLs, which may be signatures, and without what a server had to say at
+/// length.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = String::new();
     let mut next = Some(error);
@@ -343,8 +378,29 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         }
         next = error.source();
     }
-    match text.find('?') {
-        Some(at) => text[..at].to_owned(),
-        None => text,
+    let text = text.split('<').next().unwrap_or_default();
+    let words = text.split(' ').map(|word| word.split('?').next().unwrap_or_default());
+    words.collect::<Vec<_>>().join(" ").trim_end_matches([' ', ':']).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{0}")]
+    struct Cause(String, #[source] Option<Box<Cause>>);
+
+    fn cause(text: &str, of: Option<Cause>) -> Cause {
+        Cause(text.to_owned(), of.map(Box::new))
+    }
+
+    #[test]
+    fn an_error_is_told_with_its_status_and_without_signatures_and_pages() {
+        let answer = "Server returned non-2xx status code: 503 Slow Down: <?xml version=\"1.0\"?><Error>…</Error>";
+        let request = format!("Error performing GET http://s3/photos?X-Amz-Signature=secret in 2ms - {answer}");
+        let told = chain(&cause(&request, Some(cause(answer, None))));
+        let asked = "Error performing GET http://s3/photos in 2ms";
+        assert_eq!(told, format!("{asked} - Server returned non-2xx status code: 503 Slow Down"));
     }
 }
