@@ -19,6 +19,7 @@ use tracing::debug;
 
 pub use crate::pod_http::Target;
 use crate::{
+    clock,
     context::Context,
     metrics::Metrics,
     pod_http::{PodClient, Question, in_turn},
@@ -131,7 +132,7 @@ impl Board {
         let mut entries = self.entries();
         let interval = interval(entries.len());
         let Some(entry) = entries.get_mut(run).filter(|entry| entry.target == *target) else { return false };
-        entry.asked = Some(Timestamp::now());
+        entry.asked = Some(clock::now());
         let Some(progress) = read else {
             // The pod may not listen yet; an image that never does must not be asked for ever at this rate.
             entry.due = now + if entry.failures < QUICK_TRIES { TICK } else { LONGEST_PAUSE };

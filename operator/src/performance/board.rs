@@ -12,6 +12,7 @@ use kube::runtime::reflector::ObjectRef;
 
 use super::{Bounds, Counts, Measured};
 use crate::{
+    clock,
     context::Context,
     pod_http::{Question, Target},
     rounds::{self, Key, MAX_PODS, Pods, READS_A_SECOND, Round},
@@ -115,7 +116,7 @@ impl Entry {
 /// Reads for ever, and sends the deployments about which there is news.
 pub async fn read_all(context: Arc<Context>, news: mpsc::UnboundedSender<ObjectRef<ModelDeployment>>) {
     let record = |key: Key, read: Result<String, ()>| {
-        if context.performance.record(&key, read.map(|text| Counts::parse(&text)), Timestamp::now()) {
+        if context.performance.record(&key, read.map(|text| Counts::parse(&text)), clock::now()) {
             // The receiver is gone only when the controller ended, and with it the process.
             let _ = news.unbounded_send(key.0);
         }
