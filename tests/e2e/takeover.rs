@@ -31,8 +31,8 @@ async fn apply(ns: &Namespace, manifests: String) -> Result<()> {
     let operator = &ns.cluster.operator;
     let text = manifests
         .replace("ml-models", &ns.name)
-        .replace("ghcr.io/anneal-dev/anneal-server:0.1.0", &operator.server_image)
-        .replace("ghcr.io/anneal-dev/anneal-trainer:0.1.0", &operator.trainer_image);
+        .replace("ghcr.io/anneal-dev/anneal-server:0.2.0", &operator.server_image)
+        .replace("ghcr.io/anneal-dev/anneal-trainer:0.2.0", &operator.trainer_image);
     ns.kubectl_with(&["apply", "--filename", "-"], &text).await?.ok().map(|_| ())
 }
 
