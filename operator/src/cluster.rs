@@ -144,15 +144,16 @@ pub async fn get_if_served<K: Object>(
     let params = ListParams::default().fields(&format!("metadata.name={name}"));
     match bounded(what::<K>("get", name), api::<K>(client, namespace).list(&params)).await {
         Ok(found) => Ok(Some(found.items.into_iter().next())),
-        Err(problem) if problem.says(is_unknown_kind) => Ok(None),
+        Err(problem) if problem.says(is_not_offered) => Ok(None),
         Err(problem) => Err(problem),
     }
 }
 
-/// Whether this answers a list of a kind that the cluster does not know: in plain words, without the reason that an API server
-/// gives for an object that is not there.
-pub fn is_unknown_kind(status: &Status) -> bool {
-    status.code == 404
+/// Whether this answers a list of a kind that the cluster does not know, in plain words, without the reason that an API server
+/// gives for an object that is not there; or that the operator may not list, as where the chart was told to leave the right
+/// out. An API server asks for the right first, so without it the two cannot be told apart.
+pub fn is_not_offered(status: &Status) -> bool {
+    matches!(status.code, 403 | 404)
 }
 
 /// Objects that come in one answer, where all of a namespace are asked for.

@@ -4,6 +4,13 @@ use kube::core::Status;
 
 use crate::target::{Kind, Target};
 
+/// Installs the operator of the plugin's version, or brings it to that version.
+pub const INSTALL: &str = concat!(
+    "helm upgrade --install anneal oci://ghcr.io/anneal-dev/charts/anneal --version ",
+    env!("CARGO_PKG_VERSION"),
+    " --namespace anneal-system --create-namespace"
+);
+
 /// Why a command could not do what it was asked to.
 #[derive(Debug, thiserror::Error)]
 pub enum Problem {
@@ -38,7 +45,8 @@ pub enum Problem {
     },
     /// The custom resources are not defined.
     #[error(
-        "the cluster at {server} does not know Anneal's resources; install the operator (`helm upgrade --install anneal charts/anneal --namespace anneal-system`), or choose another --context"
+        "the cluster at {server} does not know Anneal's resources; install the operator (`{install}`), or choose another --context",
+        install = INSTALL
     )]
     NotInstalled {
         /// Address of the API server.

@@ -31,14 +31,27 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/component: operator
 {{- end }}
 
-{{- define "anneal.labels" -}}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
-{{ include "anneal.selectorLabels" . }}
-app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
-{{- with .Values.commonLabels }}
-{{ toYaml . }}
+{{/* Of which program this is a part, whatever it is called here: by it the plugin and monitoring find operators. */}}
+{{- define "anneal.partOf" -}}
+app.kubernetes.io/part-of: anneal
 {{- end }}
+
+{{/* anneal.labels takes the root, or (list root labels...) with more of them. A key that several have is said once: the
+chart's own before the earlier of what is given, and that before commonLabels. */}}
+{{- define "anneal.labels" -}}
+{{- $root := . }}{{- $more := list }}
+{{- if kindIs "slice" . }}{{- $root = first . }}{{- $more = rest . }}{{- end }}
+{{- $own := dict "helm.sh/chart" (printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_")
+    "app.kubernetes.io/version" $root.Chart.AppVersion "app.kubernetes.io/managed-by" $root.Release.Service }}
+{{- $labels := merge $own (include "anneal.selectorLabels" $root | fromYaml) (include "anneal.partOf" $root | fromYaml) }}
+{{- range $more }}{{- $labels = merge $labels (default dict .) }}{{- end }}
+{{- merge $labels (default dict $root.Values.commonLabels) | toYaml }}
+{{- end }}
+
+{{/* Of the operator's pods: without the versions, which would roll them for nothing. */}}
+{{- define "anneal.podLabels" -}}
+{{- merge (include "anneal.selectorLabels" . | fromYaml) (include "anneal.partOf" . | fromYaml)
+    (default dict .Values.podLabels) (default dict .Values.commonLabels) | toYaml }}
 {{- end }}
 
 {{/* Restricted Pod Security: of a pod, and of its container. */}}
@@ -131,10 +144,12 @@ capabilities: {drop: [ALL]}
 - apiGroups: [""]
   resources: [services]
   verbs: [get, list, watch, create, patch, delete]
+{{- if .Values.rbac.httpRoutes }}
 # Canaries through a Gateway: only deployments with strategy.canary have a route.
 - apiGroups: [gateway.networking.k8s.io]
   resources: [httproutes]
   verbs: [get, list, watch, create, patch, delete]
+{{- end }}
 - apiGroups: [apps]
   resources: [deployments]
   verbs: [get, list, watch, create, patch, delete]

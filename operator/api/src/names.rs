@@ -103,6 +103,8 @@ pub mod label {
     pub const COMPONENT: &str = "app.kubernetes.io/component";
     /// Kubernetes' recommended label for the application's name.
     pub const NAME: &str = "app.kubernetes.io/name";
+    /// Kubernetes' recommended label for the application that an object is a part of, whatever the object's own is named.
+    pub const PART_OF: &str = "app.kubernetes.io/part-of";
 }
 
 /// Value of [`label::MANAGED_BY`] and the field manager of every write.

@@ -23,7 +23,7 @@ const DRAIN: SignedDuration = SignedDuration::from_secs(10);
 const SILENCE: SignedDuration = SignedDuration::from_secs(10);
 /// Condition type.
 pub const ROUTE_ACCEPTED: &str = "RouteAccepted";
-/// Why a canary cannot begin where the cluster does not know the kind.
+/// Why a canary cannot begin where the cluster does not know the kind, or does not let the operator see it.
 pub const NOT_INSTALLED: &str = "GatewayApiNotInstalled";
 
 /// A share that was written down.
@@ -79,7 +79,9 @@ fn name_taken(spec: &ValidDeployment) -> String {
 }
 
 fn not_installed() -> String {
-    "this cluster does not know the kind HTTPRoute; install the Gateway API and a controller of it, or set strategy.type to BlueGreen".to_owned()
+    "this cluster does not know the kind HTTPRoute, or the operator has no right to it; install the Gateway API and a controller of it, \
+     give the right (rbac.httpRoutes of the chart), or set strategy.type to BlueGreen"
+        .to_owned()
 }
 
 /// Whether the revision gets its traffic share by share. There is nothing to share with before the first one, and whoever

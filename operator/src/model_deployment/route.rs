@@ -173,7 +173,7 @@ pub struct ParentStatus {
 /// What the cluster has of the route.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RouteSeen {
-    /// The cluster does not know the kind: the Gateway API is not installed.
+    /// The cluster does not know the kind, for the Gateway API is not installed, or the operator has no right to it.
     NotServed,
     /// A route of this name belongs to somebody else.
     Foreign,

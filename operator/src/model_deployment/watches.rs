@@ -29,7 +29,7 @@ use kube::{
 
 use super::{preflight, route::HTTPRoute};
 use crate::{
-    cluster::{Object, is_unknown_kind},
+    cluster::{Object, is_not_offered},
     context::Context,
     controller::{self, api, events, metadata_of, watch},
     training_run::phases::Turned,
@@ -66,8 +66,8 @@ pub fn controller(context: &Context, namespace: Option<&str>, concurrency: u16) 
         .reconcile_on(runs)
 }
 
-/// The routes that changed. A cluster without the Gateway API may get it while the operator runs, and lose it again; that it
-/// has got it is told to `known`, for whoever waits.
+/// The routes that changed. A cluster without the Gateway API may get it while the operator runs, and lose it again, and so may
+/// the operator the right to it; that it has got both is told to `known`, for whoever waits.
 fn routes(
     api: Api<HTTPRoute>,
     known: mpsc::UnboundedSender<()>,
@@ -88,12 +88,12 @@ fn routes(
     futures::stream::repeat_with(once).flatten()
 }
 
-/// Waits until the cluster knows the kind. Returns whether it did not before.
+/// Waits until the cluster knows the kind and lets the operator list it. Returns whether it did not before.
 async fn until_served(api: &Api<HTTPRoute>) -> bool {
     let question = ListParams::default().limit(1);
     let mut waited = false;
     while let Err(kube::Error::Api(status)) = api.list_metadata(&question).await
-        && is_unknown_kind(&status)
+        && is_not_offered(&status)
     {
         tokio::time::sleep(KIND_INTERVAL).await;
         waited = true;
@@ -104,7 +104,7 @@ async fn until_served(api: &Api<HTTPRoute>) -> bool {
 fn is_not_served(problem: &watcher::Error) -> bool {
     match problem {
         watcher::Error::InitialListFailed(kube::Error::Api(status))
-        | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => is_unknown_kind(status),
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => is_not_offered(status),
         _ => false,
     }
 }

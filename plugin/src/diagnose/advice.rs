@@ -2,6 +2,10 @@
 
 use crate::target::{Found, Kind};
 
+/// The examples of this version, for whoever has the plugin and no checkout.
+const EXAMPLES: &str =
+    concat!("https://raw.githubusercontent.com/anneal-dev/anneal/v", env!("CARGO_PKG_VERSION"), "/examples");
+
 /// What to do about a reason.
 pub fn about(found: &Found, reason: &str) -> Vec<String> {
     let (name, path) = (found.name(), found.path());
@@ -19,7 +23,7 @@ pub fn about(found: &Found, reason: &str) -> Vec<String> {
         ],
         "ClaimNotFound" => vec![
             format!("{kubectl} get persistentvolumeclaims"),
-            format!("{kubectl} apply -f examples/storage.yaml   # a claim to begin with; it goes on by itself then"),
+            format!("{kubectl} apply -f {EXAMPLES}/storage.yaml   # a claim to begin with; it goes on by itself then"),
         ],
         "ClaimLost" | "ClaimDeleting" | "VolumeMissing" | "ClaimForOnePod" | "VolumeOnAnotherNode" => {
             vec![format!("{kubectl} describe persistentvolumeclaims")]

@@ -5,7 +5,12 @@ use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
 use kube::{Api, ResourceExt as _, api::ListParams};
 
 use super::{Finding, Topic};
-use crate::{cluster::Cluster, pods, problem::Problem, state::Tone};
+use crate::{
+    cluster::Cluster,
+    pods,
+    problem::{INSTALL, Problem},
+    state::Tone,
+};
 
 /// The plural names that the API server should know.
 const PLURALS: [&str; 4] = ["trainingruns", "modeldeployments", "trainingsweeps", "crontrainingruns"];
@@ -57,20 +62,25 @@ pub async fn look(cluster: &Cluster) -> Result<Installation, Problem> {
 }
 
 async fn operators(cluster: &Cluster) -> Result<Vec<Operator>, Problem> {
-    let labels = format!("{}=anneal,{}=operator", label::NAME, label::COMPONENT);
+    let labels = format!("{}=operator", label::COMPONENT);
     let all = Api::<Deployment>::all(cluster.client.clone());
     let found = cluster.answer(all.list(&ListParams::default().labels(&labels))).await?;
     let mut operators = Vec::new();
-    for deployment in found.items {
+    for deployment in found.items.into_iter().filter(is_ours) {
         let mut operator = operator(&deployment);
         if operator.ready == 0 {
             // Whoever may see the Deployment mostly may see its pods; if not, it is told without them.
             let pods = cluster.within(&operator.namespace).list::<Pod>(&labels).await.unwrap_or_default();
-            operator.trouble = pods.iter().find_map(trouble);
+            operator.trouble = pods.iter().filter(|pod| is_ours(*pod)).find_map(trouble);
         }
         operators.push(operator);
     }
     Ok(operators)
+}
+
+/// Whether it is an operator of Anneal's, whatever the chart was told to call it. Charts before 0.2 said so by the name alone.
+fn is_ours(object: &impl kube::Resource) -> bool {
+    [label::PART_OF, label::NAME].iter().any(|key| object.labels().get(*key).is_some_and(|value| value == "anneal"))
 }
 
 fn operator(deployment: &Deployment) -> Operator {
@@ -106,18 +116,17 @@ impl Installation {
     fn definitions(&self) -> Option<Finding> {
         let missing: Vec<&str> =
             PLURALS.into_iter().filter(|plural| !self.kinds.iter().any(|it| it == plural)).collect();
-        let install = "helm upgrade --install anneal charts/anneal --namespace anneal-system --create-namespace";
         match missing.len() {
             0 => None,
             4 => Some(Finding::problem(
                 Topic::Definitions,
                 "the cluster does not know Anneal's resources: the definitions are not installed",
-                vec![install.to_owned()],
+                vec![INSTALL.to_owned()],
             )),
             _ => Some(Finding::problem(
                 Topic::Definitions,
                 format!("the cluster does not know {}: the definitions are older than this plugin", missing.join(", ")),
-                vec!["kubectl apply --server-side -f crds/".to_owned()],
+                vec![format!("{INSTALL} --reset-then-reuse-values   # the chart brings the definitions")],
             )),
         }
     }
@@ -131,10 +140,7 @@ impl Installation {
             return Some(Finding::problem(
                 Topic::Operator,
                 "no operator is installed: nothing that is applied has any effect (one outside the cluster is not seen here)",
-                vec![
-                    "helm upgrade --install anneal charts/anneal --namespace anneal-system --create-namespace"
-                        .to_owned(),
-                ],
+                vec![INSTALL.to_owned()],
             ));
         };
         let serves = |it: &&Operator| it.watches.as_deref().is_none_or(|watched| watched == namespace);
@@ -160,7 +166,7 @@ impl Installation {
             Topic::Operator,
             format!("the operator does not run: Deployment {name} in namespace {home} has no ready pod{why}"),
             vec![
-                format!("kubectl -n {home} get deployment,pods -l {}=anneal", label::NAME),
+                format!("kubectl -n {home} get deployment,pods -l {}=operator", label::COMPONENT),
                 format!("kubectl -n {home} logs deployment/{name} --tail=20"),
             ],
         ))
@@ -193,6 +199,29 @@ mod tests {
     fn an_installation_that_works_has_nothing_to_tell() {
         assert_eq!(told(&installation(2, "")), Vec::<String>::new());
         assert_eq!(told(&installation(2, "demo")), Vec::<String>::new());
+    }
+
+    #[test]
+    fn an_operator_is_found_whatever_the_chart_was_told_to_call_it() {
+        let labelled = |labels: serde_json::Value| -> Deployment {
+            serde_json::from_value(json!({"metadata": {"labels": labels}})).expect("a Deployment")
+        };
+        assert!(is_ours(&labelled(json!({label::NAME: "trainings", label::PART_OF: "anneal"}))));
+        assert!(is_ours(&labelled(json!({label::NAME: "anneal"}))));
+        assert!(!is_ours(&labelled(json!({label::NAME: "kuberay-operator", label::PART_OF: "ml"}))));
+        assert!(!is_ours(&Deployment::default()));
+    }
+
+    #[test]
+    fn what_to_do_can_be_done_without_a_checkout() {
+        let mut old = installation(1, "");
+        old.kinds.pop();
+        let nothing = Installation { operators: Some(vec![]), ..Installation::default() };
+        let todo: Vec<String> =
+            [old, nothing].iter().flat_map(|it| it.findings("demo")).flat_map(|finding| finding.todo).collect();
+        assert_eq!(todo.len(), 3);
+        let chart = format!("oci://ghcr.io/anneal-dev/charts/anneal --version {} ", env!("CARGO_PKG_VERSION"));
+        assert!(todo.iter().all(|it| it.contains(&chart)), "{todo:?}");
     }
 
     #[test]

@@ -79,7 +79,8 @@ fn unseen(found: &Found, now: Timestamp) -> Option<Finding> {
         age::between(since, now)
     );
     let todo = vec![
-        "kubectl get deployments -A -l app.kubernetes.io/name=anneal,app.kubernetes.io/component=operator".to_owned(),
+        "kubectl get deployments -A -l app.kubernetes.io/part-of=anneal,app.kubernetes.io/component=operator"
+            .to_owned(),
         "kubectl -n anneal-system logs -l app.kubernetes.io/component=operator --tail=20".to_owned(),
     ];
     Some(Finding::problem(Topic::Operator, what, todo))
