@@ -30,7 +30,7 @@ e2e: ## Tests on a real cluster
 test-cluster: ## Prove what the tests' own Kubernetes promises: repair, two instances, two nodes, no trace (5 minutes)
 	@tests/cluster/test
 
-test-chart: ## The chart's life on a real cluster: install, upgrade, rollback, uninstall (1 minute)
+test-chart: ## The chart's life on a real cluster: install, upgrade, rollback, deployments that go wrong, uninstall (11 minutes on a busy machine)
 	@scripts/test chart
 
 test-gateway: ## Canaries through Envoy Gateway, under load (4 minutes; the first time it is built, 10 more)
