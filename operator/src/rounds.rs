@@ -65,7 +65,7 @@ pub async fn read_all<K: Clone + Eq + Hash>(
     let read = |(key, target): (K, Target)| {
         (key.clone(), target.namespace.clone(), async move {
             let read = client.get(context, &target, question).await;
-            record(key, read.map_err(|problem| debug!(pod = target.pod, path = question.path, problem, "no answer")));
+            record(key, read.map_err(|problem| debug!(pod = target.pod, path = question.path, %problem, "no answer")));
         })
     };
     in_turn(TICK, CONCURRENCY, || due(Instant::now()).into_iter().map(read).collect()).await;
