@@ -1,7 +1,7 @@
 //! Asks pods over HTTP: bounded in time and size, by their address inside the cluster and through the API server's proxy
 //! outside.
 
-use std::{collections::HashSet, hash::Hash, time::Duration};
+use std::{collections::HashSet, fmt::Display, hash::Hash, time::Duration};
 
 use futures::{StreamExt, stream::FuturesUnordered};
 use http_body_util::{BodyExt, Empty, Limited};
@@ -113,22 +113,22 @@ impl PodClient {
                 Reach::Proxy => by_proxy(context, target, question).await,
             }
         };
-        tokio::time::timeout(TIMEOUT, answer).await.unwrap_or_else(|_| Err(failed("no answer in time")))
+        tokio::time::timeout(TIMEOUT, answer).await.unwrap_or_else(|_| Err(failed(&"no answer in time")))
     }
 
     async fn by_address(&self, target: &Target, question: Question) -> Result<String, NoAnswer> {
         let Question { port, path, max_bytes } = question;
         let host = if target.address.contains(':') { format!("[{}]", target.address) } else { target.address.clone() };
-        let uri = format!("http://{host}:{port}{path}").parse().map_err(|problem: InvalidUri| failed(problem))?;
+        let uri = format!("http://{host}:{port}{path}").parse().map_err(|problem: InvalidUri| failed(&problem))?;
         let answer = self.0.get(uri).await.map_err(|problem| {
-            if is_refused(&problem) { NoAnswer::Absent(problem.to_string()) } else { failed(problem) }
+            if is_refused(&problem) { NoAnswer::Absent(problem.to_string()) } else { failed(&problem) }
         })?;
         succeeded(answer.status())?;
         text(answer.into_body(), max_bytes).await
     }
 }
 
-fn failed(problem: impl ToString) -> NoAnswer {
+fn failed(problem: &dyn Display) -> NoAnswer {
     NoAnswer::Failed(problem.to_string())
 }
 
@@ -136,7 +136,7 @@ fn succeeded(status: StatusCode) -> Result<(), NoAnswer> {
     match status {
         status if status.is_success() => Ok(()),
         StatusCode::NOT_FOUND => Err(NoAnswer::Absent(format!("status {status}"))),
-        status => Err(failed(format!("status {status}"))),
+        status => Err(failed(&format_args!("status {status}"))),
     }
 }
 
@@ -153,15 +153,15 @@ where
     B: hyper::body::Body<Data = Bytes>,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let body = Limited::new(body, max_bytes).collect().await.map_err(failed)?;
-    String::from_utf8(body.to_bytes().to_vec()).map_err(failed)
+    let body = Limited::new(body, max_bytes).collect().await.map_err(|problem| failed(&problem))?;
+    String::from_utf8(body.to_bytes().to_vec()).map_err(|problem| failed(&problem))
 }
 
 async fn by_proxy(context: &Context, target: &Target, question: Question) -> Result<String, NoAnswer> {
     let Question { port, path, max_bytes } = question;
     let path = format!("/api/v1/namespaces/{}/pods/{}:{port}/proxy{path}", target.namespace, target.pod);
-    let request = hyper::Request::get(path).body(Body::empty()).map_err(failed)?;
-    let answer = context.client.send(request).await.map_err(failed)?;
+    let request = hyper::Request::get(path).body(Body::empty()).map_err(|problem| failed(&problem))?;
+    let answer = context.client.send(request).await.map_err(|problem| failed(&problem))?;
     succeeded(answer.status())?;
     text(answer.into_body(), max_bytes).await
 }
