@@ -69,7 +69,7 @@ class Block:
         if not (part := PART.fullmatch(self.rest)):
             return [renamed(self.body)]
         kind, *path = part["path"].split(".")
-        return [whole(kind, path, text) for text in (self.body.splitlines() if part["each"] else [self.body]) if text.strip()]
+        return [whole(kind, [*path], text) for text in (self.body.splitlines() if part["each"] else [self.body]) if text.strip()]
 
     def problem(self):
         """What its author has to mend."""
@@ -90,7 +90,7 @@ class Block:
 
 def filled(text):
     """With a digest in the place of what is left out."""
-    return text.replace("…", "0" * 64)
+    return text.replace("…", "a" * 64)
 
 
 def renamed(manifest):
