@@ -146,7 +146,7 @@ pub async fn reconcile(known: Arc<ModelDeployment>, context: Arc<Context>) -> Re
         plan::Step::HandOver(_) => context.metrics.rollout_finished(&namespace, "promoted"),
         plan::Step::Reject(_) => context.metrics.rollout_finished(&namespace, "rejected"),
         plan::Step::GiveUp { .. } | plan::Step::Withdraw(_) => {
-            context.metrics.rollout_finished(&namespace, "rolled_back")
+            context.metrics.rollout_finished(&namespace, "rolled_back");
         }
         _ => {}
     }
