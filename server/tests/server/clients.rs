@@ -42,7 +42,7 @@ fn a_health_check_tells_a_ready_server_from_one_that_loads_and_from_none_and_ask
         let (output, _) = finish(command);
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
     };
-    let mut server = Server::ready(dogs(), |_| {});
+    let server = Server::ready(dogs(), |_| {});
     assert_eq!(check(&format!("{}/", server.url())), (Some(0), String::new()));
     let metrics = server.ask(&get("/metrics")).text();
     let predictions = |line: &str| line.starts_with("predictions_total{") && !line.ends_with(" 0");
