@@ -1,7 +1,7 @@
 # Thin: each target is a script that can be read and run by itself.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: ablations accuracy bench-train bench-rollout chaos help demo demo-clean test test-long unit fuzz e2e test-cluster test-chart test-dashboards test-registry test-plain test-clients test-alerts book soak lint bench-serve crds images install cluster cluster-down test-gateway plugin test-plugin bench-platform test-compose test-docs bench-operator test-reproducible
+.PHONY: ablations accuracy bench-train bench-rollout chaos help demo demo-clean test test-long unit fuzz e2e test-cluster test-chart test-dashboards test-registry test-plain test-clients test-alerts book soak lint bench-serve crds images install cluster cluster-down test-gateway plugin test-plugin bench-platform test-compose test-docs test-book bench-operator test-reproducible
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -15,7 +15,7 @@ demo-clean: ## Remove what the demo made in the cluster
 test: ## All tests but those of `make test-long`: unit, parity with PyTorch, end to end on a real cluster
 	@scripts/test
 
-test-long: ## Compose's services, canaries through a Gateway, the commands of the documentation (30 minutes)
+test-long: ## The book, Compose's services, canaries through a Gateway, the commands of the documentation (30 minutes)
 	@scripts/test long
 
 unit: ## Tests that need no cluster
@@ -74,6 +74,9 @@ chaos: ## Break the operator on purpose: 60 faults that follow from a seed, unde
 
 lint: ## Formatting, clippy, generated files, shell scripts, chart, alerts
 	@scripts/lint
+
+test-book: ## The documentation as a book: its links, and its diagrams in Chromium (10 seconds; the first time 3 minutes more)
+	@scripts/test book
 
 book: ## Build the documentation as a book in .anneal/book
 	@scripts/book

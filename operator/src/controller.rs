@@ -175,7 +175,8 @@ where
     let span = info_span!("reconcile", kind, namespace = object.namespace(), name = object.name_any());
     let start = std::time::Instant::now();
     let result = reconcile.instrument(span).await;
-    context.metrics.reconciled(kind, result.is_ok(), start.elapsed().as_secs_f64());
+    let (namespace, seconds) = (object.namespace().unwrap_or_default(), start.elapsed().as_secs_f64());
+    context.metrics.reconciled(kind, &namespace, result.is_ok(), seconds);
     if result.is_ok() {
         context.succeeded(&key);
     }

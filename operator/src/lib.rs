@@ -18,6 +18,8 @@ pub mod model_deployment;
 pub mod options;
 pub mod performance;
 pub mod pod_http;
+#[cfg(test)]
+mod policies;
 pub mod progress;
 pub mod rounds;
 pub mod runs;

@@ -1,5 +1,7 @@
 //! The operator's own metrics, in the style of Kubernetes' Job controller. No label grows with the objects, but for the
-//! training metrics of the runs that train at the moment, of which only so many are told.
+//! training metrics of the runs that train at the moment and the performance of deployments with feedback, of which only so
+//! many are told. What an alert is about is counted by the namespace of its object; `namespace` itself is what Prometheus
+//! calls the operator's own.
 
 use std::{
     collections::HashSet,
@@ -15,6 +17,12 @@ use crate::shadow::Counts;
 
 /// Runs whose training metrics are told at one time. Of more, the first ones are told.
 const MAX_TRAININGS: usize = 500;
+/// Deployments whose performance is told at one time.
+const MAX_DEPLOYMENTS: usize = 500;
+/// Namespaces that are counted by name, until the operator starts again.
+const MAX_NAMESPACES: usize = 500;
+/// Stands for all further ones. No namespace has an underscore.
+const FURTHER: &str = "_further";
 
 /// Counters and histograms of the operator.
 #[derive(Clone, Debug)]
@@ -36,7 +44,10 @@ pub struct Metrics {
     best: GaugeVec,
     images_per_second: GaugeVec,
     step: GaugeVec,
+    degraded: IntGaugeVec,
     trainings: Arc<Mutex<HashSet<(String, String)>>>,
+    judged: Arc<Mutex<HashSet<[String; 3]>>>,
+    namespaces: Arc<Mutex<HashSet<String>>>,
 }
 
 impl Metrics {
@@ -66,7 +77,7 @@ impl Metrics {
             runs_finished: counter(
                 "anneal_training_runs_finished_total",
                 "Training runs that ended, by result (succeeded or failed).",
-                &["result"],
+                &["resource_namespace", "result"],
             )?,
             attempts: counter(
                 "anneal_training_attempts_failed_total",
@@ -76,7 +87,7 @@ impl Metrics {
             rollouts: counter(
                 "anneal_rollouts_total",
                 "Rollouts of model deployments that ended, by result (promoted, rejected or rolled_back).",
-                &["result"],
+                &["resource_namespace", "result"],
             )?,
             shadow_answers: counter(
                 "anneal_shadow_answers_total",
@@ -96,11 +107,11 @@ impl Metrics {
             scheduled: counter(
                 "anneal_scheduled_starts_total",
                 "Starts of training runs that a schedule asked for, by result (started or missed).",
-                &["result"],
+                &["resource_namespace", "result"],
             )?,
             progress_reads: counter(
                 "anneal_progress_reads_total",
-                "Reads of training pods' progress, by result (success or error).",
+                "Reads of training pods' progress, by result (success, error, or absent where an image has none to tell).",
                 &["result"],
             )?,
             queue_depth: count("anneal_queue_depth", "Objects that wait for a reconcile, by kind.", &["kind"])?,
@@ -109,9 +120,16 @@ impl Metrics {
             best: gauge("anneal_training_best_accuracy", "Best validation accuracy of a run that trains, 0 to 1.")?,
             images_per_second: gauge("anneal_training_images_per_second", "Rate of a run that trains.")?,
             step: gauge("anneal_training_step", "Optimiser steps that a run that trains has done.")?,
+            degraded: count(
+                "anneal_model_performance_degraded",
+                "Whether a model deployment with feedback is out of its bounds (1), and why or why not.",
+                &["resource_namespace", "model_deployment", "reason"],
+            )?,
             trainings: Arc::default(),
+            judged: Arc::default(),
+            namespaces: Arc::default(),
         };
-        let collectors: [Box<dyn prometheus::core::Collector>; 16] = [
+        let collectors: [Box<dyn prometheus::core::Collector>; 17] = [
             Box::new(metrics.reconciles.clone()),
             Box::new(metrics.reconcile_seconds.clone()),
             Box::new(metrics.runs_finished.clone()),
@@ -128,6 +146,7 @@ impl Metrics {
             Box::new(metrics.best.clone()),
             Box::new(metrics.images_per_second.clone()),
             Box::new(metrics.step.clone()),
+            Box::new(metrics.degraded.clone()),
         ];
         for collector in collectors {
             metrics.registry.register(collector)?;
@@ -146,37 +165,54 @@ impl Metrics {
             self.reconcile_seconds.with_label_values(&[kind]);
         }
         for result in ["succeeded", "failed"] {
-            self.runs_finished.with_label_values(&[result]);
             self.sweeps_finished.with_label_values(&[result]);
             self.trials.with_label_values(&[result]);
         }
         self.trials.with_label_values(&["stopped"]);
-        for result in ["started", "missed"] {
-            self.scheduled.with_label_values(&[result]);
-        }
         for class in FailureClass::ALL {
             self.attempts.with_label_values(&[class.as_str()]);
-        }
-        for result in ["promoted", "rejected"] {
-            self.rollouts.with_label_values(&[result]);
         }
         for result in ["agreed", "disagreed"] {
             self.shadow_answers.with_label_values(&[result]);
         }
-        for result in ["success", "error"] {
+        for result in ["success", "error", "absent"] {
             self.progress_reads.with_label_values(&[result]);
         }
     }
 
-    /// Counts one reconcile.
-    pub fn reconciled(&self, kind: &str, success: bool, seconds: f64) {
+    /// The label of a namespace, whose counters begin at zero when it is met for the first time.
+    fn met<'a>(&self, namespace: &'a str) -> &'a str {
+        let mut namespaces = self.namespaces.lock().unwrap_or_else(PoisonError::into_inner);
+        if namespaces.contains(namespace) {
+            return namespace;
+        }
+        let label = if namespaces.len() < MAX_NAMESPACES { namespace } else { FURTHER };
+        if label == namespace {
+            namespaces.insert(namespace.to_owned());
+        }
+        for result in ["succeeded", "failed"] {
+            self.runs_finished.with_label_values(&[label, result]);
+        }
+        for result in ["promoted", "rejected", "rolled_back"] {
+            self.rollouts.with_label_values(&[label, result]);
+        }
+        for result in ["started", "missed"] {
+            self.scheduled.with_label_values(&[label, result]);
+        }
+        label
+    }
+
+    /// Counts one reconcile of an object of that namespace.
+    pub fn reconciled(&self, kind: &str, namespace: &str, success: bool, seconds: f64) {
+        self.met(namespace);
         self.reconciles.with_label_values(&[kind, if success { "success" } else { "error" }]).inc();
         self.reconcile_seconds.with_label_values(&[kind]).observe(seconds);
     }
 
     /// Counts a training run that ended.
-    pub fn run_finished(&self, succeeded: bool) {
-        self.runs_finished.with_label_values(&[if succeeded { "succeeded" } else { "failed" }]).inc();
+    pub fn run_finished(&self, namespace: &str, succeeded: bool) {
+        let result = if succeeded { "succeeded" } else { "failed" };
+        self.runs_finished.with_label_values(&[self.met(namespace), result]).inc();
     }
 
     /// Counts an attempt that failed.
@@ -185,8 +221,8 @@ impl Metrics {
     }
 
     /// Counts a rollout that ended.
-    pub fn rollout_finished(&self, result: &str) {
-        self.rollouts.with_label_values(&[result]).inc();
+    pub fn rollout_finished(&self, namespace: &str, result: &str) {
+        self.rollouts.with_label_values(&[self.met(namespace), result]).inc();
     }
 
     /// Counts answers that were compared.
@@ -207,13 +243,14 @@ impl Metrics {
     }
 
     /// Counts starts that a schedule asked for.
-    pub fn scheduled(&self, started: bool, starts: u64) {
-        self.scheduled.with_label_values(&[if started { "started" } else { "missed" }]).inc_by(starts);
+    pub fn scheduled(&self, namespace: &str, started: bool, starts: u64) {
+        let result = if started { "started" } else { "missed" };
+        self.scheduled.with_label_values(&[self.met(namespace), result]).inc_by(starts);
     }
 
-    /// Counts a read of a pod's progress.
-    pub fn progress_read(&self, success: bool) {
-        self.progress_reads.with_label_values(&[if success { "success" } else { "error" }]).inc();
+    /// Counts a read of a pod's progress: `success`, `error`, or `absent`.
+    pub fn progress_read(&self, result: &str) {
+        self.progress_reads.with_label_values(&[result]).inc();
     }
 
     /// Tells how many objects of a kind wait for a reconcile.
@@ -266,6 +303,22 @@ impl Metrics {
         }
     }
 
+    /// Tells of each deployment that is judged, by namespace and name, whether it is out of its bounds and why.
+    pub fn performance<'a>(&self, all: impl Iterator<Item = (&'a str, &'a str, &'a str, bool)>) {
+        let mut judged = self.judged.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut former = std::mem::take(&mut *judged);
+        for (namespace, deployment, reason, is_degraded) in all.take(MAX_DEPLOYMENTS) {
+            let labels = [namespace, deployment, reason].map(str::to_owned);
+            self.degraded.with_label_values(&labels).set(i64::from(is_degraded));
+            former.remove(&labels);
+            judged.insert(labels);
+        }
+        for labels in former {
+            // An error says that it is not told any more, which is what is wanted.
+            let _ = self.degraded.remove_label_values(&labels);
+        }
+    }
+
     /// Everything in Prometheus' text format.
     ///
     /// # Errors
@@ -284,25 +337,69 @@ mod tests {
     #[test]
     fn what_was_counted_is_in_the_text() {
         let metrics = Metrics::new().expect("unique names");
-        metrics.reconciled("trainingrun", true, 0.01);
-        metrics.run_finished(false);
+        metrics.reconciled("trainingrun", "ml", true, 0.01);
+        metrics.run_finished("ml", false);
         let text = String::from_utf8(metrics.text().expect("text")).expect("utf-8");
         assert!(text.contains(r#"anneal_reconciles_total{kind="trainingrun",result="success"} 1"#), "{text}");
-        assert!(text.contains(r#"anneal_training_runs_finished_total{result="failed"} 1"#), "{text}");
+        assert!(
+            text.contains(r#"anneal_training_runs_finished_total{resource_namespace="ml",result="failed"} 1"#),
+            "{text}"
+        );
     }
 
     #[test]
     fn what_never_happened_is_told_as_zero() {
-        let text = String::from_utf8(Metrics::new().expect("unique names").text().expect("text")).expect("utf-8");
+        let metrics = Metrics::new().expect("unique names");
+        metrics.reconciled("modeldeployment", "ml", true, 0.01);
+        let text = String::from_utf8(metrics.text().expect("text")).expect("utf-8");
         for line in [
             r#"anneal_reconciles_total{kind="modeldeployment",result="error"} 0"#,
-            r#"anneal_training_runs_finished_total{result="failed"} 0"#,
+            r#"anneal_training_runs_finished_total{resource_namespace="ml",result="failed"} 0"#,
             r#"anneal_training_attempts_failed_total{class="OOMKilled"} 0"#,
-            r#"anneal_rollouts_total{result="rejected"} 0"#,
+            r#"anneal_rollouts_total{resource_namespace="ml",result="rejected"} 0"#,
+            r#"anneal_rollouts_total{resource_namespace="ml",result="rolled_back"} 0"#,
+            r#"anneal_scheduled_starts_total{resource_namespace="ml",result="missed"} 0"#,
+            r#"anneal_progress_reads_total{result="absent"} 0"#,
             r#"anneal_shadow_answers_total{result="agreed"} 0"#,
         ] {
             assert!(text.contains(line), "{line} is missing in\n{text}");
         }
+    }
+
+    #[test]
+    fn however_many_namespaces_there_are_only_so_many_are_told_by_name_and_none_is_lost() {
+        let metrics = Metrics::new().expect("unique names");
+        for number in 0..2 * MAX_NAMESPACES {
+            metrics.run_finished(&format!("team-{number}"), false);
+        }
+        let text = String::from_utf8(metrics.text().expect("text")).expect("utf-8");
+        let failed = |line: &&str| line.starts_with("anneal_training_runs_finished_total{") && line.contains("failed");
+        assert_eq!(text.lines().filter(failed).count(), MAX_NAMESPACES + 1);
+        let further = format!(
+            r#"anneal_training_runs_finished_total{{resource_namespace="{FURTHER}",result="failed"}} {MAX_NAMESPACES}"#
+        );
+        assert!(text.contains(&further), "{further} is missing in\n{text}");
+    }
+
+    #[test]
+    fn a_deployment_is_told_with_its_reason_of_now_and_not_when_it_is_gone() {
+        let metrics = Metrics::new().expect("unique names");
+        let lines = || {
+            let text = String::from_utf8(metrics.text().expect("text")).expect("utf-8");
+            let all = text.lines().filter(|line| line.starts_with("anneal_model_performance_degraded{"));
+            all.map(str::to_owned).collect::<Vec<_>>()
+        };
+        let line = |reason: &str, value: i64| {
+            format!(
+                r#"anneal_model_performance_degraded{{model_deployment="cats",reason="{reason}",resource_namespace="ml"}} {value}"#
+            )
+        };
+        metrics.performance([("ml", "cats", "WithinBounds", false)].into_iter());
+        assert_eq!(lines(), [line("WithinBounds", 0)]);
+        metrics.performance([("ml", "cats", "AccuracyBelowMinimum", true)].into_iter());
+        assert_eq!(lines(), [line("AccuracyBelowMinimum", 1)]);
+        metrics.performance(std::iter::empty());
+        assert!(lines().is_empty());
     }
 
     #[test]

@@ -22,7 +22,7 @@ use crate::{
     clock,
     context::Context,
     metrics::Metrics,
-    pod_http::{PodClient, Question, in_turn},
+    pod_http::{NoAnswer, PodClient, Question, in_turn},
 };
 
 /// How often one pod is read. A status write follows each read that brought news, so this bounds the writes too.
@@ -183,9 +183,14 @@ async fn follow_up(
 
 async fn read(context: &Context, client: &PodClient, target: &Target, metrics: &Metrics) -> Option<Progress> {
     let text = client.get(context, target, QUESTION).await;
-    let progress = text.and_then(|text| Progress::parse(&text).map_err(|problem| problem.to_string()));
-    metrics.progress_read(progress.is_ok());
-    progress.map_err(|problem| debug!(pod = target.pod, problem, "progress could not be read")).ok()
+    let progress =
+        text.and_then(|text| Progress::parse(&text).map_err(|problem| NoAnswer::Failed(problem.to_string())));
+    metrics.progress_read(match progress {
+        Ok(_) => "success",
+        Err(NoAnswer::Absent(_)) => "absent",
+        Err(NoAnswer::Failed(_)) => "error",
+    });
+    progress.map_err(|problem| debug!(pod = target.pod, %problem, "progress could not be read")).ok()
 }
 
 #[cfg(test)]

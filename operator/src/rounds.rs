@@ -175,7 +175,7 @@ pub async fn read_all<E: Entry>(
             let read = client.get(context, &target, round.question).await;
             board.note(&key, read.is_ok(), &round, Instant::now());
             let path = round.question.path;
-            record(key, read.map_err(|problem| debug!(pod = target.pod, path, problem, "no answer")));
+            record(key, read.map_err(|problem| debug!(pod = target.pod, path, %problem, "no answer")));
         })
     };
     in_turn(TICK, CONCURRENCY, || board.take_due(&round, Instant::now()).into_iter().map(read).collect()).await;

@@ -59,6 +59,8 @@ enum Manner {
     Compressed,
     Switches,
     Fails,
+    /// It has no such path.
+    Without,
     /// What is well and only looks odd.
     OfAnotherType,
     AndMore,
@@ -67,7 +69,7 @@ enum Manner {
 
 use Manner::{
     AndMore, BeforeChrist, BeyondFloats, Compressed, Dripping, Endless, EndlessHeaders, EndlessHints, Fails, HangsUp,
-    Huge, Mute, Negative, Nested, NotANumber, NotHttp, NotUtf8, OfAnotherType, Redirects, Switches, Well,
+    Huge, Mute, Negative, Nested, NotANumber, NotHttp, NotUtf8, OfAnotherType, Redirects, Switches, Well, Without,
 };
 
 /// All that say nothing which could be taken.
@@ -162,6 +164,7 @@ impl Manner {
             .into_bytes(),
             Compressed => ok("content-encoding: gzip\r\n", GZIPPED),
             Switches => b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n".to_vec(),
+            Without => b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n".to_vec(),
             Fails => [b"HTTP/1.1 500 Oops\r\n", &ok("", &well)["HTTP/1.1 200 OK\r\n".len()..]].concat(),
             OfAnotherType => ok("content-type: text/html; charset=utf-7\r\n", &well),
             AndMore => [ok("", &well), ok("", progress("step", "4000000"))].concat(),
@@ -292,4 +295,31 @@ async fn a_hundred_pods_that_never_answer_hold_up_nobody_in_another_namespace() 
     println!("read after {:.1} s, beside a hundred that do not answer", begin.elapsed().as_secs_f64());
     assert!(matches!(context.progress.reading(&good), Reading::Said(_)));
     reader.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_image_without_progress_is_counted_apart_from_a_pod_that_cannot_be_read() {
+    let nobody = address();
+    let (without, _) = pod(Without, nobody).await;
+    let (fails, _) = pod(Fails, nobody).await;
+    for (at, counted, other) in [(nobody, "absent", "error"), (without, "absent", "error"), (fails, "error", "absent")]
+    {
+        let context = context();
+        follow(&context, "ml", "cats", at);
+        let (sender, _news) = mpsc::unbounded();
+        let reader = tokio::spawn(read_all(context.clone(), sender));
+        let reads = |result: &str| {
+            let text = String::from_utf8(context.metrics.text().expect("text")).expect("utf-8");
+            let start = format!("anneal_progress_reads_total{{result=\"{result}\"}} ");
+            let count = text.lines().find_map(|line| line.strip_prefix(&start)).expect("told from the start");
+            count.parse::<usize>().expect("a count")
+        };
+        let begin = Instant::now();
+        while reads(counted) == 0 {
+            assert!(begin.elapsed() < JUDGED, "{at} is not counted as {counted}");
+            sleep(Duration::from_millis(50)).await;
+        }
+        assert_eq!(reads(other), 0, "{at} counts as {other}, too");
+        reader.abort();
+    }
 }

@@ -12,6 +12,7 @@ pub mod drift;
 pub mod engine;
 pub mod feedback;
 pub mod frame;
+pub mod healthcheck;
 pub mod input;
 pub mod journal;
 pub mod last_words;

@@ -3,7 +3,7 @@
 use anneal_api::{failure::FailureClass, termination::TerminationMessage};
 use anneal_model::openmp;
 use anneal_server::{
-    last_words, lifecycle, load, logging,
+    healthcheck, last_words, lifecycle, load, logging,
     options::{Cli, Command},
     predict, smoke, track, tune,
 };
@@ -48,5 +48,6 @@ async fn run(cli: Cli) -> i32 {
         Command::Predict(options) => predict::run(&options).await,
         Command::Track(options) => track::run(&options).await,
         Command::Load(options) => load::run(&options).await,
+        Command::Healthcheck(options) => healthcheck::run(&options).await,
     }
 }

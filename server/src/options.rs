@@ -34,6 +34,8 @@ pub enum Command {
     Track(TrackOptions),
     /// Sends images again and again, to see how a deployment scales.
     Load(LoadOptions),
+    /// Asks a server whether it is ready, and nothing of its model. Exits 0 when it is, 1 when it is not.
+    Healthcheck(HealthcheckOptions),
 }
 
 /// Options of `serve`.
@@ -241,6 +243,20 @@ pub struct LoadOptions {
     /// Print a line of JSON for each failure, each change of the revision that answers, and every few seconds.
     #[arg(long)]
     pub journal: bool,
+}
+
+/// Options of `healthcheck`.
+#[derive(Clone, Debug, Args)]
+pub struct HealthcheckOptions {
+    /// Address of the server.
+    #[arg(long, default_value_t = format!("http://127.0.0.1:{}", names::SERVER_PORT))]
+    pub url: String,
+    /// Time that the answer may take.
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration)]
+    pub timeout: Duration,
+    /// How to get in.
+    #[command(flatten)]
+    pub access: Access,
 }
 
 /// What convolutions compute in.

@@ -72,12 +72,31 @@ experiments = urllib.request.Request(
     "http://mlflow:5000/api/2.0/mlflow/experiments/search", b'{"max_results": 1}', {"Content-Type": "application/json"})
 assert json.load(urllib.request.urlopen(experiments, timeout=30))["experiments"], "MLflow has no experiment"
 print("ok: MLflow answers under its name")
-until = time.monotonic() + PATIENCE
-query = "http://prometheus:9090/api/v1/query?" + urllib.parse.urlencode({"query": 'predictions_total{model_deployment="cats-vs-dogs"}'})
-while not get(query)["data"]["result"]:
-    assert time.monotonic() < until, "Prometheus has read nothing from the server"
-    time.sleep(1)
+prometheus = "http://prometheus:9090/api/v1/"
+
+
+def asked(query):
+    return get(prometheus + "query?" + urllib.parse.urlencode({"query": query}))["data"]["result"]
+
+
+def wait(what, look):
+    until = time.monotonic() + PATIENCE
+    while not look():
+        assert time.monotonic() < until, f"waited in vain: {what}"
+        time.sleep(1)
+
+
+wait("Prometheus reads the server's metrics", lambda: asked('anneal_model_info{model_deployment="cats-vs-dogs"}'))
 print("ok: Prometheus reads the server's metrics")
-assert any(group["rules"] for group in get("http://prometheus:9090/api/v1/rules")["data"]["groups"]), "there are no alerts"
-print("ok: Prometheus has the alerts")
-print(f"{len(running) + 5} passed, 0 failed")
+for name, (_, environment) in running.items():
+    assert subprocess.run(services[name]["healthcheck"]["test"][1:], env=environment, capture_output=True).returncode == 0, name
+with urllib.request.urlopen("http://server:8000/metrics", timeout=10) as answer:
+    counted = [line for line in answer.read().decode().splitlines() if re.match(r"predictions_total\{.*\} [1-9]", line)]
+assert not counted, f"nobody asked for a prediction but the health check: {counted}"
+print("ok: health checks are no predictions")
+groups = get(prometheus + "rules")["data"]["groups"]
+assert any(group["rules"] for group in groups), "there are no alerts"
+wait("every alert is evaluated", lambda: all(rule["lastEvaluation"] > "0002" for group in get(prometheus + "rules")["data"]["groups"] for rule in group["rules"]))
+wait("no alert fires or is about to where all is well", lambda: not get(prometheus + "alerts")["data"]["alerts"])
+print("ok: Prometheus has the alerts, and none of them fires or is about to")
+print(f"{len(running) + 6} passed, 0 failed")

@@ -25,8 +25,8 @@ pub async fn apply(context: &Context, seen: &Observed, mut plan: Plan, now: Time
     if seen.cron.status.as_ref() != Some(&plan.status) {
         cluster::write_status(&context.client, seen.cron.as_ref(), &plan.status).await?;
         context.publish(&seen.cron.object_ref(&()), &plan.events).await;
-        context.metrics.scheduled(true, u64::from(plan.start.is_some()));
-        context.metrics.scheduled(false, u64::from(plan.missed));
+        context.metrics.scheduled(&namespace, true, u64::from(plan.start.is_some()));
+        context.metrics.scheduled(&namespace, false, u64::from(plan.missed));
     }
     for run in &plan.delete {
         cluster::delete(&context.client, &namespace, run).await?;

@@ -160,6 +160,12 @@ fn told(of: &Measured, now: Timestamp) -> Performance {
     }
 }
 
+/// Why the deployment is out of its bounds, or why not, as its status says it; nothing where it is not judged.
+pub fn judgement(status: &ModelDeploymentStatus) -> Option<(&str, bool)> {
+    let condition = status.conditions.iter().find(|condition| condition.type_ == PERFORMANCE_DEGRADED)?;
+    Some((condition.reason.as_str(), condition.status == "True"))
+}
+
 /// What changed, in the words of Events.
 pub fn transitions(old: &ModelDeploymentStatus, new: &ModelDeploymentStatus) -> Option<Transition> {
     let found = |status: &ModelDeploymentStatus| {

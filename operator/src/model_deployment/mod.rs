@@ -35,7 +35,10 @@ use futures::channel::mpsc;
 use jiff::Timestamp;
 use kube::{
     Resource, ResourceExt,
-    runtime::{controller::Action, reflector::ObjectRef},
+    runtime::{
+        controller::Action,
+        reflector::{ObjectRef, Store},
+    },
 };
 use tracing::warn;
 
@@ -52,6 +55,8 @@ use crate::{
 
 /// The kind in metrics and logs.
 const KIND: &str = "modeldeployment";
+/// How often the deployments out of their bounds are counted.
+const COUNT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A reconcile could not be finished; it is tried again.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +71,7 @@ pub async fn run(context: Arc<Context>, namespace: Option<&str>, concurrency: u1
     let (news, woken) = mpsc::unbounded();
     let (told, compared) = (news.clone(), news.clone());
     let controller = watches::controller(&context, namespace, concurrency).reconcile_on(woken);
+    let deployments = controller.store();
     tokio::join!(
         drive(
             controller,
@@ -75,8 +81,22 @@ pub async fn run(context: Arc<Context>, namespace: Option<&str>, concurrency: u1
         ),
         signals::read_all(context.clone(), news),
         board::read_all(context.clone(), told),
-        shadows::read_all(context, compared),
+        shadows::read_all(context.clone(), compared),
+        count_degraded(&context, &deployments),
     );
+}
+
+/// Tells the metrics for ever which of the deployments that are judged are out of their bounds.
+async fn count_degraded(context: &Context, deployments: &Store<ModelDeployment>) {
+    let mut tick = tokio::time::interval(COUNT_INTERVAL);
+    loop {
+        tick.tick().await;
+        let all = deployments.state();
+        context.metrics.performance(all.iter().filter_map(|deployment| {
+            let (reason, is_degraded) = feedback::judgement(deployment.status.as_ref()?)?;
+            Some((deployment.metadata.namespace.as_deref()?, deployment.metadata.name.as_deref()?, reason, is_degraded))
+        }));
+    }
 }
 
 /// Brings one deployment one step further.
@@ -121,11 +141,14 @@ pub async fn reconcile(known: Arc<ModelDeployment>, context: Arc<Context>) -> Re
     let version = record(&context, &seen.owner, &plan.status, &plan.events).await?;
     // Last, so that a request which an interrupted reconcile did not see through is seen again.
     apply::consume(&context, &seen.owner, version.as_deref(), &plan.answered).await?;
+    let namespace = seen.owner.namespace().unwrap_or_default();
     match plan.step {
         plan::Step::HandOver(_) if plan.status.phase == Some(DeploymentPhase::Degraded) => {}
-        plan::Step::HandOver(_) => context.metrics.rollout_finished("promoted"),
-        plan::Step::Reject(_) => context.metrics.rollout_finished("rejected"),
-        plan::Step::GiveUp { .. } | plan::Step::Withdraw(_) => context.metrics.rollout_finished("rolled_back"),
+        plan::Step::HandOver(_) => context.metrics.rollout_finished(&namespace, "promoted"),
+        plan::Step::Reject(_) => context.metrics.rollout_finished(&namespace, "rejected"),
+        plan::Step::GiveUp { .. } | plan::Step::Withdraw(_) => {
+            context.metrics.rollout_finished(&namespace, "rolled_back");
+        }
         _ => {}
     }
     Ok(plan.wake.action(now))

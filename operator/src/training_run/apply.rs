@@ -55,7 +55,7 @@ pub async fn apply(context: &Context, seen: &Observed, mut plan: Plan, now: Time
             }
             Err(problem) => return Err(problem),
         }
-        count(context, &former, &plan.status);
+        count(context, &namespace, &former, &plan.status);
         context.publish(&seen.run.object_ref(&()), &plan.events).await;
     }
     if plan.status.current_attempt.is_none() {
@@ -92,6 +92,7 @@ fn refused(seen: &Observed, plan: &mut Plan, problem: &ClusterError, now: Timest
 
 fn count(
     context: &Context,
+    namespace: &str,
     former: &anneal_api::resources::TrainingRunStatus,
     new: &anneal_api::resources::TrainingRunStatus,
 ) {
@@ -102,8 +103,8 @@ fn count(
     }
     if former.phase != new.phase && new.completion_time.is_some() {
         match new.phase {
-            Some(RunPhase::Succeeded) => context.metrics.run_finished(true),
-            Some(RunPhase::Failed) => context.metrics.run_finished(false),
+            Some(RunPhase::Succeeded) => context.metrics.run_finished(namespace, true),
+            Some(RunPhase::Failed) => context.metrics.run_finished(namespace, false),
             _ => {}
         }
     }

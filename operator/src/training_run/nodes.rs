@@ -20,7 +20,7 @@ use super::validate::ValidRun;
 use crate::children::{env, labels, metadata};
 
 /// Where the first pod waits for the others; torchrun's own default.
-const MASTER_PORT: u16 = 29500;
+pub const MASTER_PORT: u16 = 29500;
 /// On each pod of an indexed Job.
 const INDEX: &str = "batch.kubernetes.io/job-completion-index";
 

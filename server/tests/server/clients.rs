@@ -6,6 +6,7 @@ use tempfile::NamedTempFile;
 
 use crate::{
     process::{Server, binary, dogs, finish, picture, picture_file},
+    startup::pipe,
     wire::get,
 };
 
@@ -31,6 +32,28 @@ fn predict_prints_a_table_and_tells_which_file_failed() {
     assert_eq!(output.status.code(), Some(1));
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(errors.contains("notes.txt: the answer is 400"), "{errors}");
+}
+
+#[test]
+fn a_health_check_tells_a_ready_server_from_one_that_loads_and_from_none_and_asks_for_no_prediction() {
+    let check = |url: &str| {
+        let mut command = binary();
+        command.args(["healthcheck", "--url", url]);
+        let (output, _) = finish(command);
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let server = Server::ready(dogs(), |_| {});
+    assert_eq!(check(&format!("{}/", server.url())), (Some(0), String::new()));
+    let metrics = server.ask(&get("/metrics")).text();
+    let predictions = |line: &str| line.starts_with("predictions_total{") && !line.ends_with(" 0");
+    assert!(!metrics.lines().any(predictions), "{metrics}");
+
+    let dir = tempfile::tempdir().expect("a folder");
+    let loading = Server::start(&pipe(dir.path()), |_| {});
+    let (code, said) = check(&loading.url());
+    assert!(code == Some(1) && said.contains("503") && said.contains("the model is being loaded"), "{code:?}: {said}");
+    let (code, said) = check("http://127.0.0.1:9");
+    assert!(code == Some(1) && said.contains("nobody listens there"), "{code:?}: {said}");
 }
 
 fn track(server: &Server, reports: &Path, photos: &Path, more: &[&str]) -> Output {

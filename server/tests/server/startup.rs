@@ -123,7 +123,7 @@ fn refused_without_address(arguments: &[&str]) -> (Option<i32>, FailureClass) {
 }
 
 /// Reading a named pipe blocks until somebody writes into it, so loading lasts as long as the test wants.
-fn pipe(dir: &Path) -> std::path::PathBuf {
+pub fn pipe(dir: &Path) -> std::path::PathBuf {
     let path = dir.join("model.pth");
     assert!(Command::new("mkfifo").arg(&path).status().expect("mkfifo runs").success());
     path
