@@ -137,6 +137,8 @@ fn conclude(mut training: Training<'_>, checkpoints: &Checkpoints) -> Result<Run
         bytes: i64::try_from(published.bytes).unwrap_or(i64::MAX),
         classes: dataset.classes.clone(),
         metrics,
+        best: training.history.best(),
+        loss: training.history.0.last().map(|epoch| epoch.train_loss),
         dataset: dataset.identity.clone(),
         seed: config.hyperparameters.seed,
         epochs: i32::try_from(training.epoch).unwrap_or(i32::MAX),

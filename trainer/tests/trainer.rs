@@ -55,6 +55,11 @@ fn a_run_learns_the_synthetic_set_and_publishes_what_it_learned() {
         assert!(!content.is_empty(), "{report} is empty");
         assert!(!report.contains(".png") || image::load_from_memory(&content).is_ok(), "{report} is no picture");
     }
+    let history = fs::read(run.path("out/reports/training_history.json")).expect("a report");
+    let history: serde_json::Value = serde_json::from_slice(&history).expect("JSON");
+    let series = |name: &str| -> Vec<f64> { serde_json::from_value(history[name].clone()).expect("numbers") };
+    assert_eq!(result.best, series("val_acc").into_iter().reduce(f64::max), "{history}");
+    assert_eq!(result.loss, series("train_loss").last().copied(), "{history}");
     let metrics = fs::read(run.path("out/reports/metrics.json")).expect("a report");
     let metrics: serde_json::Value = serde_json::from_slice(&metrics).expect("JSON");
     assert!(metrics["dataWaitShare"].as_f64().is_some_and(|share| (0.0..1.0).contains(&share)), "{metrics}");

@@ -41,6 +41,12 @@ pub struct RunResult {
     pub classes: Vec<String>,
     /// Metrics of the published checkpoint on the test set, or on the validation set where there is no test set.
     pub metrics: Metrics,
+    /// Best validation accuracy of all epochs, 0 to 1; absent where the image does not say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub best: Option<f64>,
+    /// Mean training loss of the last epoch; absent where the image does not say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loss: Option<f64>,
     /// What it was trained on.
     pub dataset: DatasetResult,
     /// Seed of every random draw.

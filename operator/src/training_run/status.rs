@@ -74,7 +74,7 @@ impl State {
     }
 }
 
-/// The progress of a run that has succeeded: all steps done, whatever the last reading caught.
+/// The progress of a run that has succeeded: all steps done, and as good as it says itself, whatever the last reading caught.
 pub fn final_progress(status: &TrainingRunStatus, result: &RunResult, end: Timestamp) -> ProgressStatus {
     let last = status.progress.as_ref().map(|progress| &progress.reported);
     let steps = last.map_or(1, |progress| progress.steps.max(1));
@@ -86,8 +86,8 @@ pub fn final_progress(status: &TrainingRunStatus, result: &RunResult, end: Times
         checkpoint_step: Some(steps),
         resumed_from_step: result.resumed_from_step,
         steps_lost: result.steps_lost,
-        loss: last.and_then(|progress| progress.loss),
-        best: last.and_then(|progress| progress.best).or(Some(result.metrics.accuracy)),
+        loss: result.loss.or(last.and_then(|progress| progress.loss)),
+        best: result.best.or(last.and_then(|progress| progress.best)).or(Some(result.metrics.accuracy)),
         images_per_second: last.and_then(|progress| progress.images_per_second),
         data_wait_share: last.and_then(|progress| progress.data_wait_share),
         estimated_completion_time: None,

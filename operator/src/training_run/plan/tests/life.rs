@@ -108,6 +108,21 @@ fn a_published_model_ends_the_run_with_its_result() {
 }
 
 #[test]
+fn what_a_run_gave_counts_and_not_what_was_read_last_while_it_trained() {
+    let mut world = running(json!({}));
+    world.says(50, None, None);
+    if let Reading::Said(progress) = &mut world.reading {
+        (progress.best, progress.loss) = (Some(0.5), Some(0.9));
+    }
+    let best_of =
+        |world: &World| world.status().progress.map(|progress| (progress.reported.best, progress.reported.loss));
+    world.settle();
+    assert_eq!(best_of(&world), Some((Some(0.5), Some(0.9))));
+    world.ends(0, "Completed", Some(&published())).settle();
+    assert_eq!(best_of(&world), Some((result().best, result().loss)));
+}
+
+#[test]
 fn conditions_say_what_kstatus_reads() {
     let holds = |world: &World| {
         let conditions = world.status().conditions;

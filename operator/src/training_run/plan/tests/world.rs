@@ -72,6 +72,8 @@ pub fn result() -> RunResult {
         bytes: 1,
         classes: vec!["cat".into(), "dog".into()],
         metrics: Metrics { accuracy: 0.95, precision: 0.95, recall: 0.95, f1: 0.95 },
+        best: Some(0.97),
+        loss: Some(0.2),
         dataset: DatasetResult { digest: "sha256:0".into(), images: 600, skipped: 0 },
         seed: 0,
         epochs: 10,
