@@ -111,6 +111,10 @@ pub fn next(
     forget_oldest(&mut status, wanted);
     size(&mut status, seen, spec);
     status.phase = Some(phase(seen, spec, step, &status, now));
+    if status.phase == Some(DeploymentPhase::Stable) {
+        // What serves has passed; a verdict on what was rejected says nothing about it.
+        status.smoke = status.smoke.filter(|report| report.verdict == Verdict::Passed);
+    }
     conditions(&mut status, wanted, step, now);
     let foreign = || preflight::of_foreign_autoscaler(seen, spec);
     let impaired = seen.autoscaler.as_ref().and_then(preflight::of_autoscaler).or_else(foreign);

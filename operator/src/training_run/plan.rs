@@ -94,7 +94,8 @@ pub fn plan(seen: &Observed, run: Checked, settings: &Settings, now: Timestamp) 
     }
 }
 
-/// The same plan for a run whose specification makes no sense: unless it is being ended, it says so and waits for a change.
+/// The same plan for a run whose specification makes no sense: unless it is being ended, it says so and waits for a change. One
+/// that has not begun and cannot be changed in this is over.
 fn refused(seen: &Observed, plan: Plan, problem: &SpecError, now: Timestamp) -> Plan {
     let is_stopping = plan.status.current_attempt.as_ref().is_some_and(|current| current.stop.is_some());
     let phase = plan.status.phase.unwrap_or(RunPhase::Pending);
@@ -102,6 +103,11 @@ fn refused(seen: &Observed, plan: Plan, problem: &SpecError, now: Timestamp) -> 
         return plan;
     }
     let status = TrainingRunStatus { conditions: former(seen).conditions, ..plan.status };
+    if problem.is_final() && status.attempts.is_empty() && status.current_attempt.is_none() {
+        let message = format!("{problem}. This does not change in a run: delete it, and create it as it is to be");
+        let state = State::stalled(RunPhase::Failed, problem.reason(), message);
+        return Plan { delete: plan.delete, ..conclude(seen, status, state, now, now) };
+    }
     let state = State::stalled(phase, problem.reason(), problem.to_string());
     Plan { delete: plan.delete, follow: plan.follow, ..finish(seen, status, state, plan.wake, now) }
 }

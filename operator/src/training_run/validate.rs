@@ -58,6 +58,11 @@ impl SpecError {
             Self::OneNodeOnly(_) => "OneNodeOnly",
         }
     }
+
+    /// Whether it is about what never changes in a run.
+    pub fn is_final(&self) -> bool {
+        matches!(self, Self::Dataset(_) | Self::DatasetIsOutput(_))
+    }
 }
 
 /// Parses a run.

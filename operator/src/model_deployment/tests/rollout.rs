@@ -1,7 +1,8 @@
 //! Which revision gets the traffic, and which never does.
 
-use anneal_api::resources::DeploymentPhase::{
-    Degraded, Failed, Loading, Promoting, ScalingUp, SmokeTesting, Soaking, Stable,
+use anneal_api::{
+    resources::DeploymentPhase::{Degraded, Failed, Loading, Promoting, ScalingUp, SmokeTesting, Soaking, Stable},
+    smoke::Verdict,
 };
 use jiff::SignedDuration;
 use serde_json::json;
@@ -37,6 +38,18 @@ fn a_candidate_that_fails_its_smoke_test_never_gets_the_selector() {
     assert_eq!(world.revision('a').replicas, 2);
     assert_eq!(world.tests.iter().filter(|test| test.report.is_some()).count(), 2, "the report stays");
     assert_eq!(world.events.iter().filter(|event| **event == "SmokeTestFailed").count(), 1);
+}
+
+#[test]
+fn once_what_was_rejected_is_not_wanted_any_more_nothing_is_said_of_its_smoke_test() {
+    let mut world = World::serving(brief());
+    world.wrong.insert('b');
+    world.want('b');
+    world.rest();
+    assert_eq!(world.status().smoke.map(|report| report.verdict), Some(Verdict::Failed));
+    world.want('a');
+    world.rest();
+    assert_eq!((world.phase(), world.status().smoke.map(|report| report.verdict)), (Stable, None));
 }
 
 #[test]

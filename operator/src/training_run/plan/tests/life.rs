@@ -248,6 +248,17 @@ fn a_spec_that_is_spoilt_while_it_trains_stops_nothing() {
 }
 
 #[test]
+fn a_run_whose_dataset_makes_no_sense_fails_at_once_for_it_cannot_be_changed() {
+    let mut world = World::new(json!({"dataset": {"uri": "synthetic://?imgs=60"}}));
+    let plan = world.settle().plan();
+    assert_eq!((world.phase(), plan.wake), (Some(RunPhase::Failed), Wake::Never));
+    let (reason, message) = world.reason();
+    assert_eq!(reason, "InvalidDataset");
+    assert!(message.contains("imgs") && message.contains("create it as it is to be"), "{message}");
+    assert!(world.made.is_empty() && world.status().completion_time.is_some());
+}
+
+#[test]
 fn deadlines_and_suspension_hold_also_while_the_spec_makes_no_sense() {
     let mut late = running(json!({"activeDeadlineSeconds": 100}));
     late.spoil().settle().wait(100).settle().pods_stop(None, true).settle();
