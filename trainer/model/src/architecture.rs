@@ -6,7 +6,6 @@ use tch::{TchError, Tensor};
 use crate::{
     fused::Window,
     layers::{ConvNorm, ConvShape, Entries, Folded, Init, Linear, Pass, Then, Unit, dropout},
-    pool::relu_max_pool,
 };
 
 /// Side of the input that `simple` is made for, and of what is left of it before the first linear layer.
@@ -105,8 +104,7 @@ impl<U: Unit> Layers<U> {
     pub(crate) fn forward(&self, x: &Tensor, pass: Pass) -> Result<Tensor, TchError> {
         match self {
             Self::Improved(net) => {
-                let window = Window { stride: 2, padding: 1 };
-                let mut x = relu_max_pool(&net.stem.forward(x, Then::Nothing, pass)?, 3, window)?;
+                let mut x = net.stem.pooled(x, 3, Window { stride: 2, padding: 1 }, pass)?;
                 for block in net.stages.iter().flatten() {
                     x = block.forward(&x, pass)?;
                 }
@@ -117,7 +115,7 @@ impl<U: Unit> Layers<U> {
             Self::Simple(net) => {
                 let (mut x, window) = (x.shallow_clone(), Window { stride: 2, padding: 0 });
                 for conv in &net.convs {
-                    x = relu_max_pool(&conv.forward(&x, Then::Nothing, pass)?, 2, window)?;
+                    x = conv.pooled(&x, 2, window, pass)?;
                 }
                 let x = net.fc1.forward(&x.f_flatten(1, -1)?)?.f_relu_()?;
                 net.fc2.forward(&dropout(&x, pass)?)

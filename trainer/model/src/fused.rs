@@ -25,8 +25,8 @@ unsafe extern "C" {
     ) -> *mut c_char;
 }
 
-/// Sizes of a convolution with a square kernel.
-#[derive(Clone, Copy)]
+/// How a square kernel moves over an image.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Window {
     pub(crate) stride: i64,
     pub(crate) padding: i64,

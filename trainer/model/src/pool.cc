@@ -1,10 +1,14 @@
 // Max pooling of what relu leaves, as one operation that remembers one byte for each number of its result: where in its
 // window that came from. libtorch's two remember eight bytes for each, and all of what relu left besides.
 //
+// And BatchNorm before it, as part of the operation: what it makes of its input, four times as large as what is left of that,
+// is never in memory as a whole, and the gradient by it becomes the one by the input in its place.
+//
 // Tensors are at::Tensor pointers, as tch has them. A function gives a message to be freed with free(), or null when all
 // went well.
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <type_traits>
 #include <utility>
@@ -14,7 +18,9 @@
 #include <ATen/OpMathType.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/batch_norm_update_stats.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "guarded.h"
@@ -33,6 +39,16 @@ constexpr int64_t GRAIN = 32768;
 // Stands for no place of a window: nothing in it is above zero.
 constexpr uint8_t NOWHERE = 255;
 
+// From the first to before the last.
+struct Range {
+    int64_t first, last;
+};
+
+// What a window covers of `side` pixels.
+Range covered(int64_t begin, int64_t kernel, int64_t side) {
+    return {std::max<int64_t>(begin, 0), std::min(begin + kernel, side)};
+}
+
 // Images with channels innermost, and what is left of them.
 struct Shape {
     int64_t channels, height, width;
@@ -49,17 +65,16 @@ struct Shape {
     int64_t columns() const {
         return pooled(width);
     }
-};
 
-// From the first to before the last.
-struct Range {
-    int64_t first, last;
-};
+    int64_t row_numbers() const {
+        return width * channels;
+    }
 
-// What a window covers of `side` pixels.
-Range covered(int64_t begin, int64_t kernel, int64_t side) {
-    return {std::max<int64_t>(begin, 0), std::min(begin + kernel, side)};
-}
+    // The rows that the windows of a row of the result cover.
+    Range covered_by(int64_t row) const {
+        return covered(row * stride - padding, kernel, height);
+    }
+};
 
 // The windows that cover a pixel.
 Range covering(int64_t pixel, const Shape &shape, int64_t windows) {
@@ -75,9 +90,10 @@ using Number = at::opmath_type<T>;
 template <class T>
 using Place = std::conditional_t<sizeof(Number<T>) == 8, int64_t, int32_t>;
 
-// A row of the result and where it came from. As libtorch, the first of equals wins, and what is no number wins over all.
+// A row of the result and where it came from, given the rows of the image that its windows cover. As libtorch, the first of
+// equals wins, and what is no number wins over all.
 template <class T>
-FOR_EACH_PROCESSOR void pool_row(const Shape &shape, int64_t row, const T *__restrict image, T *__restrict result,
+FOR_EACH_PROCESSOR void pool_row(const Shape &shape, int64_t row, const T *__restrict covered_rows, T *__restrict result,
                                  uint8_t *__restrict places) {
     const int64_t channels = shape.channels, columns = shape.columns();
     std::vector<Number<T>> mosts(channels);
@@ -85,7 +101,7 @@ FOR_EACH_PROCESSOR void pool_row(const Shape &shape, int64_t row, const T *__res
     Number<T> *__restrict most = mosts.data();
     Place<T> *__restrict at = ats.data();
     const int64_t top = row * shape.stride - shape.padding;
-    const Range rows = covered(top, shape.kernel, shape.height);
+    const Range rows = shape.covered_by(row);
     for (int64_t column = 0; column < columns; ++column) {
         const int64_t left = column * shape.stride - shape.padding;
         const Range pixels = covered(left, shape.kernel, shape.width);
@@ -93,7 +109,7 @@ FOR_EACH_PROCESSOR void pool_row(const Shape &shape, int64_t row, const T *__res
         std::fill(ats.begin(), ats.end(), Place<T>(NOWHERE));
         for (int64_t i = rows.first; i < rows.last; ++i) {
             for (int64_t j = pixels.first; j < pixels.last; ++j) {
-                const T *__restrict from = image + (i * shape.width + j) * channels;
+                const T *__restrict from = covered_rows + ((i - rows.first) * shape.width + j) * channels;
                 const Place<T> here = (i - top) * shape.kernel + (j - left);
                 for (int64_t c = 0; c < channels; ++c) {
                     const Number<T> value = from[c];
@@ -142,6 +158,44 @@ FOR_EACH_PROCESSOR void spread_row(const Shape &shape, int64_t row, const T *__r
     }
 }
 
+// What a BatchNorm makes of pixels: for each channel a multiple and a constant.
+template <class T>
+FOR_EACH_PROCESSOR void normalise(int64_t pixels, int64_t channels, const T *__restrict x, const Number<T> *__restrict factor,
+                                  const Number<T> *__restrict term, T *__restrict result) {
+    for (int64_t pixel = 0; pixel < pixels; ++pixel) {
+        for (int64_t c = 0; c < channels; ++c) {
+            result[pixel * channels + c] = static_cast<Number<T>>(x[pixel * channels + c]) * factor[c] + term[c];
+        }
+    }
+}
+
+// Adds up, for each channel, the gradient by what BatchNorm made of pixels, and its product with their distance from the mean.
+template <class T>
+FOR_EACH_PROCESSOR void add_up(int64_t pixels, int64_t channels, const T *__restrict x, const T *__restrict gradient,
+                               const Number<T> *__restrict mean, Number<T> *__restrict sum, Number<T> *__restrict product) {
+    for (int64_t pixel = 0; pixel < pixels; ++pixel) {
+        for (int64_t c = 0; c < channels; ++c) {
+            const Number<T> more = gradient[pixel * channels + c];
+            sum[c] += more;
+            product[c] += (static_cast<Number<T>>(x[pixel * channels + c]) - mean[c]) * more;
+        }
+    }
+}
+
+// The gradient by pixels from that by what BatchNorm made of them, in their place.
+template <class T>
+FOR_EACH_PROCESSOR void denormalise(int64_t pixels, int64_t channels, const T *__restrict x, const Number<T> *__restrict mean,
+                                    const Number<T> *__restrict slope, const Number<T> *__restrict centre,
+                                    const Number<T> *__restrict factor, T *__restrict gradient) {
+    for (int64_t pixel = 0; pixel < pixels; ++pixel) {
+        for (int64_t c = 0; c < channels; ++c) {
+            const int64_t at = pixel * channels + c;
+            const Number<T> distance = static_cast<Number<T>>(x[at]) - mean[c];
+            gradient[at] = (static_cast<Number<T>>(gradient[at]) - centre[c] - distance * slope[c]) * factor[c];
+        }
+    }
+}
+
 // Calls `work` with image and row for each row of each image, in libtorch's threads.
 template <class F>
 void each_row(int64_t images, int64_t rows, int64_t numbers, const F &work) {
@@ -157,9 +211,13 @@ at::Tensor images(const at::Tensor &like, at::IntArrayRef sizes) {
     return at::empty(sizes, like.options().memory_format(at::MemoryFormat::ChannelsLast));
 }
 
-// The result and its places.
-std::pair<at::Tensor, at::Tensor> pool(const at::Tensor &input, const Shape &shape) {
-    const at::Tensor x = input.contiguous(at::MemoryFormat::ChannelsLast);
+// What a BatchNorm does to each channel.
+struct Norm {
+    at::Tensor factor, term;
+};
+
+// The result and its places, of images or of what `norm` makes of them.
+std::pair<at::Tensor, at::Tensor> pool(const at::Tensor &x, const Norm *norm, const Shape &shape) {
     const int64_t count = x.size(0), rows = shape.rows(), columns = shape.columns();
     TORCH_CHECK(rows > 0 && columns > 0, "images of ", shape.height, " x ", shape.width, " are too small to be pooled");
     const at::Tensor result = images(x, {count, shape.channels, rows, columns});
@@ -168,10 +226,20 @@ std::pair<at::Tensor, at::Tensor> pool(const at::Tensor &input, const Shape &sha
         const scalar_t *from = x.const_data_ptr<scalar_t>();
         scalar_t *to = result.mutable_data_ptr<scalar_t>();
         uint8_t *at = places.mutable_data_ptr<uint8_t>();
-        const int64_t numbers = columns * shape.channels, image = shape.height * shape.width * shape.channels;
+        const int64_t numbers = columns * shape.channels;
         each_row(count, rows, numbers, [&](int64_t n, int64_t row) {
             const int64_t begin = (n * rows + row) * numbers;
-            pool_row(shape, row, from + n * image, to + begin, at + begin);
+            const Range covers = shape.covered_by(row);
+            const scalar_t *first = from + (n * shape.height + covers.first) * shape.row_numbers();
+            if (!norm) {
+                pool_row(shape, row, first, to + begin, at + begin);
+                return;
+            }
+            std::vector<scalar_t> normalised((covers.last - covers.first) * shape.row_numbers());
+            using N = Number<scalar_t>;
+            normalise((covers.last - covers.first) * shape.width, shape.channels, first, norm->factor.const_data_ptr<N>(),
+                      norm->term.const_data_ptr<N>(), normalised.data());
+            pool_row<scalar_t>(shape, row, normalised.data(), to + begin, at + begin);
         });
     });
     return {result, places};
@@ -194,25 +262,110 @@ at::Tensor spread(const at::Tensor &by_result, const at::Tensor &places, const S
     return result;
 }
 
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+void remember(AutogradContext *context, const Shape &s) {
+    context->saved_data["shape"] = std::vector<int64_t>{s.channels, s.height, s.width, s.kernel, s.stride, s.padding};
+}
+
+Shape remembered(AutogradContext *context) {
+    const std::vector<int64_t> s = context->saved_data["shape"].toIntVector();
+    return {s[0], s[1], s[2], s[3], s[4], s[5]};
+}
+
 struct Pool : torch::autograd::Function<Pool> {
-    static at::Tensor forward(torch::autograd::AutogradContext *context, const at::Tensor &x, int64_t kernel,
-                              int64_t stride, int64_t padding) {
+    static at::Tensor forward(AutogradContext *context, const at::Tensor &input, int64_t kernel, int64_t stride,
+                              int64_t padding) {
+        const at::Tensor x = input.contiguous(at::MemoryFormat::ChannelsLast);
         const Shape shape{x.size(1), x.size(2), x.size(3), kernel, stride, padding};
-        auto [result, places] = pool(x, shape);
+        auto [result, places] = pool(x, nullptr, shape);
         context->save_for_backward({places});
-        context->saved_data["shape"] =
-            std::vector<int64_t>{shape.channels, shape.height, shape.width, kernel, stride, padding};
+        remember(context, shape);
         return result;
     }
 
-    static torch::autograd::variable_list backward(torch::autograd::AutogradContext *context,
-                                                   const torch::autograd::variable_list &gradients) {
-        const std::vector<int64_t> s = context->saved_data["shape"].toIntVector();
-        const Shape shape{s[0], s[1], s[2], s[3], s[4], s[5]};
+    static variable_list backward(AutogradContext *context, const variable_list &gradients) {
         const at::Tensor places = context->get_saved_variables()[0];
-        return {spread(gradients[0], places, shape), at::Tensor(), at::Tensor(), at::Tensor()};
+        return {spread(gradients[0], places, remembered(context)), at::Tensor(), at::Tensor(), at::Tensor()};
     }
 };
+
+struct NormPool : torch::autograd::Function<NormPool> {
+    static at::Tensor forward(AutogradContext *context, const at::Tensor &input, const at::Tensor &weight,
+                              const at::Tensor &bias, const at::Tensor &running_mean, const at::Tensor &running_var,
+                              double momentum, double eps, int64_t kernel, int64_t stride, int64_t padding) {
+        const at::Tensor x = input.contiguous(at::MemoryFormat::ChannelsLast);
+        const Shape shape{x.size(1), x.size(2), x.size(3), kernel, stride, padding};
+        const auto [mean, variance] = at::batch_norm_update_stats(x, running_mean, running_var, momentum);
+        const at::Tensor scale = at::empty_like(mean);
+        const Norm norm{at::empty_like(mean), at::empty_like(mean)};
+        AT_DISPATCH_FLOATING_TYPES(mean.scalar_type(), "norm", [&] {
+            for (int64_t c = 0; c < shape.channels; ++c) {
+                scalar_t &factor = norm.factor.mutable_data_ptr<scalar_t>()[c];
+                scalar_t &inverse = scale.mutable_data_ptr<scalar_t>()[c];
+                inverse = scalar_t(1) / std::sqrt(variance.const_data_ptr<scalar_t>()[c] + eps);
+                factor = inverse * weight.const_data_ptr<scalar_t>()[c];
+                norm.term.mutable_data_ptr<scalar_t>()[c] =
+                    bias.const_data_ptr<scalar_t>()[c] - mean.const_data_ptr<scalar_t>()[c] * factor;
+            }
+        });
+        auto [result, places] = pool(x, &norm, shape);
+        context->save_for_backward({x, weight, mean, scale, places});
+        remember(context, shape);
+        return result;
+    }
+
+    static variable_list backward(AutogradContext *context, const variable_list &gradients) {
+        const variable_list saved = context->get_saved_variables();
+        const at::Tensor &x = saved[0], &weight = saved[1], &mean = saved[2], &scale = saved[3], &places = saved[4];
+        const Shape shape = remembered(context);
+        const at::Tensor gradient = spread(gradients[0], places, shape);
+        const int64_t count = x.size(0), channels = shape.channels, pixels = shape.height * shape.width;
+        const at::Tensor by_weight = at::empty_like(mean), by_bias = at::empty_like(mean);
+        AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, x.scalar_type(), "by_norm", [&] {
+            using N = Number<scalar_t>;
+            const scalar_t *from = x.const_data_ptr<scalar_t>();
+            scalar_t *to = gradient.mutable_data_ptr<scalar_t>();
+            const N *means = mean.const_data_ptr<N>();
+            // Sums of each image, so that the sum of all does not depend on the number of threads.
+            std::vector<N> sums(count * channels), products(count * channels);
+            at::parallel_for(0, count, 1, [&](int64_t first, int64_t last) {
+                for (int64_t n = first; n < last; ++n) {
+                    const int64_t begin = n * pixels * channels;
+                    add_up<scalar_t>(pixels, channels, from + begin, to + begin, means, sums.data() + n * channels,
+                                     products.data() + n * channels);
+                }
+            });
+            std::vector<N> centre(channels), slope(channels), factor(channels);
+            for (int64_t c = 0; c < channels; ++c) {
+                N sum = 0, product = 0;
+                for (int64_t n = 0; n < count; ++n) {
+                    sum += sums[n * channels + c];
+                    product += products[n * channels + c];
+                }
+                const N inverse = scale.const_data_ptr<N>()[c];
+                by_bias.mutable_data_ptr<N>()[c] = sum;
+                by_weight.mutable_data_ptr<N>()[c] = product * inverse;
+                centre[c] = sum / (count * pixels);
+                slope[c] = product * inverse * inverse / (count * pixels);
+                factor[c] = inverse * weight.const_data_ptr<N>()[c];
+            }
+            each_row(count, shape.height, shape.row_numbers(), [&](int64_t n, int64_t row) {
+                const int64_t begin = (n * shape.height + row) * shape.row_numbers();
+                denormalise<scalar_t>(shape.width, channels, from + begin, means, slope.data(), centre.data(),
+                                      factor.data(), to + begin);
+            });
+        });
+        const at::Tensor none;
+        return {gradient, by_weight, by_bias, none, none, none, none, none, none, none};
+    }
+};
+
+void check(const at::Tensor &x, int64_t kernel, int64_t stride, int64_t padding) {
+    TORCH_CHECK(x.dim() == 4, "images have four dimensions, not ", x.dim());
+    TORCH_CHECK(kernel * kernel < NOWHERE && stride > 0 && 2 * padding <= kernel, "no such window");
+}
 
 } // namespace
 
@@ -221,9 +374,24 @@ extern "C" {
 // max_pool2d(relu(x)) with a square window.
 char *anneal_pool(at::Tensor **out, const at::Tensor *x, int64_t kernel, int64_t stride, int64_t padding) noexcept {
     return guarded([&] {
-        TORCH_CHECK(x->dim() == 4, "images have four dimensions, not ", x->dim());
-        TORCH_CHECK(kernel * kernel < NOWHERE && stride > 0 && 2 * padding <= kernel, "no such window");
+        check(*x, kernel, stride, padding);
         *out = new at::Tensor(Pool::apply(*x, kernel, stride, padding));
+    });
+}
+
+// max_pool2d(relu(batch_norm(x))) with a square window, by the statistics of the batch, which move the running ones.
+char *anneal_norm_pool(at::Tensor **out, const at::Tensor *x, const at::Tensor *weight, const at::Tensor *bias,
+                       const at::Tensor *running_mean, const at::Tensor *running_var, double momentum, double eps,
+                       int64_t kernel, int64_t stride, int64_t padding) noexcept {
+    return guarded([&] {
+        check(*x, kernel, stride, padding);
+        for (const at::Tensor *numbers : {weight, bias, running_mean, running_var}) {
+            TORCH_CHECK(numbers->scalar_type() == at::toOpMathType(x->scalar_type()) && numbers->is_contiguous()
+                            && numbers->numel() == x->size(1),
+                        "a BatchNorm of other channels");
+        }
+        *out = new at::Tensor(
+            NormPool::apply(*x, *weight, *bias, *running_mean, *running_var, momentum, eps, kernel, stride, padding));
     });
 }
 }
