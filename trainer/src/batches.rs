@@ -1,13 +1,19 @@
 //! Batches of photos, prepared ahead of the network by worker threads, in a fixed order.
+#![allow(unsafe_code, reason = "pixels are written where libtorch will read them")]
 
 use std::{
+    slice,
     sync::mpsc::{Receiver, sync_channel},
     thread,
     time::{Duration, Instant},
 };
 
-use anneal_api::{checkpoint::Preprocessing, hyperparameters::Augmentation};
-use tch::{TchError, Tensor};
+use anneal_api::{
+    checkpoint::Preprocessing,
+    hyperparameters::{Augmentation, Precision},
+};
+use half::bf16;
+use tch::{Device, Kind, TchError, Tensor};
 
 use crate::{
     augment,
@@ -15,10 +21,6 @@ use crate::{
     outcome::Error,
     rng::{Draws, Purpose},
 };
-
-/// Batches that a worker has ready besides the one that it prepares. Each is as large as the network's input, and what is
-/// there when the network asks is enough.
-const AHEAD: usize = 1;
 
 /// Which photos to take in which order, and how to change them.
 pub struct Pass<'a> {
@@ -32,6 +34,8 @@ pub struct Pass<'a> {
     pub size: usize,
     /// How a photo becomes input.
     pub preprocessing: &'a Preprocessing,
+    /// What the numbers are in: what the network computes in, which then need not make them so.
+    pub precision: Precision,
     /// How photos are changed; nothing is changed without it.
     pub change: Option<Changes<'a>>,
     /// Threads that prepare batches.
@@ -73,7 +77,7 @@ impl Batch {
         self.labels.iter().map(|label| usize::try_from(*label).unwrap_or_default())
     }
 
-    /// The network's input, float32 [N, 3, size, size] with channels last in memory, and the labels.
+    /// The network's input, [N, 3, size, size] with channels last in memory, and the labels.
     ///
     /// # Errors
     /// When libtorch fails.
@@ -105,7 +109,9 @@ pub fn each<E: From<Error>>(pass: &Pass<'_>, mut take: impl FnMut(Batch) -> Resu
         // Worker w makes the batches w, w + workers, …: reading the channels in turn gives them in order.
         let channels: Vec<Receiver<Result<Batch, Error>>> = (0..workers)
             .map(|worker| {
-                let (sender, receiver) = sync_channel(AHEAD);
+                // Without room between them: a worker holds the next batch until the network asks, and prepares one more
+                // while the network is busy with it. More would only take memory.
+                let (sender, receiver) = sync_channel(0);
                 let own = batches.iter().copied().skip(worker).step_by(workers);
                 // An error at sending means that nobody wants further batches.
                 scope.spawn(move || own.map(|photos| prepare(pass, photos)).try_for_each(|batch| sender.send(batch)));
@@ -123,29 +129,36 @@ pub fn each<E: From<Error>>(pass: &Pass<'_>, mut take: impl FnMut(Batch) -> Resu
 }
 
 fn prepare(pass: &Pass<'_>, photos: &[usize]) -> Result<Batch, Error> {
+    let label = |photo: &usize| i64::try_from(pass.photos.labels[*photo]).unwrap_or_default();
+    let images = match pass.precision {
+        Precision::Float32 => images(pass, photos, Kind::Float, |value: f32| value),
+        Precision::BFloat16 => images(pass, photos, Kind::BFloat16, bf16::from_f32),
+    }?;
+    Ok(Batch { images, labels: photos.iter().map(label).collect(), waited: Duration::ZERO })
+}
+
+/// Photos as the network takes them, in numbers of a kind that are `T` to us.
+fn images<T>(pass: &Pass<'_>, photos: &[usize], kind: Kind, number: impl Fn(f32) -> T) -> Result<Tensor, Error> {
     let size = pass.size;
-    let count = photos.len() * size * size * 3;
-    let mut pixels = Vec::new();
-    let full = |_| Error::OutOfMemory { what: "pixels of a batch", bytes: count * size_of::<f32>() };
-    pixels.try_reserve_exact(count).map_err(full)?;
-    pixels.resize(count, 0.0);
-    for (photo, out) in photos.iter().zip(pixels.chunks_exact_mut(size * size * 3)) {
+    let (each, bytes) = (size * size * 3, photos.len() * size * size * 3 * size_of::<T>());
+    #[expect(clippy::cast_possible_wrap, reason = "counts of pixels and photos")]
+    let shape = [photos.len() as i64, size as i64, size as i64, 3];
+    let full = |_| Error::OutOfMemory { what: "pixels of a batch", bytes };
+    let images = Tensor::f_empty(shape, (kind, Device::Cpu)).map_err(full)?;
+    let begin = images.data_ptr().cast::<T>();
+    // SAFETY: nobody else has this tensor, whose numbers lie close together and are of this size, and any bits are one.
+    let numbers = unsafe { slice::from_raw_parts_mut(begin, photos.len() * each) };
+    let mut pixels = vec![0.0; each];
+    for (photo, out) in photos.iter().zip(numbers.chunks_exact_mut(each)) {
         let change = pass.change.map_or_else(augment::none, |change| {
             let mut draws = Draws::new(change.seed, Purpose::Augmentation, change.epoch, *photo as u64);
             augment::draw(change.spec, &mut draws)
         });
-        augment::apply(&change, &pass.photos.pixels_of(*photo)?, (pass.photos.size, size), pass.preprocessing, out);
+        let from = pass.photos.pixels_of(*photo)?;
+        augment::apply(&change, &from, (pass.photos.size, size), pass.preprocessing, &mut pixels);
+        out.iter_mut().zip(&pixels).for_each(|(out, value)| *out = number(*value));
     }
-    let label = |photo: &usize| i64::try_from(pass.photos.labels[*photo]).unwrap_or_default();
-    let images = rows(&pixels, photos.len(), size)?;
-    Ok(Batch { images, labels: photos.iter().map(label).collect(), waited: Duration::ZERO })
-}
-
-/// Rows of pixels of three colours, photo after photo, as the network takes them.
-fn rows(pixels: &[f32], count: usize, size: usize) -> Result<Tensor, TchError> {
-    #[expect(clippy::cast_possible_wrap, reason = "counts of pixels and photos")]
-    let shape = [count as i64, size as i64, size as i64, 3];
-    Tensor::f_from_slice(pixels)?.f_view(shape)?.f_permute([0, 3, 1, 2])
+    Ok(images.f_permute([0, 3, 1, 2])?)
 }
 
 #[cfg(test)]
@@ -168,7 +181,16 @@ mod tests {
     ) -> (Vec<i64>, Vec<f32>) {
         let preprocessing = Preprocessing::imagenet(2);
         let order = shuffled(photos.len(), 1, 2);
-        let pass = Pass { photos, order, batch_size, size: 2, preprocessing: &preprocessing, change, workers };
+        let pass = Pass {
+            photos,
+            order,
+            batch_size,
+            size: 2,
+            preprocessing: &preprocessing,
+            precision: Precision::Float32,
+            change,
+            workers,
+        };
         let (mut labels, mut pixels) = (Vec::new(), Vec::new());
         each(&pass, |batch| {
             labels.extend(&batch.labels);
@@ -198,6 +220,22 @@ mod tests {
     }
 
     #[test]
+    fn a_batch_in_16_bits_is_one_in_32_bits_as_libtorch_rounds_it() {
+        let (photos, spec, preprocessing) = (photos(200), Augmentation::default(), Preprocessing::imagenet(2));
+        let images = |precision| {
+            let order: Vec<usize> = (0..200).collect();
+            let change = Some(Changes { spec: &spec, seed: 3, epoch: 4 });
+            let (photos, preprocessing) = (&photos, &preprocessing);
+            let pass = Pass { photos, order, batch_size: 200, size: 2, preprocessing, precision, change, workers: 1 };
+            prepare(&pass, &pass.order).expect("a batch").tensors().expect("tensors").0
+        };
+        let (half, whole) = (images(Precision::BFloat16), images(Precision::Float32));
+        assert_eq!((half.kind(), whole.kind()), (Kind::BFloat16, Kind::Float));
+        assert_eq!(half, whole.to_kind(Kind::BFloat16));
+        assert_eq!(half.stride(), whole.stride());
+    }
+
+    #[test]
     fn a_batch_tells_how_long_it_was_waited_for() {
         let photos = photos(8);
         let (preprocessing, order) = (Preprocessing::imagenet(2), (0..8).collect());
@@ -207,6 +245,7 @@ mod tests {
             batch_size: 4,
             size: 2,
             preprocessing: &preprocessing,
+            precision: Precision::Float32,
             change: None,
             workers: 1,
         };
@@ -231,6 +270,7 @@ mod tests {
             batch_size: 1,
             size: 2,
             preprocessing: &preprocessing,
+            precision: Precision::Float32,
             change: None,
             workers: 2,
         };

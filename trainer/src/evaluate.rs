@@ -124,6 +124,7 @@ pub fn evaluate_how(network: &Network, photos: &Photos, how: &How<'_>) -> Result
         batch_size: BATCH,
         size: photos.size,
         preprocessing: how.preprocessing,
+        precision: network.precision(),
         change: None,
         workers: batches::workers(how.threads),
     };

@@ -15,12 +15,13 @@ use tikv_jemallocator::Jemalloc;
 #[global_allocator]
 static ALLOCATOR: Jemalloc = Jemalloc;
 
-/// Options of jemalloc, which reads them before `main`; `MALLOC_CONF` of the environment comes after them. One arena,
-/// because few threads ask for large tensors, and each arena keeps pages of its own; for ever, because the next step
-/// wants them back.
+/// Options of jemalloc, which reads them before `main`; `MALLOC_CONF` of the environment comes after them. One arena, for
+/// tensors of all sizes too, because few threads ask for large ones, and each arena keeps pages of its own; for ever,
+/// because the next step wants them back.
 // SAFETY: it is the symbol, and the type, that jemalloc documents for this: a pointer to a C string, or null.
 #[unsafe(export_name = "malloc_conf")]
-static OPTIONS: Option<&'static c_char> = Some(first(c"narenas:1,dirty_decay_ms:-1,muzzy_decay_ms:-1"));
+static OPTIONS: Option<&'static c_char> =
+    Some(first(c"narenas:1,oversize_threshold:0,dirty_decay_ms:-1,muzzy_decay_ms:-1"));
 
 const fn first(text: &'static CStr) -> &'static c_char {
     // SAFETY: a C string has at least its end.

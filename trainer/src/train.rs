@@ -65,6 +65,7 @@ fn attempt(config: &RunConfig, around: &Surroundings<'_>) -> Result<RunResult, E
         init::load(init, &dataset.classes, &mut training.network)?;
     }
     let mut saver = Saver::new(checkpoints, config.interval, found.map(|found| found.step));
+    memory::give_back();
     training.all_epochs(&mut saver)?;
     memory::give_back();
     conclude(training, &saver.finish()?)

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use anneal_api::{
     checkpoint::{CheckpointInfo, Machine, Position, Preprocessing, Running},
-    hyperparameters::{ClassWeights, Hyperparameters},
+    hyperparameters::{ClassWeights, Hyperparameters, Precision},
     termination::Metrics,
 };
 use anneal_model::{
@@ -246,6 +246,8 @@ impl<'a> Training<'a> {
             batch_size,
             size: config.train_size(epoch),
             preprocessing: &preprocessing,
+            // Mixed photos are rounded once, as others are.
+            precision: if augmentation.mixup > 0.0 { Precision::Float32 } else { self.network.precision() },
             change: Some(Changes { spec: augmentation, seed: config.seed(), epoch: u64::from(epoch) }),
             workers: batches::workers(around.threads),
         };

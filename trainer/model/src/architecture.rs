@@ -3,7 +3,10 @@
 use anneal_api::hyperparameters::Precision;
 use tch::{TchError, Tensor};
 
-use crate::layers::{ConvNorm, ConvShape, Entries, Folded, Init, Linear, Pass, Then, Unit, dropout};
+use crate::{
+    fused::Window,
+    layers::{ConvNorm, ConvShape, Entries, Folded, Init, Linear, Pass, Then, Unit, dropout},
+};
 
 /// Side of the input that `simple` is made for, and of what is left of it before the first linear layer.
 pub(crate) const SIMPLE_SIDE: i64 = 224;
@@ -101,8 +104,7 @@ impl<U: Unit> Layers<U> {
     pub(crate) fn forward(&self, x: &Tensor, pass: Pass) -> Result<Tensor, TchError> {
         match self {
             Self::Improved(net) => {
-                let mut x =
-                    net.stem.forward(x, Then::Relu, pass)?.f_max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false)?;
+                let mut x = net.stem.pooled(x, 3, Window { stride: 2, padding: 1 }, pass)?;
                 for block in net.stages.iter().flatten() {
                     x = block.forward(&x, pass)?;
                 }
@@ -111,9 +113,9 @@ impl<U: Unit> Layers<U> {
                 net.fc.forward(&x.f_mean_dim(&[2_i64, 3][..], false, kind)?)
             }
             Self::Simple(net) => {
-                let mut x = x.shallow_clone();
+                let (mut x, window) = (x.shallow_clone(), Window { stride: 2, padding: 0 });
                 for conv in &net.convs {
-                    x = conv.forward(&x, Then::Relu, pass)?.f_max_pool2d([2, 2], [2, 2], [0, 0], [1, 1], false)?;
+                    x = conv.pooled(&x, 2, window, pass)?;
                 }
                 let x = net.fc1.forward(&x.f_flatten(1, -1)?)?.f_relu_()?;
                 net.fc2.forward(&dropout(&x, pass)?)

@@ -2,13 +2,9 @@
 // its compiler, but has no function for them, so that neither its C++ interface nor tch reaches them otherwise.
 //
 // Tensors are at::Tensor pointers, as tch has them. Each function gives a message to be freed with free(), or null when
-// all went well; no exception leaves this file.
+// all went well.
 
-#include <cstdlib>
-#include <cstring>
-#include <exception>
 #include <optional>
-#include <string>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
@@ -16,6 +12,8 @@
 #include <ATen/core/ivalue.h>
 #include <ATen/core/stack.h>
 #include <c10/core/InferenceMode.h>
+
+#include "guarded.h"
 
 namespace {
 
@@ -40,20 +38,6 @@ const std::optional<c10::OperatorHandle> &packing() {
 
 std::vector<int64_t> both(int64_t value) {
     return {value, value};
-}
-
-template <class F>
-char *guarded(F &&body) noexcept {
-    try {
-        body();
-        return nullptr;
-    } catch (const std::exception &error) {
-        // The lines below the first are a stack trace.
-        std::string text = error.what();
-        return strdup(text.substr(0, text.find('\n')).c_str());
-    } catch (...) {
-        return strdup("an error of an unknown kind");
-    }
 }
 
 at::Tensor run(const c10::OperatorHandle &op, torch::jit::Stack &stack) {

@@ -2,13 +2,13 @@
 #![allow(unsafe_code, reason = "C++ is called")]
 
 use std::{
-    ffi::{CStr, c_char, c_int, c_void},
-    ptr::{null, null_mut},
+    ffi::{c_char, c_int, c_void},
+    ptr::null,
 };
 
 use tch::{TchError, Tensor};
 
-type Raw = *const c_void;
+use crate::foreign::{Raw, raw, taken};
 
 unsafe extern "C" {
     fn anneal_fused_available() -> c_int;
@@ -23,11 +23,10 @@ unsafe extern "C" {
         add: Raw,
         relu: c_int,
     ) -> *mut c_char;
-    fn free(memory: *mut c_void);
 }
 
-/// Sizes of a convolution with a square kernel.
-#[derive(Clone, Copy)]
+/// How a square kernel moves over an image.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Window {
     pub(crate) stride: i64,
     pub(crate) padding: i64,
@@ -41,8 +40,8 @@ pub(crate) fn available() -> bool {
 
 /// A weight in the order that the processor computes with, for [`convolution`] only.
 pub(crate) fn pack(weight: &Tensor, window: Window) -> Result<Tensor, TchError> {
-    // SAFETY: tch's pointers are those of at::Tensor, alive during the call.
-    taken(|out| unsafe { anneal_fused_pack(out, weight.as_ptr().cast(), window.stride, window.padding) })
+    // SAFETY: the C++ side keeps to what `taken` asks for.
+    unsafe { taken(|out| anneal_fused_pack(out, raw(weight), window.stride, window.padding)) }
 }
 
 /// `conv2d`; then the sum with `add`, into whose memory it is written; then, if so wished, `relu`.
@@ -55,22 +54,7 @@ pub(crate) fn convolution(
     relu: bool,
 ) -> Result<Tensor, TchError> {
     let Window { stride, padding } = window;
-    let add = add.map_or(null(), |add| add.as_ptr().cast());
-    let (x, weight, bias) = (x.as_ptr().cast(), weight.as_ptr().cast(), bias.as_ptr().cast());
-    // SAFETY: tch's pointers are those of at::Tensor, alive during the call; the C++ side checks shapes and types.
-    taken(|out| unsafe { anneal_fused_convolution(out, x, weight, bias, stride, padding, add, relu.into()) })
-}
-
-/// The tensor that the C++ side made, or what it says.
-fn taken(call: impl FnOnce(*mut *mut c_void) -> *mut c_char) -> Result<Tensor, TchError> {
-    let mut out = null_mut();
-    let message = call(&raw mut out);
-    if message.is_null() {
-        // SAFETY: without a message there is a new at::Tensor, which from now on is tch's to delete.
-        return Ok(unsafe { Tensor::from_ptr(out.cast()) });
-    }
-    // SAFETY: a message is a C string from malloc, and nobody else has it.
-    let text = unsafe { CStr::from_ptr(message) }.to_string_lossy().into_owned();
-    unsafe { free(message.cast()) };
-    Err(TchError::Torch(text))
+    let (x, weight, bias, add) = (raw(x), raw(weight), raw(bias), add.map_or(null(), raw));
+    // SAFETY: the C++ side keeps to what `taken` asks for, and checks shapes and types.
+    unsafe { taken(|out| anneal_fused_convolution(out, x, weight, bias, stride, padding, add, relu.into())) }
 }

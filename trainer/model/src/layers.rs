@@ -6,6 +6,7 @@ use tch::{Kind, TchError, Tensor};
 
 use crate::{
     fused::{self, Window},
+    pool::{Norm, norm_relu_max_pool, relu_max_pool},
     rng::{self, Purpose},
 };
 
@@ -123,6 +124,11 @@ fn channels_last(weight: &Tensor) -> Result<Tensor, TchError> {
 /// What stands where the definition has a convolution and the `BatchNorm` behind it.
 pub(crate) trait Unit: Sized {
     fn forward(&self, x: &Tensor, then: Then, pass: Pass) -> Result<Tensor, TchError>;
+
+    /// With relu and max pooling behind it, which leave little of what is before them.
+    fn pooled(&self, x: &Tensor, kernel: i64, window: Window, pass: Pass) -> Result<Tensor, TchError> {
+        relu_max_pool(&self.forward(x, Then::Nothing, pass)?, kernel, window)
+    }
 }
 
 /// `torch.nn.Conv2d` with a square kernel.
@@ -193,12 +199,17 @@ impl BatchNorm {
         })
     }
 
-    fn forward(&self, x: &Tensor, pass: Pass) -> Result<Tensor, TchError> {
+    /// Whether it normalises by the batch, which is counted then.
+    fn begin(&self, pass: Pass) -> Result<bool, TchError> {
         // Frozen parameters belong to the statistics that they were trained with.
         let train = matches!(pass.mode, Mode::Train { .. }) && self.weight.requires_grad();
         if train {
             tch::no_grad(|| self.num_batches_tracked.shallow_clone().f_add_scalar_(1).map(drop))?;
         }
+        Ok(train)
+    }
+
+    fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor, TchError> {
         x.f_batch_norm(
             Some(&self.weight),
             Some(&self.bias),
@@ -209,6 +220,16 @@ impl BatchNorm {
             EPS,
             false,
         )
+    }
+
+    /// With relu and max pooling behind it.
+    fn pooled(&self, x: &Tensor, kernel: i64, window: Window, train: bool) -> Result<Tensor, TchError> {
+        if !train {
+            return relu_max_pool(&self.forward(x, train)?, kernel, window);
+        }
+        let Self { weight, bias, running_mean, running_var, .. } = self;
+        let norm = Norm { weight, bias, running_mean, running_var, momentum: MOMENTUM, eps: EPS };
+        norm_relu_max_pool(x, &norm, kernel, window)
     }
 
     fn entries(&self, name: &str, out: &mut Entries) {
@@ -255,7 +276,13 @@ impl ConvNorm {
 
 impl Unit for ConvNorm {
     fn forward(&self, x: &Tensor, then: Then, pass: Pass) -> Result<Tensor, TchError> {
-        then.apply(self.norm.forward(&self.conv.forward(x, pass.precision)?, pass)?)
+        let convolved = self.conv.forward(x, pass.precision)?;
+        then.apply(self.norm.forward(&convolved, self.norm.begin(pass)?)?)
+    }
+
+    fn pooled(&self, x: &Tensor, kernel: i64, window: Window, pass: Pass) -> Result<Tensor, TchError> {
+        let convolved = self.conv.forward(x, pass.precision)?;
+        self.norm.pooled(&convolved, kernel, window, self.norm.begin(pass)?)
     }
 }
 

@@ -39,12 +39,14 @@
 
 mod architecture;
 pub mod checkpoint;
+mod foreign;
 mod fused;
 pub mod golden;
 pub mod infer;
 mod layers;
 pub mod network;
 pub mod openmp;
+mod pool;
 pub mod preprocess;
 mod rng;
 pub mod state;

@@ -94,12 +94,18 @@ impl Network {
         self.architecture
     }
 
+    /// What its convolutions compute in.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
     /// Count of the network's outputs.
     pub fn classes(&self) -> usize {
         self.classes
     }
 
-    /// Logits, float32 [N, classes], of normalised images, float32 [N, 3, H, W]. Channels-last images are fastest.
+    /// Logits, float32 [N, classes], of normalised images, [N, 3, H, W] in float32 or in what the convolutions compute in.
+    /// Channels-last images are fastest.
     ///
     /// # Errors
     /// When the images have a shape that the architecture does not take, or libtorch fails.
