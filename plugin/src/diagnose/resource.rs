@@ -106,8 +106,11 @@ fn leaving(found: &Found, now: Timestamp) -> Option<Finding> {
 /// Something is in its way that may pass by itself: only the reason tells it from work.
 fn waiting(found: &Found, conditions: &[Condition]) -> Option<Finding> {
     let progressing = conditions.iter().find(|it| it.type_ == "Progressing")?;
-    let is_known = !matches!(Topic::of(&progressing.reason), Topic::Other(_) | Topic::AwaitingApproval)
-        || progressing.reason == "Crashing";
+    let is_known = match Topic::of(&progressing.reason) {
+        Topic::Other(reason) => matches!(reason.as_str(), "Crashing" | "BadConfig" | "ContainerConfig"),
+        Topic::AwaitingApproval => false,
+        _ => true,
+    };
     if is_known {
         return Some(told(found, progressing));
     }
@@ -212,6 +215,17 @@ mod tests {
             (findings[0].severity, findings[0].todo[0].as_str()),
             (super::super::Severity::Note, "kubectl anneal approve cats   # or abort")
         );
+    }
+
+    #[test]
+    fn a_pod_that_lacks_a_secret_is_a_problem_with_the_secret_to_create() {
+        let message = "attempt 1: the container cannot be created: secret \"bucket\" not found";
+        let run = fixtures::run(&json!({
+            "phase": "Preparing", "observedGeneration": 1, "conditions": [fixtures::condition("Progressing", "BadConfig", message)]
+        }));
+        let findings = of(&Found::Run(Box::new(run)));
+        assert_eq!((findings.len(), findings[0].severity), (1, super::super::Severity::Problem));
+        assert!(findings[0].todo[0].contains("create secret generic bucket"), "{findings:?}");
     }
 
     #[test]
