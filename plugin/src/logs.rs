@@ -268,7 +268,7 @@ mod tests {
     use super::*;
     use crate::{
         fixtures,
-        options::{Cli, Command},
+        options::{Cli, Command, Errand},
     };
 
     const SHA: &str = "1111111111111111111111111111111111111111111111111111111111111111";
@@ -276,7 +276,7 @@ mod tests {
     fn options(arguments: &[&str]) -> LogsOptions {
         let line = ["kubectl-anneal", "logs", "cats"].iter().chain(arguments);
         match Cli::try_parse_from(line).expect("valid").command {
-            Command::Logs(options) => options,
+            Command::InCluster(Errand::Logs(options)) => options,
             other => panic!("{other:?}"),
         }
     }

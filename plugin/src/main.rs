@@ -6,6 +6,7 @@ mod children;
 mod cluster;
 mod compare;
 mod completion;
+mod count;
 mod diagnose;
 #[cfg(test)]
 mod fixtures;
@@ -25,11 +26,11 @@ mod tree;
 
 use std::{path::Path, process::ExitCode};
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, Parser as _};
 
 use crate::{
     cluster::Cluster,
-    options::{Cli, Command},
+    options::{Access, Cli, Command, Errand},
     problem::Problem,
     steer::Wish,
 };
@@ -57,23 +58,33 @@ fn main() -> ExitCode {
 }
 
 async fn run(cli: &Cli) -> Result<ExitCode, Problem> {
-    let cluster = Cluster::connect(&cli.access).await?;
-    let steer = async |target, wish: Wish| steer::run(&cluster, target, &wish).await;
     match &cli.command {
-        Command::Status(options) => status::run(&cluster, options).await,
-        Command::Logs(options) => logs::run(&cluster, options).await,
-        Command::Rollout(options) => rollout::run(&cluster, options).await,
-        Command::Promote(options) => steer(&options.target, Wish::Promote).await,
-        Command::Approve(options) => steer(&options.target, Wish::Approve).await,
-        Command::Abort(options) => steer(&options.target, Wish::Abort).await,
-        Command::Retry(options) => steer(&options.target, Wish::Retry).await,
-        Command::Restart(options) => steer(&options.target, Wish::Restart).await,
-        Command::Rollback(options) => steer(&options.deployment.target, Wish::Rollback(options.to.clone())).await,
-        Command::Unpin(options) => steer(&options.target, Wish::Unpin).await,
-        Command::Suspend(options) => steer(&options.target, Wish::Suspend).await,
-        Command::Resume(options) => steer(&options.target, Wish::Resume).await,
-        Command::Predict(options) => predict::run(&cluster, options).await,
-        Command::Compare(options) => compare::run(&cluster, options).await,
-        Command::Diagnose(options) => diagnose::run(&cluster, options).await,
+        Command::InCluster(errand) => in_cluster(&cli.access, errand).await,
+        Command::Version => {
+            output::write(&Cli::command().render_version());
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+async fn in_cluster(access: &Access, errand: &Errand) -> Result<ExitCode, Problem> {
+    let cluster = Cluster::connect(access).await?;
+    let steer = async |target, wish: Wish| steer::run(&cluster, target, &wish).await;
+    match errand {
+        Errand::Status(options) => status::run(&cluster, options).await,
+        Errand::Logs(options) => logs::run(&cluster, options).await,
+        Errand::Rollout(options) => rollout::run(&cluster, options).await,
+        Errand::Promote(options) => steer(&options.target, Wish::Promote).await,
+        Errand::Approve(options) => steer(&options.target, Wish::Approve).await,
+        Errand::Abort(options) => steer(&options.target, Wish::Abort).await,
+        Errand::Retry(options) => steer(&options.target, Wish::Retry).await,
+        Errand::Restart(options) => steer(&options.target, Wish::Restart).await,
+        Errand::Rollback(options) => steer(&options.deployment.target, Wish::Rollback(options.to.clone())).await,
+        Errand::Unpin(options) => steer(&options.target, Wish::Unpin).await,
+        Errand::Suspend(options) => steer(&options.target, Wish::Suspend).await,
+        Errand::Resume(options) => steer(&options.target, Wish::Resume).await,
+        Errand::Predict(options) => predict::run(&cluster, options).await,
+        Errand::Compare(options) => compare::run(&cluster, options).await,
+        Errand::Diagnose(options) => diagnose::run(&cluster, options).await,
     }
 }

@@ -49,9 +49,19 @@ pub struct Access {
     pub impersonate: Option<String>,
 }
 
-/// What people do.
+/// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// In a cluster.
+    #[command(flatten)]
+    InCluster(Errand),
+    /// Print the plugin's version.
+    Version,
+}
+
+/// What people do in a cluster.
+#[derive(Debug, Subcommand)]
+pub enum Errand {
     /// Show how things stand: a tree of a resource with its attempts, revisions and pods, or a list of all.
     Status(StatusOptions),
     /// Print the log that matters: of the newest attempt, of the smoke test that failed, of the revision that serves.

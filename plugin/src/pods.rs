@@ -5,6 +5,7 @@ use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod};
 use kube::ResourceExt as _;
 
 use crate::{
+    count,
     state::{State, Tone},
     tree::Node,
 };
@@ -107,7 +108,7 @@ pub fn attempt_of(object: &impl kube::Resource<DynamicType = ()>) -> Option<i32>
 pub fn node(pod: &Pod) -> Node {
     let seen = seen(pod);
     let place = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
-    let restarts = Some(restarts(pod)).filter(|count| *count > 0).map(|count| format!("{count} restarts"));
+    let restarts = Some(restarts(pod)).filter(|restarts| *restarts > 0).map(|restarts| count::of(restarts, "restart"));
     let message = Some(seen.message).filter(|message| !message.is_empty());
     Node {
         name: pod.name_any(),

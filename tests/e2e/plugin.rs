@@ -97,7 +97,13 @@ async fn a_training_is_followed_to_its_end_and_what_holds_it_up_is_named() -> Ou
         ns.apply(&manifest::training_run("cats", spec)).await?;
         let waits = |run: &TrainingRun| phase(run) == Some(RunPhase::Pending);
         ns.watch::<TrainingRun>("cats").until("it waits for its claim", 60, waits).await?;
-        plugin.says("diagnose trun/cats", 1, &["ClaimNotFound", "→ kubectl -n"]).await?;
+        plugin
+            .says(
+                "diagnose trun/cats",
+                1,
+                &["ClaimNotFound", "→ kubectl -n", "# creates PersistentVolumeClaim models;"],
+            )
+            .await?;
         plugin
             .says("logs cats", 2, &["no attempt of cats has begun; `kubectl anneal diagnose trun/cats` says why"])
             .await?;
@@ -111,7 +117,8 @@ async fn a_training_is_followed_to_its_end_and_what_holds_it_up_is_named() -> Ou
         let plain = plugin.says("status cats", 0, &["✔ Succeeded", "100%", "cats-1", "accuracy"]).await?;
         ensure!(!plain.contains('\u{1b}'), "colours went to something that is no terminal: {plain}");
         plugin.says("logs cats --tail 5", 0, &["trun/cats, attempt 1"]).await?;
-        plugin.says("diagnose cats", 0, &["trun/cats  ✔ Succeeded  nothing is wrong"]).await?;
+        let well = plugin.says("diagnose cats", 0, &["trun/cats  ✔ Succeeded  nothing is wrong"]).await?;
+        ensure!(!well.contains("ClaimNotFound"), "what it has overcome is told: {well}");
         let json = plugin.says("status cats -o json", 0, &[]).await?;
         let json: Value = serde_json::from_str(&json)?;
         ensure!(json[0]["word"] == "Succeeded" && json[0]["percent"] == 100 && json[0]["ending"] == "Good", "{json}");
@@ -145,7 +152,7 @@ async fn a_training_is_followed_to_its_end_and_what_holds_it_up_is_named() -> Ou
         plugin.says("logs broken", 2, &["has not started", "kubectl anneal diagnose trun/broken"]).await?;
         let list = plugin.says("status", 0, &["trun/broken", "trun/cats", "trun/long"]).await?;
         ensure!(list.starts_with("NAME "), "{list}");
-        plugin.says("diagnose", 1, &["trun/broken", "1 resource has nothing to tell"]).await.map(|_| ())
+        plugin.says("diagnose", 1, &["trun/broken", "2 resources have nothing to tell"]).await.map(|_| ())
     })
     .await
 }

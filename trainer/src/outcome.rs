@@ -42,8 +42,8 @@ pub enum Error {
     Init(#[from] InitError),
     /// Memory ran out.
     #[error(
-        "there is no memory for {bytes} bytes of {what}; raise the memory limit, or lower hyperparameters.batchSize or \
-         model.inputSize"
+        "there is no memory for {bytes} bytes of {what}; raise the memory limit, or set hyperparameters.microBatchSize, \
+         or else lower model.inputSize or hyperparameters.batchSize"
     )]
     OutOfMemory {
         /// For what.

@@ -12,7 +12,8 @@ pub struct Dataset {
     /// `pvc://CLAIM/PATH` (a folder or tar on a claim), `https://HOST/SET.tar`, `s3://BUCKET/PREFIX` or
     /// `gs://BUCKET/PREFIX` (a tar, or a folder), `dvc+https://HOST/SET.dvc` (what a `.dvc` file names, from its remote;
     /// also `dvc+s3://`, `dvc+gs://` and `dvc+file://`), `file:///PATH` (inside the image) or
-    /// `synthetic://?images=600&size=64` (made by the trainer).
+    /// `synthetic://?images=600&size=64` (made by the trainer). `http://` and `dvc+http://` are for servers inside the
+    /// cluster: nothing is encrypted.
     #[schemars(length(min = 1, max = 1024))]
     pub uri: String,
     /// What the dataset must be, so that a run never trains on something else: `sha256:` and the digest that
@@ -22,7 +23,7 @@ pub struct Dataset {
     pub digest: Option<String>,
     /// A Secret in the run's namespace. Each of its keys becomes an environment variable of the trainer:
     /// `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and `AWS_ENDPOINT_URL` for `s3://`, `GOOGLE_SERVICE_ACCOUNT_KEY` for
-    /// `gs://`, `ANNEAL_HTTP_AUTHORIZATION` (the whole header's value) for `https://`.
+    /// `gs://`, `ANNEAL_HTTP_AUTHORIZATION` (the whole header's value) for `https://` and `http://`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credentials_secret_ref: Option<SecretRef>,
 }
@@ -97,8 +98,8 @@ impl Default for Synthetic {
 pub enum DatasetUriError {
     /// The scheme is missing or unknown.
     #[error(
-        "dataset.uri {0:?} has no known scheme; write pvc://CLAIM/PATH, https://HOST/SET.tar, s3://BUCKET/PREFIX, \
-         gs://BUCKET/PREFIX, dvc+https://HOST/SET.dvc, file:///PATH or synthetic://"
+        "dataset.uri {0:?} has no known scheme; write pvc://CLAIM/PATH, http(s)://HOST/SET.tar, s3://BUCKET/PREFIX, \
+         gs://BUCKET/PREFIX, dvc+http(s)://HOST/SET.dvc, file:///PATH or synthetic://"
     )]
     Scheme(String),
     /// A server or bucket is missing, or the URL has what no URL may have.
@@ -172,7 +173,7 @@ fn server(uri: &str, url: &str, dvc: bool) -> Result<(), DatasetUriError> {
     }
     let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
     if host.is_empty() {
-        return wrong("it names no host or bucket; write https://HOST/SET.tar or s3://BUCKET/PREFIX");
+        return wrong("it names no host or bucket; write http(s)://HOST/SET.tar or s3://BUCKET/PREFIX");
     }
     if host.contains('@') {
         return wrong("a URL with a password would be readable in the resource; use credentialsSecretRef");
@@ -182,7 +183,7 @@ fn server(uri: &str, url: &str, dvc: bool) -> Result<(), DatasetUriError> {
     let is_tar = Path::new(path).extension().is_some_and(|extension| extension.eq_ignore_ascii_case("tar"));
     if !dvc && scheme.starts_with("http") && !is_tar {
         return wrong(
-            "over HTTP a folder cannot be listed; name a file that ends in .tar, or use s3://, gs:// or dvc+https://",
+            "over HTTP a folder cannot be listed; name a file that ends in .tar, or use s3://, gs:// or dvc+http(s)://",
         );
     }
     Ok(())

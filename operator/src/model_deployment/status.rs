@@ -320,6 +320,7 @@ fn sentence(step: &Step, candidate: &str, stable: &str) -> String {
     match step {
         Step::Load(_) => format!("revision {candidate} starts and loads its model"),
         Step::Smoke { .. } => format!("the pods of revision {candidate} are asked the questions of the gate"),
+        Step::ScaleUp { to: 1, .. } => format!("revision {candidate} grows to one pod"),
         Step::ScaleUp { to, .. } => format!("revision {candidate} grows to {to} pods"),
         Step::AwaitApproval => format!(
             "revision {candidate} has passed; annotate with anneal.dev/approve={candidate} to give it the traffic, or with anneal.dev/abort={candidate}"

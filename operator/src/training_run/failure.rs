@@ -108,8 +108,8 @@ fn failed(current: &CurrentAttempt, pods: &[&AttemptPod]) -> Ending {
     let failure = match (own, speaker) {
         (_, Some(_)) if was_oom => Failure::new(
             FailureClass::OOMKilled,
-            "the container was killed at its memory limit; raise podTemplate.resources.limits.memory, or lower \
-             batchSize or inputSize",
+            "the container was killed at its memory limit; raise podTemplate.resources.limits.memory, or set \
+             microBatchSize, or else lower inputSize or batchSize",
         ),
         (Some(own), _) => own,
         (None, Some((pod, state))) => unexplained(pod, state),
@@ -183,14 +183,16 @@ pub fn obstacle(pod: &Pod) -> Option<(FailureClass, String)> {
     let status = pod.status.as_ref()?;
     let containers = status.init_container_statuses.iter().flatten().chain(status.container_statuses.iter().flatten());
     let waiting = containers.filter_map(|container| container.state.as_ref()?.waiting.as_ref()).find_map(|waiting| {
-        let detail = waiting.message.clone().unwrap_or_default();
+        let detail = clause(waiting.message.as_deref());
         match waiting.reason.as_deref()? {
             "ErrImagePull" | "ImagePullBackOff" | "InvalidImageName" | "ErrImageNeverPull" => Some((
                 FailureClass::ImagePull,
                 format!("the image cannot be pulled ({detail}); check podTemplate.image and imagePullSecrets"),
             )),
             "CreateContainerConfigError" | "CreateContainerError" => {
-                Some((FailureClass::BadConfig, format!("the container cannot be created: {detail}")))
+                // A Secret or ConfigMap that is named but not there; the kubelet looks for it again and again.
+                let todo = if detail.contains("not found") { "; create it, and the run goes on by itself" } else { "" };
+                Some((FailureClass::BadConfig, format!("the container cannot be created: {detail}{todo}")))
             }
             _ => None,
         }
@@ -203,11 +205,16 @@ pub fn obstacle(pod: &Pod) -> Option<(FailureClass, String)> {
         .iter()
         .flatten()
         .find(|condition| condition.type_ == "PodScheduled" && condition.status == "False")?;
-    let why = unscheduled.message.clone().unwrap_or_default();
+    let why = clause(unscheduled.message.as_deref());
     let lower = why.to_lowercase();
     Some(if lower.contains("persistentvolumeclaim") || lower.contains("volume node affinity") {
         (FailureClass::VolumeMissing, format!("a volume of the pod cannot be used: {why}"))
     } else {
         (FailureClass::Unschedulable, format!("no node takes the pod: {why}"))
     })
+}
+
+/// The words of the kubelet or the scheduler, to go on within a sentence of ours.
+fn clause(message: Option<&str>) -> &str {
+    message.unwrap_or_default().trim_end_matches(['.', ' '])
 }

@@ -1,15 +1,17 @@
-//! Warnings of the last hour about a resource and what was made for it, where nothing else has told the same.
+//! Warnings of the last hour about a resource and what was made for it, where nothing else has told the same. They explain why
+//! something does not move: of what is well they tell nothing.
 
 use std::collections::BTreeSet;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Event;
+use k8s_openapi::api::core::v1::{Event, Pod};
 
 use super::{Finding, Severity, Topic, advice};
 use crate::{
     age,
     children::Children,
-    pods::is_ready,
+    pods,
+    state::Tone,
     status::{Ending, Report},
     target::Found,
 };
@@ -30,17 +32,17 @@ pub fn findings(
     known: &[Finding],
     now: Timestamp,
 ) -> Vec<Finding> {
+    if is_well(found) && !known.iter().any(|known| known.severity == Severity::Problem) {
+        return Vec::new();
+    }
     let names = names(children);
-    let ready: BTreeSet<String> =
-        children.pods.iter().filter(|pod| is_ready(pod)).map(kube::ResourceExt::name_any).collect();
     let mut about: Vec<(i64, &Event)> = events
         .iter()
         .filter(|event| event.type_.as_deref() == Some("Warning"))
         .filter(|event| is_itself(event, found) || is_about(event, &names))
         // The operator's Events repeat its conditions.
         .filter(|event| !known.iter().any(|known| event.message.as_ref().is_some_and(|it| it.contains(&known.what))))
-        // What a pod that answers stumbled over on its way is over.
-        .filter(|event| event.involved_object.name.as_ref().is_none_or(|name| !ready.contains(name)))
+        .filter(|event| !is_past(event, &children.pods))
         .filter_map(|event| Some((now.as_second() - time(event)?.as_second(), event)))
         .filter(|(age, _)| *age < RECENT)
         .collect();
@@ -59,13 +61,48 @@ fn finding(found: &Found, report: &Report, event: &Event, age: i64, now: Timesta
     let topic = topic(found, event, &reason);
     let stands_in_the_way = !matches!(topic, Topic::Other(_)) && age < PRESENT && report.ending == Ending::Open;
     let todo = match &topic {
-        Topic::Quota => advice::about(found, "QuotaExceeded"),
-        Topic::Scheduling => advice::about(found, "Unschedulable"),
-        Topic::Volume => advice::about(found, "VolumeMissing"),
+        Topic::Quota => advice::about(found, "QuotaExceeded", ""),
+        Topic::Scheduling => advice::about(found, "Unschedulable", ""),
+        Topic::Volume => advice::about(found, "VolumeMissing", ""),
         _ => vec![],
     };
     let severity = if stands_in_the_way { Severity::Problem } else { Severity::Note };
     Finding { topic, severity, what, todo }
+}
+
+/// Whether it does what it should, or waits for a person's word.
+fn is_well(found: &Found) -> bool {
+    use anneal_api::resources::{DeploymentPhase as Rollout, RunPhase, SweepPhase};
+    match found {
+        Found::Run(it) => matches!(
+            it.status.as_ref().and_then(|status| status.phase),
+            Some(RunPhase::Running | RunPhase::Suspended | RunPhase::Succeeded)
+        ),
+        Found::Deployment(it) => matches!(
+            it.status.as_ref().and_then(|status| status.phase),
+            Some(Rollout::Stable | Rollout::AwaitingApproval | Rollout::Paused)
+        ),
+        Found::Sweep(it) => matches!(
+            it.status.as_ref().and_then(|status| status.phase),
+            Some(SweepPhase::Running | SweepPhase::Suspended | SweepPhase::Succeeded)
+        ),
+        Found::Schedule(_) => false,
+    }
+}
+
+/// Whether a pod has overcome what an Event says of it: it runs as it should or has ended well, or it has found its node since.
+fn is_past(event: &Event, pods: &[Pod]) -> bool {
+    let object = &event.involved_object;
+    if object.kind.as_deref() != Some("Pod") {
+        return false;
+    }
+    let Some(pod) = pods.iter().find(|pod| pod.metadata.name == object.name) else { return false };
+    let is_namesakes = object.uid.is_some() && object.uid != pod.metadata.uid;
+    let state = pods::seen(pod).state;
+    let is_scheduled = pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some());
+    let is_about_node = event.reason.as_deref() == Some("FailedScheduling");
+    let runs = state.tone == Tone::Good || state.word == "Running";
+    is_namesakes || runs || is_scheduled && is_about_node
 }
 
 /// What an Event is about. The operator's own begin with the reason that its conditions have.
@@ -139,5 +176,39 @@ mod tests {
         assert_eq!(findings[0].what, "FailedCreate, of ReplicaSet cats-4be36a0c-7f9d, 30s ago: m");
         assert_eq!(findings[0].todo, ["kubectl -n demo describe resourcequotas"]);
         assert_eq!(findings[0].severity, Severity::Problem);
+    }
+
+    #[test]
+    fn what_a_pod_has_overcome_is_not_told() {
+        let found = Found::Run(Box::new(fixtures::run(&json!({"phase": "Preparing"}))));
+        let told = |pod: Option<Pod>| {
+            let children = Children { pods: pod.into_iter().collect(), ..Children::default() };
+            let report = Report::of(&found, &children, fixtures::now(), Paint::PLAIN);
+            let events = [event("Pod", "cats-1-x", "FailedScheduling", "2026-01-02T03:13:35Z")];
+            findings(&found, &children, &report, &events, &[], fixtures::now()).len()
+        };
+        let scheduled = |phase: &str| fixtures::pod("cats-1-x", &json!({}), &json!({"phase": phase}));
+        let mut waits = scheduled("Pending");
+        waits.spec.as_mut().expect("a spec").node_name = None;
+        assert_eq!(told(Some(waits)), 1);
+        assert_eq!(told(Some(scheduled("Pending"))), 0);
+        assert_eq!(told(Some(scheduled("Running"))), 0);
+        assert_eq!(told(None), 0, "of a pod that is gone");
+    }
+
+    #[test]
+    fn of_what_is_well_no_warning_is_told() {
+        let findings = |phase: &str, known: &[Finding]| {
+            let found = Found::Run(Box::new(fixtures::run(&json!({"phase": phase}))));
+            let report = Report::of(&found, &Children::default(), fixtures::now(), Paint::PLAIN);
+            let events = [event("TrainingRun", "cats", "FailedCreate", "2026-01-02T03:13:35Z")];
+            findings(&found, &Children::default(), &report, &events, known, fixtures::now()).len()
+        };
+        for phase in ["Running", "Succeeded", "Suspended"] {
+            assert_eq!(findings(phase, &[]), 0, "{phase}");
+        }
+        let problem = Finding::problem(Topic::Operator, "the operator does not run", vec![]);
+        assert_eq!(findings("Running", &[problem]), 1);
+        assert_eq!(findings("Preparing", &[]), 1);
     }
 }

@@ -15,6 +15,7 @@ use serde::Serialize;
 use crate::{
     children::Children,
     cluster::Cluster,
+    count,
     options::{DiagnoseOptions, Output},
     output,
     paint::Paint,
@@ -43,6 +44,8 @@ pub enum Topic {
     Memory,
     /// Metrics for the autoscaler.
     Metrics,
+    /// A person's word.
+    AwaitingApproval,
     /// Anything else, by its reason.
     #[serde(untagged)]
     Other(String),
@@ -76,6 +79,7 @@ impl Topic {
             "QuotaExceeded" | "PodsRefused" | "FailedCreate" => Self::Quota,
             "OOMKilled" | "OutOfMemory" => Self::Memory,
             "MetricsNotServed" | "FailedGetResourceMetric" | "FailedComputeMetricsReplicas" => Self::Metrics,
+            "AwaitingApproval" => Self::AwaitingApproval,
             other => Self::Other(other.to_owned()),
         }
     }
@@ -135,13 +139,13 @@ impl Diagnosis {
                 findings.push(finding);
             }
         }
-        // Stable: within its kind, each stays in the order in which to do it.
-        findings.sort_by_key(|finding| finding.severity == Severity::Note);
+        // Stable: within its kind, each stays in the order in which to do it. What waits for a word waits for nothing else.
+        findings.sort_by_key(|finding| (finding.topic != Topic::AwaitingApproval, finding.severity == Severity::Note));
         Self { subject, state, findings }
     }
 
-    fn problems(&self) -> usize {
-        self.findings.iter().filter(|finding| finding.severity == Severity::Problem).count()
+    fn problems(&self) -> u32 {
+        self.findings.iter().map(|finding| u32::from(finding.severity == Severity::Problem)).sum()
     }
 
     fn lines(&self, paint: Paint) -> Vec<String> {
@@ -149,8 +153,7 @@ impl Diagnosis {
             self.state.as_ref().map(|state| paint.tone(state.tone, &format!("{} {}", state.tone.sign(), state.word)));
         let verdict = match self.problems() {
             0 => "nothing is wrong".to_owned(),
-            1 => "1 problem".to_owned(),
-            count => format!("{count} problems"),
+            problems => count::of(problems, "problem"),
         };
         let head = [paint.bold(&self.subject)].into_iter().chain(state).chain([verdict]).collect::<Vec<_>>().join("  ");
         let mut lines = vec![head];
@@ -228,7 +231,7 @@ mod tests {
 
     fn diagnosis() -> Diagnosis {
         let findings = vec![
-            Finding::note(Topic::Other("AwaitingApproval".to_owned()), "it waits", vec![]),
+            Finding::note(Topic::Other("Paused".to_owned()), "it waits", vec![]),
             Finding::problem(
                 Topic::Image,
                 "the image\ncannot be pulled",
@@ -250,6 +253,16 @@ mdep/cats  ◌ Loading  1 problem
       → then try
  2. ! it waits"
         );
+    }
+
+    #[test]
+    fn an_approval_that_is_waited_for_comes_first() {
+        let findings = vec![
+            Finding::problem(Topic::Metrics, "no metrics", vec![]),
+            Finding::note(Topic::of("AwaitingApproval"), "it waits", vec![]),
+        ];
+        let diagnosis = Diagnosis::new("mdep/cats".to_owned(), None, findings);
+        assert_eq!(diagnosis.findings[0].what, "it waits");
     }
 
     #[test]

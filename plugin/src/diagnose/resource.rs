@@ -63,7 +63,7 @@ fn holding<'a>(conditions: &'a [Condition], kind: &str) -> Option<&'a Condition>
 
 fn told(found: &Found, condition: &Condition) -> Finding {
     let what = format!("{}: {}", condition.reason, condition.message);
-    Finding::problem(Topic::of(&condition.reason), what, advice::about(found, &condition.reason))
+    Finding::problem(Topic::of(&condition.reason), what, advice::about(found, &condition.reason, &condition.message))
 }
 
 /// The operator has not seen the newest spec, though it had the time to.
@@ -100,13 +100,17 @@ fn leaving(found: &Found, now: Timestamp) -> Option<Finding> {
     let since = metadata.deletion_timestamp.as_ref()?;
     let holders = metadata.finalizers.clone().unwrap_or_default().join(", ");
     let what = format!("it is being deleted since {}, and is held by {holders}", age::between(since.0, now));
-    Some(Finding::problem(Topic::Other("Deleting".to_owned()), what, advice::about(found, "Deleting")))
+    Some(Finding::problem(Topic::Other("Deleting".to_owned()), what, advice::about(found, "Deleting", "")))
 }
 
 /// Something is in its way that may pass by itself: only the reason tells it from work.
 fn waiting(found: &Found, conditions: &[Condition]) -> Option<Finding> {
     let progressing = conditions.iter().find(|it| it.type_ == "Progressing")?;
-    let is_known = !matches!(Topic::of(&progressing.reason), Topic::Other(_)) || progressing.reason == "Crashing";
+    let is_known = match Topic::of(&progressing.reason) {
+        Topic::Other(reason) => matches!(reason.as_str(), "Crashing" | "BadConfig" | "ContainerConfig"),
+        Topic::AwaitingApproval => false,
+        _ => true,
+    };
     if is_known {
         return Some(told(found, progressing));
     }
@@ -118,15 +122,18 @@ fn waiting(found: &Found, conditions: &[Condition]) -> Option<Finding> {
     };
     waits.then(|| {
         let what = format!("it waits: {}: {}", progressing.reason, progressing.message);
-        Finding::note(Topic::of(&progressing.reason), what, advice::about(found, &progressing.reason))
+        Finding::note(
+            Topic::of(&progressing.reason),
+            what,
+            advice::about(found, &progressing.reason, &progressing.message),
+        )
     })
 }
 
 /// It waits for somebody's word.
 fn word_of_a_person(found: &Found) -> Option<Finding> {
     let (name, path) = (found.name(), found.path());
-    let note =
-        |reason: &str, what: &str, todo: String| Some(Finding::note(Topic::Other(reason.to_owned()), what, vec![todo]));
+    let note = |reason: &str, what: &str, todo: String| Some(Finding::note(Topic::of(reason), what, vec![todo]));
     let suspended =
         |is: bool| is.then(|| note("Suspended", "it is suspended", format!("kubectl anneal resume {path}"))).flatten();
     match found {
@@ -208,6 +215,17 @@ mod tests {
             (findings[0].severity, findings[0].todo[0].as_str()),
             (super::super::Severity::Note, "kubectl anneal approve cats   # or abort")
         );
+    }
+
+    #[test]
+    fn a_pod_that_lacks_a_secret_is_a_problem_with_the_secret_to_create() {
+        let message = "attempt 1: the container cannot be created: secret \"bucket\" not found";
+        let run = fixtures::run(&json!({
+            "phase": "Preparing", "observedGeneration": 1, "conditions": [fixtures::condition("Progressing", "BadConfig", message)]
+        }));
+        let findings = of(&Found::Run(Box::new(run)));
+        assert_eq!((findings.len(), findings[0].severity), (1, super::super::Severity::Problem));
+        assert!(findings[0].todo[0].contains("create secret generic bucket"), "{findings:?}");
     }
 
     #[test]

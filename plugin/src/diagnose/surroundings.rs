@@ -15,7 +15,7 @@ use crate::{
     pods,
     problem::Problem,
     state::Tone,
-    target::Found,
+    target::{Found, Kind},
 };
 
 /// Seconds that a claim may wait for its volume before it is told.
@@ -66,7 +66,8 @@ impl Surroundings {
         claims_of(found, children).iter().find_map(|name| {
             let Some(claim) = known.iter().find(|claim| claim.name_any() == *name) else {
                 let what = format!("PersistentVolumeClaim {name} does not exist");
-                return Some(Finding::problem(Topic::Volume, what, advice::about(found, "ClaimNotFound")));
+                let todo = advice::about(found, "ClaimNotFound", &what);
+                return Some(Finding::problem(Topic::Volume, what, todo));
             };
             self.of_claim(found, claim, !children.pods.is_empty(), now)
         })
@@ -92,7 +93,7 @@ impl Surroundings {
             let (phase, age) = (phase.unwrap_or_default(), age::of(claim.metadata.creation_timestamp.as_ref(), now));
             let what = format!("PersistentVolumeClaim {name} is {phase} for {age}, with {class}{why}");
             let mut todo = vec!["kubectl get storageclasses".to_owned()];
-            todo.extend(advice::about(found, "VolumeMissing"));
+            todo.extend(advice::about(found, "VolumeMissing", ""));
             // The claim itself knows more than whoever waits for it, so it is told in any case.
             Finding::problem(Topic::Other("Claim".to_owned()), what, todo)
         })
@@ -133,10 +134,13 @@ fn of_pod(found: &Found, pod: &Pod) -> Option<Finding> {
     let reason = match Topic::of(&seen.state.word) {
         Topic::Image => "ImagePull",
         _ if seen.state.word == "CrashLoopBackOff" => "Crashing",
+        // As the operator calls it.
+        _ if seen.state.word == "CreateContainerConfigError" && found.kind() == Kind::Run => "BadConfig",
+        _ if seen.state.word == "CreateContainerConfigError" => "ContainerConfig",
         _ => seen.state.word.as_str(),
     };
     let topic = Topic::told(reason, &seen.message);
-    Some(Finding::problem(topic, what, advice::about(found, reason)))
+    Some(Finding::problem(topic, what, advice::about(found, reason, &seen.message)))
 }
 
 /// The autoscaler asks an API that is not served.
@@ -144,7 +148,7 @@ fn of_metrics(found: &Found, deployment: &ModelDeployment, has_metrics: bool) ->
     let scales = deployment.spec.replicas.is_none();
     (scales && !has_metrics).then(|| {
         let what = "the cluster serves no metrics of pods, so the number of pods does not follow the load";
-        Finding::problem(Topic::Metrics, what, advice::about(found, "MetricsNotServed"))
+        Finding::problem(Topic::Metrics, what, advice::about(found, "MetricsNotServed", ""))
     })
 }
 

@@ -18,6 +18,7 @@ use kube::ResourceExt as _;
 use super::{Ending, Report, hidden, is_observed, message, of_size};
 use crate::{
     children::Children,
+    count,
     paint::Paint,
     pods::{self, is_ready, label_of},
     state::{self, State, Tone},
@@ -277,7 +278,7 @@ fn of_autoscaler(autoscaler: &HorizontalPodAutoscaler) -> Node {
         kind: "Autoscaler",
         state: match (inactive, &status.conditions) {
             (Some(_), _) => State::new(Tone::Waiting, "NoMetrics"),
-            (None, Some(_)) => State::new(Tone::Good, format!("{} pods", status.current_replicas.unwrap_or_default())),
+            (None, Some(_)) => State::new(Tone::Good, count::of(status.current_replicas.unwrap_or_default(), "pod")),
             (None, None) => State::new(Tone::Busy, "Starting"),
         },
         since: autoscaler.metadata.creation_timestamp.as_ref().map(|time| time.0),

@@ -12,6 +12,7 @@ use super::{Ending, Report, hidden, message};
 use crate::{
     age,
     children::Children,
+    count,
     paint::Paint,
     pods::{self, attempt_of},
     state::{self, State, Tone},
@@ -152,7 +153,7 @@ fn how_it_went(attempt: &Attempt) -> String {
     let took = attempt.start_time.as_ref().map(|start| format!("took {}", age::between(start.0, attempt.end_time.0)));
     let from = attempt.resumed_from_step.map(|step| format!("went on from step {step}"));
     let to = attempt.step.filter(|_| attempt.class.is_some()).map(|step| format!("came to step {step}"));
-    let lost = attempt.steps_lost.filter(|lost| *lost > 0).map(|lost| format!("lost {lost} steps"));
+    let lost = attempt.steps_lost.filter(|lost| *lost > 0).map(|lost| format!("lost {}", count::of(lost, "step")));
     let message = Some(attempt.message.clone()).filter(|message| !message.is_empty());
     took.into_iter().chain(from).chain(to).chain(lost).chain(message).collect::<Vec<_>>().join(", ")
 }

@@ -6,6 +6,7 @@ use kube::ResourceExt as _;
 use super::{Ending, Report, message};
 use crate::{
     children::Children,
+    count,
     paint::Paint,
     state::{self, State},
     tree::Node,
@@ -61,8 +62,8 @@ pub fn summary(status: &TrainingSweepStatus) -> String {
         parts.into_iter().filter(|(count, _)| *count > 0).map(|(count, word)| format!("{count} {word}")).collect();
     match (counts.total, parts.is_empty()) {
         (0, _) => String::new(),
-        (total, true) => format!("{total} trials"),
-        (total, false) => format!("{total} trials: {}", parts.join(", ")),
+        (total, true) => count::of(total, "trial"),
+        (total, false) => format!("{}: {}", count::of(total, "trial"), parts.join(", ")),
     }
 }
 

@@ -71,7 +71,10 @@ fn message(verdict: Verdict, checks: &[Check], targets: usize) -> String {
         lines.collect::<Vec<_>>().join("; ")
     };
     match verdict {
-        Verdict::Passed => format!("{} checks passed on {targets} pods", checks.len()),
+        Verdict::Passed => {
+            let of = |count: usize, one: &str| format!("{count} {one}{}", if count == 1 { "" } else { "s" });
+            format!("{} passed on {}", of(checks.len(), "check"), of(targets, "pod"))
+        }
         Verdict::Failed => sentences(|outcome| if let Outcome::Failed(why) = outcome { Some(why) } else { None }),
         Verdict::Inconclusive if checks.is_empty() => {
             "there is no target to ask; give at least one in `targets`".to_owned()

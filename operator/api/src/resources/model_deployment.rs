@@ -97,7 +97,7 @@ fn default_deadline() -> i32 {
 #[x_kube(
     validation = Rule::new("(has(self.trainingRunRef) ? 1 : 0) + (has(self.trainingRunSelector) ? 1 : 0) + (has(self.claimName) ? 1 : 0) + (has(self.uri) ? 1 : 0) == 1").message("name the model by trainingRunRef, by claimName with path and sha256, or by uri with sha256, or follow runs by trainingRunSelector: one of the four"),
     validation = Rule::new("has(self.claimName) == has(self.path) && (has(self.claimName) || has(self.uri)) == has(self.sha256)").message("claimName, path and sha256 belong together, and so do uri and sha256: where the file is, and the digest that `sha256sum FILE` prints"),
-    validation = Rule::new("!has(self.uri) || self.uri.matches('^(https?|s3|gs)://[^/@ ]+/[^ ]+$')").message("uri must be https://HOST/FILE, s3://BUCKET/KEY or gs://BUCKET/KEY, without a user in it; credentials go into credentialsSecretRef"),
+    validation = Rule::new("!has(self.uri) || self.uri.matches('^(https?|s3|gs)://[^/@ ]+/[^ ]+$')").message("uri must be http(s)://HOST/FILE, s3://BUCKET/KEY or gs://BUCKET/KEY, without a user in it; credentials go into credentialsSecretRef"),
     validation = Rule::new("!has(self.credentialsSecretRef) || has(self.uri)").message("credentialsSecretRef is for the server that uri names; leave it out"),
     validation = Rule::new("!has(self.path) || (!self.path.startsWith('/') && !self.path.split('/').exists(part, part == '..'))").message("path is relative to the claim's root and must not contain `..`")
 )]
@@ -117,8 +117,8 @@ pub struct ModelSource {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 512))]
     pub path: Option<String>,
-    /// Address of the checkpoint at a server: `https://`, `s3://` or `gs://`. Each pod fetches it before it serves, to a
-    /// folder of its own, so that no volume need be shared.
+    /// Address of the checkpoint at a server: `https://`, `http://` (for servers inside the cluster), `s3://` or `gs://`.
+    /// Each pod fetches it before it serves, to a folder of its own, so that no volume need be shared.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 2048))]
     pub uri: Option<String>,

@@ -88,7 +88,7 @@ impl Store {
             }
             _ => Err(RemoteError::Unsupported(
                 Shown::of(url),
-                "this kind of storage is not known; use https://, s3://, gs:// or a folder".to_owned(),
+                "this kind of storage is not known; use http(s)://, s3://, gs:// or a folder".to_owned(),
             )),
         }
     }
