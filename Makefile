@@ -105,8 +105,8 @@ bench-train: ## Compare training with PyTorch and a torchvision DataLoader (DATA
 bench-platform: ## What Anneal takes of a platform: components, idle memory, seconds to training and to traffic (5 minutes)
 	@. scripts/environment && cluster && scripts/images && scripts/install && tests/bench/platform/run
 
-bench-operator: ## Compare the operator with the bare Job controller on fake nodes (RUNS=10000 DEPLOYMENTS=1000 for more; 5 minutes)
-	@RUNS='$(RUNS)' DEPLOYMENTS='$(DEPLOYMENTS)' tests/bench/operator/run
+bench-operator: ## Compare the operator with the bare Job controller and JobSet on fake nodes (RUNS=10000 DEPLOYMENTS=1000 for more; 7 minutes)
+	@RUNS='$(RUNS)' DEPLOYMENTS='$(DEPLOYMENTS)' PEER='$(PEER)' FAKED='$(FAKED)' tests/bench/operator/run
 
 bench-serve: ## Compare the server with FastAPI and LitServe on PyTorch and with the bare forward pass (DATA=folder or tar of photos)
 	@DATA='$(DATA)' tests/bench/serve/run

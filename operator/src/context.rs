@@ -26,6 +26,7 @@ use crate::{
     metrics::Metrics,
     performance,
     progress::Board,
+    queue::Queue,
     shadow, signals,
     training_run::{known::Known, last_words::LastWords, phases::Phases, written::Written},
 };
@@ -100,6 +101,8 @@ pub struct Context {
     /// The runs as the watch knows them, once it has told of all. Whoever asked the store whether it is ready would take the
     /// wake-up of the controller, which waits for that: it wakes only who asked last.
     pub runs: SetOnce<Store<TrainingRun>>,
+    /// The runs that wait for a reconcile, once there is a controller of them.
+    pub queue: SetOnce<Arc<Queue<TrainingRun>>>,
     reporter: Reporter,
     failures: Mutex<HashMap<String, u32>>,
 }
@@ -149,6 +152,7 @@ impl Context {
             phases: Arc::default(),
             written: Written::default(),
             runs: SetOnce::new(),
+            queue: SetOnce::new(),
             reporter,
             failures: Mutex::default(),
         }
@@ -214,6 +218,9 @@ impl Context {
             self.last_words.forget(&run);
             self.known.forget(&run);
             self.written.forget(&run);
+            if let Some(queue) = self.queue.get() {
+                queue.done(&run);
+            }
         }
         if kind == ModelDeployment::kind(&()) {
             let deployment = ObjectRef::new(name).within(namespace);

@@ -21,8 +21,6 @@ use tracing::{Instrument, debug, error, info_span, warn};
 use crate::{
     cluster::Object,
     context::{Context, failure_key},
-    metrics::Metrics,
-    turns::Turns,
 };
 
 /// Longest sleep of an object that nothing wakes: a watch event that got lost is made up for by then.
@@ -109,20 +107,21 @@ pub fn touched<K: Object + Send + 'static>(
     events(api, config).touched_objects()
 }
 
-/// A controller whose store has no more of an object than what somebody reads: who changed which field when, and what
-/// kubectl keeps of what it applied, take more room than all the rest.
+/// A controller of objects as [`stored`] has them.
 pub fn controller<K: Object + Send + Sync + 'static>(api: Api<K>) -> Controller<K> {
-    controller_with(api, |_| (), |_, _| (), |_| ())
+    let (changed, store) = stored(api, |_| (), |_, _| (), |_| ());
+    Controller::for_stream(changed, store)
 }
 
-/// The same, where `trim` takes away still more of an object, `tell` hears what the watch told before the store has it, and
-/// `listed` hears of each list that the store then has whole.
-pub fn controller_with<K: Object + Send + Sync + 'static>(
+/// The objects that a watch tells of, and a store which has no more of each than what somebody reads: who changed which field
+/// when, and what kubectl keeps of what it applied, take more room than all the rest. `trim` takes away still more, `tell` hears
+/// what the watch told before the store has it, and `listed` hears of each list that the store then has whole.
+pub fn stored<K: Object + Send + Sync + 'static>(
     api: Api<K>,
     trim: fn(&mut K),
     tell: impl Fn(&Store<K>, &watcher::Event<K>) + Send + 'static,
     listed: impl Fn(&Store<K>) + Send + 'static,
-) -> Controller<K> {
+) -> (impl Stream<Item = watcher::Result<K>> + Send + 'static, Store<K>) {
     let (store, writer) = reflector::store();
     let (before, after) = (store.clone(), store.clone());
     let events = events(api, watch()).modify(move |object: &mut K| {
@@ -137,7 +136,7 @@ pub fn controller_with<K: Object + Send + Sync + 'static>(
             listed(&after);
         }
     });
-    Controller::for_stream(events.applied_objects(), store)
+    (events.applied_objects(), store)
 }
 
 /// What is told of objects whose names, labels and owners are all that matters: the rest does not even come over the wire.
@@ -183,24 +182,6 @@ where
     result
 }
 
-/// Does a piece of work when its turn comes. What waits is the queue whose depth the metrics tell: kube-runtime's own
-/// cannot be seen, so its controllers run without a bound, and this is the bound.
-pub async fn in_turn<F: Future>(
-    turns: &Arc<Turns>,
-    namespace: &str,
-    kind: &str,
-    metrics: &Metrics,
-    work: impl FnOnce() -> F,
-) -> F::Output {
-    metrics.queued(kind, 1);
-    let turn = turns.take(namespace).await;
-    metrics.queued(kind, -1);
-    // Thousands may wait: what a reconcile needs is taken when it begins.
-    let done = Box::pin(work()).await;
-    drop(turn);
-    done
-}
-
 /// Logs a failure and says when to try again.
 pub fn back_off<K: Object, E: std::fmt::Display>(
     kind: &'static str,
@@ -232,8 +213,13 @@ where
         }
         // Logged with its object by the error policy.
         Err(controller::Error::ReconcilerFailed(..)) => {}
-        Err(problem) => error!(%problem, "a watch of the controller failed; it is started again"),
+        Err(problem) => log_watch(&problem),
     }
+}
+
+/// Tells of a watch that failed.
+pub fn log_watch(problem: &impl std::fmt::Display) {
+    error!(%problem, "a watch of the controller failed; it is started again");
 }
 
 /// Drives a controller until it ends.

@@ -21,6 +21,7 @@ pub mod pod_http;
 #[cfg(test)]
 mod policies;
 pub mod progress;
+pub mod queue;
 pub mod rounds;
 pub mod runs;
 pub mod shadow;

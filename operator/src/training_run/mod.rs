@@ -26,7 +26,11 @@ use anneal_api::{
     names::label,
     resources::{PodTemplate, RunPhase, TrainingRun, TrainingRunStatus},
 };
-use futures::{FutureExt, Stream, StreamExt, channel::mpsc};
+use futures::{
+    FutureExt, Stream, StreamExt, TryStreamExt,
+    channel::mpsc,
+    stream::{self, BoxStream, SelectAll},
+};
 use jiff::Timestamp;
 use k8s_openapi::api::{
     batch::v1::Job,
@@ -50,9 +54,9 @@ use crate::{
     clock,
     cluster::ClusterError,
     context::Context,
-    controller::{self, api, back_off, drive, events, in_turn, observed, watch},
+    controller::{api, back_off, drive, events, log_watch, observed, stored, watch},
     progress::read_all,
-    turns::Turns,
+    queue::Queue,
 };
 
 /// The kind in metrics and logs.
@@ -71,28 +75,60 @@ pub enum Error {
 /// Runs the controller until the process ends.
 pub async fn run(context: Arc<Context>, namespace: Option<&str>, concurrency: u16) {
     let (news, woken) = mpsc::unbounded();
-    let controller = controller(&context, namespace, woken);
-    let runs = controller.store();
-    let turns = Turns::new(usize::from(concurrency));
+    let (woken, runs) = wakes(&context, namespace, woken);
+    let queue = Queue::new(KIND, usize::from(concurrency), context.metrics.clone());
+    // There is one controller of runs in a process.
+    let _ = context.queue.set(queue.clone());
+    // Bounded by the queue, which alone wakes it.
+    let controller = Controller::for_stream(stream::pending(), runs.clone())
+        .with_config(Config::default().concurrency(0))
+        .reconcile_on(queue.clone().take());
+    let waiting = queue.clone();
     tokio::join!(
+        fill(&queue, woken),
         drive(
             controller,
-            move |run, context: Arc<Context>| {
-                let (turns, metrics) = (turns.clone(), context.metrics.clone());
-                async move {
-                    let namespace = run.metadata.namespace.as_deref().unwrap_or_default();
-                    in_turn(&turns, namespace, KIND, &metrics, || {
-                        observed(KIND, run.clone(), context.clone(), reconcile(run.clone(), context))
-                    })
-                    .await
-                }
-            },
+            move |run, context| in_turn(waiting.clone(), run, context),
             |run, problem: &Error, context| back_off(KIND, run.as_ref(), problem, &context),
             context.clone(),
         ),
         read_all(context.clone(), news),
         count_phases(&context, &runs),
     );
+}
+
+/// Puts into the queue for ever whatever is woken.
+async fn fill(queue: &Queue<TrainingRun>, woken: impl Stream<Item = watcher::Result<ObjectRef<TrainingRun>>>) {
+    woken
+        .for_each(|run| {
+            match run {
+                Ok(run) => queue.add(run),
+                Err(problem) => log_watch(&problem),
+            }
+            std::future::ready(())
+        })
+        .await;
+}
+
+/// Reconciles a run that the queue gave out. One that woke by the time waits in the queue first.
+async fn in_turn(
+    queue: Arc<Queue<TrainingRun>>,
+    run: Arc<TrainingRun>,
+    context: Arc<Context>,
+) -> Result<Action, Error> {
+    let reference = named(&run);
+    if !queue.is_out(&reference) {
+        queue.add(reference);
+        return Ok(Action::await_change());
+    }
+    let done = Box::pin(observed(KIND, run.clone(), context.clone(), reconcile(run, context))).await;
+    queue.done(&reference);
+    done
+}
+
+/// A run by its name alone.
+fn named(run: &TrainingRun) -> ObjectRef<TrainingRun> {
+    ObjectRef::new(&run.name_any()).within(&run.namespace().unwrap_or_default())
 }
 
 /// Tells the metrics for ever how many runs are in each phase.
@@ -104,11 +140,15 @@ async fn count_phases(context: &Context, runs: &Store<TrainingRun>) {
     }
 }
 
-fn controller(
+/// The runs that something wakes, from all that can.
+type Woken = SelectAll<BoxStream<'static, watcher::Result<ObjectRef<TrainingRun>>>>;
+
+/// The runs that something wakes, and the runs as the watch knows them.
+fn wakes(
     context: &Arc<Context>,
     namespace: Option<&str>,
     woken: impl Stream<Item = ObjectRef<TrainingRun>> + Send + 'static,
-) -> Controller<TrainingRun> {
+) -> (Woken, Store<TrainingRun>) {
     let phases = context.phases.clone();
     let (listed, is_listed) = tokio::sync::watch::channel(false);
     let tell = move |before: &Store<TrainingRun>, event: &watcher::Event<TrainingRun>| phases.tell(before, event);
@@ -118,26 +158,32 @@ fn controller(
         let _ = of_runs.runs.set(runs.clone());
         listed.send_replace(true);
     };
-    let controller = controller::controller_with(api::<TrainingRun>(context, namespace), trim, tell, whole);
-    // Bounded by `in_turn`.
-    let controller = controller.with_config(Config::default().concurrency(0));
-    let runs = controller.store();
+    let (own, runs) = stored(api::<TrainingRun>(context, namespace), trim, tell, whole);
     let jobs = children::<Job>(context, namespace, is_listed.clone());
     let jobs = follow(jobs, context.known.clone(), |known| &known.jobs, is_over_in(&runs));
     let pods = children::<Pod>(context, namespace, is_listed);
     let pods = follow(pods, context.known.clone(), |known| &known.pods, is_over_in(&runs));
     let claims = events(api::<PersistentVolumeClaim>(context, namespace), watch());
     let claims = follow(claims, context.known.clone(), |known| &known.claims, |_| false);
-    let last_words = context.last_words.clone();
-    controller
-        .owns_stream(jobs)
-        .watches_stream(pods, move |pod: Pod| {
-            let run = run_of(&pod)?;
-            last_words.note(&run, &pod);
-            Some(run)
-        })
-        .watches_stream(claims, move |claim| runs_of_claim(&runs, &claim))
-        .reconcile_on(woken)
+    let (last_words, of_claims) = (context.last_words.clone(), runs.clone());
+    let of_pod = move |pod: Pod| {
+        let run = run_of(&pod);
+        if let Some(run) = &run {
+            last_words.note(run, &pod);
+        }
+        std::future::ready(Ok(run))
+    };
+    let of_claim = move |claim: PersistentVolumeClaim| {
+        stream::iter(runs_of_claim(&of_claims, &claim)).map(Ok::<_, watcher::Error>)
+    };
+    let woken = stream::select_all([
+        own.map_ok(|run| named(&run)).boxed(),
+        jobs.try_filter_map(|job| std::future::ready(Ok(run_of(&job)))).boxed(),
+        pods.try_filter_map(of_pod).boxed(),
+        claims.map_ok(of_claim).try_flatten().boxed(),
+        woken.map(Ok).boxed(),
+    ]);
+    (woken, runs)
 }
 
 /// What is told of the objects of one kind that belong to runs, once the runs are known: what belongs to those that are over

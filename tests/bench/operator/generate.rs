@@ -18,10 +18,10 @@ use k8s_openapi::{
     },
 };
 use kube::{
-    Api, Client, Resource, ResourceExt,
+    Api, Client, CustomResource, Resource, ResourceExt,
     api::{Patch, PatchParams, PostParams},
 };
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 /// Requests that are on their way at one time.
@@ -84,6 +84,46 @@ pub fn job(index: usize) -> Result<Job> {
     let mut job = objects::job(&run, &valid, 1, objects::config(&valid)?, &settings);
     job.metadata.owner_references = None;
     Ok(job)
+}
+
+/// As much of a JobSet as it takes to create one and to see it end.
+#[derive(CustomResource, Clone, Debug, Serialize, Deserialize)]
+#[kube(
+    group = "jobset.x-k8s.io",
+    version = "v1alpha2",
+    kind = "JobSet",
+    namespaced,
+    status = "JobSetStatus",
+    schema = "disabled"
+)]
+pub struct JobSetSpec {
+    #[serde(flatten)]
+    all: serde_json::Map<String, Value>,
+}
+
+/// What it says of its end.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct JobSetStatus {
+    /// `Completed` or `Failed`, once it has ended.
+    pub terminal_state: Option<String>,
+}
+
+/// A JobSet of the Job that the operator makes for a run. Its webhooks are not there: what they would fill in is said here, but for
+/// the Service of each JobSet, which a run of one pod has not either.
+pub fn jobset(index: usize) -> Result<JobSet> {
+    let Job { metadata, spec, .. } = job(index)?;
+    let mut job = serde_json::to_value(spec)?;
+    job["completionMode"] = json!("Indexed");
+    let template = json!({"metadata": {"labels": metadata.labels, "annotations": metadata.annotations}, "spec": job});
+    Ok(serde_json::from_value(json!({
+        "apiVersion": "jobset.x-k8s.io/v1alpha2", "kind": "JobSet", "metadata": {"name": format!("run-{index:05}")},
+        "spec": {
+            "successPolicy": {"operator": "All"}, "startupPolicy": {"startupPolicyOrder": "AnyOrder"},
+            "network": {"enableDNSHostnames": false, "publishNotReadyAddresses": true},
+            "replicatedJobs": [{"name": "job", "replicas": 1, "template": template}]
+        }
+    }))?)
 }
 
 /// A deployment of two pods.

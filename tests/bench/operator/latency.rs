@@ -10,8 +10,10 @@ use crate::measured::{Calls, Curve, Latency};
 
 /// The operator's user.
 pub const OPERATOR: &str = "system:serviceaccount:anneal-system:anneal";
+/// The user of the controller beside it. On one control plane there is one of them.
+const PEER: &str = "system:serviceaccount:jobset-system:jobset";
 
-/// What happened to one run or Job.
+/// What happened to one run, JobSet or Job.
 #[derive(Clone, Copy, Debug, Default)]
 struct Life {
     created: Option<Timestamp>,
@@ -24,7 +26,7 @@ struct Life {
 #[derive(Debug, Default)]
 pub struct Lives {
     by_run: HashMap<String, Life>,
-    /// Requests of the operator.
+    /// Requests of the controller.
     pub calls: Calls,
     /// Those that failed, by status.
     pub refused: Calls,
@@ -37,8 +39,8 @@ fn seconds(from: Timestamp, to: Timestamp) -> f64 {
 impl Lives {
     /// Takes one request into account.
     pub fn take(&mut self, request: &Request) {
-        let is_operator = request.user == OPERATOR;
-        if is_operator {
+        let is_controllers = [OPERATOR, PEER].contains(&request.user.as_str());
+        if is_controllers {
             let what = format!("{} {}", request.verb, request.resource);
             if request.code >= 400 {
                 *self.refused.entry(format!("{what}: {}", request.code)).or_default() += 1;
@@ -48,23 +50,23 @@ impl Lives {
         if request.code >= 400 || request.name.is_empty() {
             return;
         }
-        // A Job is named after its run and the attempt.
-        let run = || request.name.rsplit_once('-').map_or(request.name.as_str(), |(run, _)| run).to_owned();
+        // A Job is named after its run (or JobSet), which is called run-NUMBER, and the attempt.
+        let run = || request.name.split('-').take(2).collect::<Vec<_>>().join("-");
         let answered = Some(request.answered);
         match (request.verb.as_str(), request.resource.as_str()) {
-            ("create", "trainingruns") => {
+            ("create", "trainingruns" | "jobsets") => {
                 self.by_run.entry(request.name.clone()).or_default().created = Some(request.at);
             }
             ("create", "jobs") => {
                 let life = self.by_run.entry(run()).or_default();
                 life.job = life.job.or(answered);
-                if !is_operator {
+                if !is_controllers {
                     life.created = Some(request.at);
                 }
             }
             // The last one is the one that says that it has ended.
             ("update" | "patch", "jobs/status") => self.by_run.entry(run()).or_default().job_ended = answered,
-            ("update" | "patch", "trainingruns/status") => {
+            ("update" | "patch", "trainingruns/status" | "jobsets/status") => {
                 self.by_run.entry(request.name.clone()).or_default().status = answered;
             }
             _ => {}
@@ -83,7 +85,7 @@ impl Lives {
         Latency::of(times.map(|time| time.max(0.0)).collect())
     }
 
-    /// How many were done by when, in seconds since the first creation: a run with its status, a bare Job with its own.
+    /// How many were done by when, in seconds since the first creation: a run or JobSet with its status, a bare Job with its own.
     #[expect(clippy::cast_precision_loss, reason = "counts of runs")]
     pub fn done(&self) -> Curve {
         let Some(begin) = self.by_run.values().filter_map(|life| life.created).min() else { return Curve::new() };

@@ -1,6 +1,7 @@
-//! Measures the operator with many runs and deployments, and the bare Job controller with as many Jobs, on a control plane with
-//! fake nodes: `tests/bench/operator/run` says how.
+//! Measures the operator with many runs and deployments, the bare Job controller with as many Jobs, and JobSet with as many JobSets, on
+//! a control plane with fake nodes: `tests/bench/operator/run` says how.
 
+mod fake;
 mod generate;
 mod judge;
 mod latency;
@@ -22,6 +23,18 @@ enum Command {
         /// Jobs in the burst.
         #[arg(long)]
         runs: usize,
+        /// Where the measurements go.
+        #[arg(long)]
+        out: PathBuf,
+    },
+    /// What JobSet reaches.
+    Peer {
+        /// JobSets in the burst.
+        #[arg(long)]
+        runs: usize,
+        /// JobSet's manager.
+        #[arg(long)]
+        manager: PathBuf,
         /// Where the measurements go.
         #[arg(long)]
         out: PathBuf,
@@ -53,6 +66,7 @@ enum Command {
 async fn main() -> Result<ExitCode> {
     match Command::parse() {
         Command::Jobs { runs, out } => phases::jobs(runs, &out).await.map(|()| ExitCode::SUCCESS),
+        Command::Peer { runs, manager, out } => phases::peer(runs, &manager, &out).await.map(|()| ExitCode::SUCCESS),
         Command::Runs { runs, deployments, operator, out } => {
             phases::runs(runs, deployments, &operator, &out).await.map(|()| ExitCode::SUCCESS)
         }

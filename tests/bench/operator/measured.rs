@@ -54,26 +54,50 @@ pub struct Jobs {
     pub burst: Burst,
 }
 
+/// What a controller of custom resources did while objects came at once.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Controlled {
+    /// The burst.
+    pub burst: Burst,
+    /// From an object's creation to its Job's.
+    pub to_job: Latency,
+    /// From the end of a Job to the object's own.
+    pub job_to_status: Latency,
+    /// Requests of the controller.
+    pub calls: Calls,
+    /// Those that failed, by status.
+    pub refused: Calls,
+    /// Bytes that the controller sent and received.
+    pub bytes: (u64, u64),
+}
+
+/// Another controller of custom resources that make Jobs.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Peer {
+    /// The burst.
+    pub many: Controlled,
+    /// Resident memory in kB before there was anything.
+    pub empty: u64,
+    /// Resident memory in kB after the burst.
+    pub after: u64,
+    /// The most at any time.
+    pub peak: u64,
+    /// Seconds since its start, and its resident memory in MB.
+    pub resident: Curve,
+}
+
 /// The operator.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Runs {
+    /// Whether Jobs were ended by the benchmark, and not by Kubernetes' Job controller.
+    pub faked: bool,
     /// The burst.
-    pub burst: Burst,
-    /// From a run's creation to its Job's, in the burst.
-    pub burst_to_job: Latency,
-    /// The same in a namespace of ten runs that came in the middle of the burst.
+    pub many: Controlled,
+    /// From a run's creation to its Job's, in a namespace of ten runs that came in the middle of the burst.
     pub small_to_job: Latency,
-    /// From the end of a Job to the run's own, in the burst.
-    pub job_to_status: Latency,
-    /// Requests of the operator in the burst.
-    pub calls: Calls,
-    /// Requests of the operator in the burst that failed, by status.
-    pub refused: Calls,
     /// Reconciles of runs in the burst.
     pub reconciles: f64,
-    /// Bytes that the operator sent and received in the burst.
-    pub bytes: (u64, u64),
-    /// Resident memory in kB before there was any run, after the burst, before and after the deployments.
+    /// Resident memory.
     pub memory: Memory,
     /// Runs that came at a fixed rate.
     pub steady: Steady,
@@ -87,15 +111,22 @@ pub struct Runs {
     pub resident: Curve,
 }
 
-/// Resident memory of the operator in kB.
+/// Resident memory of the operator in kB. What a run takes is told by what comes on top of the first tenth: whatever is taken
+/// once, however many there are, has been taken by then.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Memory {
     /// Before there was anything.
     pub empty: u64,
+    /// After the first tenth of the runs.
+    pub first_runs: u64,
     /// After the burst.
     pub runs: u64,
+    /// The most until then.
+    pub runs_peak: u64,
     /// After the runs at a fixed rate.
     pub steady: u64,
+    /// After the first tenth of the deployments.
+    pub first_deployments: u64,
     /// After the deployments.
     pub deployments: u64,
     /// After a restart with all of them.
@@ -122,6 +153,8 @@ pub struct Steady {
 pub struct Deployments {
     /// How many.
     pub count: usize,
+    /// How many of them came first.
+    pub first: usize,
     /// Seconds until all of them were stable.
     pub stable_seconds: f64,
     /// Seconds until those that changed were stable again.
@@ -134,6 +167,11 @@ pub struct Deployments {
 pub fn write(out: &Path, name: &str, measured: &impl Serialize) -> Result<()> {
     let path = out.join(name);
     fs::write(&path, serde_json::to_string_pretty(measured)?).with_context(|| path.display().to_string())
+}
+
+/// Reads what was measured, if it was.
+pub fn read_if_any<T: DeserializeOwned>(out: &Path, name: &str) -> Result<Option<T>> {
+    if out.join(name).try_exists()? { read(out, name).map(Some) } else { Ok(None) }
 }
 
 /// Reads what was measured.

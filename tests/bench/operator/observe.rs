@@ -1,14 +1,20 @@
 //! What the cluster says while it is measured, at little cost to it.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use anneal_api::resources::{DeploymentPhase, ModelDeployment};
 use anneal_tests::Audit;
 use anyhow::{Context, Result, ensure};
 use jiff::Timestamp;
-use kube::{Api, Client, Config, api::ListParams};
+use k8s_openapi::NamespaceResourceScope;
+use kube::{Api, Client, Config, Resource, api::ListParams};
+use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
+    generate::JobSet,
     latency::{Lives, OPERATOR},
     processes::sum,
 };
@@ -44,6 +50,24 @@ pub fn writes(since: Timestamp) -> Result<Vec<String>> {
     Ok(writes)
 }
 
+/// Waits until the operator has looked at so many deployments since then, and says when it began with the last one.
+pub async fn all_looked_at(deployments: usize, since: Timestamp, within: Duration) -> Result<Timestamp> {
+    let begin = Instant::now();
+    loop {
+        let mut first = HashMap::new();
+        audit()?.each(Some(OPERATOR), since, |request| {
+            if request.verb == "get" && request.resource == "modeldeployments" {
+                first.entry(request.name).or_insert(request.answered);
+            }
+        })?;
+        if first.len() >= deployments {
+            return Ok(first.into_values().max().unwrap_or(since));
+        }
+        ensure!(begin.elapsed() < within, "{} of {deployments} deployments were looked at in {within:?}", first.len());
+        tokio::time::sleep(Duration::from_secs(2)).await;
+    }
+}
+
 /// Waits until Kubernetes' Job controller has counted so many ends of Jobs.
 pub async fn jobs_finished(count: usize, within: Duration) -> Result<()> {
     let mut config = Config::infer().await?;
@@ -67,27 +91,46 @@ pub async fn jobs_finished(count: usize, within: Duration) -> Result<()> {
 
 /// Waits until every deployment of a namespace is stable as it is specified now.
 pub async fn all_stable(client: &Client, namespace: &str, within: Duration) -> Result<()> {
-    let api: Api<ModelDeployment> = Api::namespaced(client.clone(), namespace);
+    all::<ModelDeployment>(client, namespace, within, |it| {
+        it.status.as_ref().is_some_and(|status| {
+            status.phase == Some(DeploymentPhase::Stable) && status.observed_generation == it.metadata.generation
+        })
+    })
+    .await
+}
+
+/// Waits until every JobSet of a namespace has completed.
+pub async fn all_completed(client: &Client, namespace: &str, within: Duration) -> Result<()> {
+    all::<JobSet>(client, namespace, within, |it| {
+        it.status.as_ref().is_some_and(|status| status.terminal_state.as_deref() == Some("Completed"))
+    })
+    .await
+}
+
+/// Waits until every object of a namespace is as it should be.
+async fn all<K>(client: &Client, namespace: &str, within: Duration, is_done: impl Fn(&K) -> bool) -> Result<()>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+        + Serialize
+        + DeserializeOwned
+        + Clone
+        + std::fmt::Debug,
+{
+    let api: Api<K> = Api::namespaced(client.clone(), namespace);
     let begin = Instant::now();
     loop {
+        let asked = Instant::now();
         let all = api.list(&ListParams::default()).await?.items;
-        let is_stable = |it: &&ModelDeployment| {
-            let status = it.status.as_ref();
-            status.is_some_and(|status| {
-                status.phase == Some(DeploymentPhase::Stable) && status.observed_generation == it.metadata.generation
-            })
-        };
-        let stable = all.iter().filter(is_stable).count();
-        if stable == all.len() {
-            return Ok(());
-        }
-        let other = all.iter().find(|it| !is_stable(it)).and_then(|it| serde_json::to_string(&it.status).ok());
+        let other = all.iter().find(|it| !is_done(it));
+        let Some(other) = other else { return Ok(()) };
         ensure!(
             begin.elapsed() < within,
-            "{stable} of {} deployments are stable after {within:?}; another one: {}",
+            "{} of {} are not done after {within:?}; one of them: {}",
+            all.iter().filter(|it| !is_done(it)).count(),
             all.len(),
-            other.unwrap_or_default()
+            serde_json::to_string(other)?
         );
-        tokio::time::sleep(Duration::from_secs(2)).await;
+        // To look takes no more than a tenth of the time.
+        tokio::time::sleep(Duration::from_secs(2).max(10 * asked.elapsed())).await;
     }
 }

@@ -1,9 +1,9 @@
 //! The phases of the benchmark, each on a control plane of its own.
 
-use std::{path::Path, time::Duration};
+use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use anneal_api::resources::{ModelDeployment, TrainingRun};
-use anyhow::{Context, Result};
+use anyhow::{Result, bail};
 use futures::{StreamExt, TryStreamExt, stream};
 use jiff::Timestamp;
 use kube::Client;
@@ -11,11 +11,12 @@ use serde_json::json;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::{
+    fake,
     generate::{self, Course, Pace},
     latency::Lives,
-    measured::{self, Burst, Deployments, Jobs, Memory, Runs, Steady},
+    measured::{self, Burst, Controlled, Deployments, Jobs, Memory, Peer, Runs, Steady},
     observe,
-    processes::{Operator, cpu, spent},
+    processes::{Controller, cpu, spent},
 };
 
 /// Runs of the namespace that must not wait for the large one.
@@ -26,6 +27,10 @@ const STEADY_SECONDS: f64 = 30.0;
 const IDLE: Duration = Duration::from_mins(1);
 /// How long the control plane is left alone first: it is busy with its own start.
 const CALM: Duration = Duration::from_secs(10);
+/// How long memory is given to be given back, before it is looked at.
+const SETTLE: Duration = Duration::from_secs(10);
+/// Longest time that the operator may take after a restart to look at everything.
+const RESTART: Duration = Duration::from_mins(5);
 /// The operator's counter of ended runs.
 const FINISHED: &str = "anneal_training_runs_finished_total";
 /// The operator's counter of reconciles.
@@ -37,7 +42,7 @@ fn patience(count: usize) -> Duration {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts of runs")]
-fn burst(count: usize, lives: &Lives, cpu: std::collections::BTreeMap<String, f64>) -> Burst {
+fn burst(count: usize, lives: &Lives, cpu: BTreeMap<String, f64>) -> Burst {
     let done = lives.done();
     let seconds = done.last().map_or(f64::INFINITY, |point| point.0);
     Burst { count, per_second: count as f64 / seconds, done, cpu }
@@ -47,7 +52,7 @@ fn burst(count: usize, lives: &Lives, cpu: std::collections::BTreeMap<String, f6
 pub async fn jobs(count: usize, out: &Path) -> Result<()> {
     let client = Client::try_default().await?;
     generate::namespace(&client, "many").await?;
-    let jobs = (0..count).map(generate::job).collect::<Result<Vec<_>>>()?;
+    let jobs = many(count, generate::job)?;
     sleep(CALM).await;
     let (since, before) = (Timestamp::now(), cpu()?);
     generate::create(&client, "many", jobs, Pace::Burst).await?;
@@ -58,29 +63,97 @@ pub async fn jobs(count: usize, out: &Path) -> Result<()> {
     measured::write(out, "jobs.json", &Jobs { burst })
 }
 
-/// The operator: a burst, runs at half of the bare Job controller's rate, deployments, a minute of rest, a restart.
-pub async fn runs(count: usize, deployments: usize, program: &Path, out: &Path) -> Result<()> {
-    let floor: Jobs = measured::read(out, "jobs.json").context("measure the bare Jobs first")?;
+/// JobSets of the same Jobs.
+pub async fn peer(count: usize, program: &Path, out: &Path) -> Result<()> {
     let client = Client::try_default().await?;
-    for namespace in ["many", "few", "steady", "models"] {
+    generate::namespace(&client, "many").await?;
+    let jobsets = many(count, generate::jobset)?;
+    let controller = Controller::jobset(program)?;
+    controller.is_ready().await?;
+    sleep(CALM).await;
+    let (empty, _) = controller.memory()?;
+    let begin = Begin::now(&controller)?;
+    generate::create(&client, "many", jobsets, Pace::Burst).await?;
+    observe::jobs_finished(count, patience(count)).await?;
+    observe::all_completed(&client, "many", patience(count)).await?;
+    let many = begin.end(&controller, count).await?;
+    eprintln!("          {count} JobSets: {:.1}/s", many.burst.per_second);
+    sleep(SETTLE).await;
+    let (after, peak) = controller.memory()?;
+    measured::write(out, "peer.json", &Peer { many, empty, after, peak, resident: controller.resident() })?;
+    controller.stop()
+}
+
+/// The operator: a burst, runs at half of the bare Job controller's rate, deployments, a minute of rest, a restart. Without a
+/// Job controller to compare with, its place is taken and the rate is half of the burst's.
+pub async fn runs(count: usize, deployments: usize, program: &Path, out: &Path) -> Result<()> {
+    let floor: Option<Jobs> = measured::read_if_any(out, "jobs.json")?;
+    let client = Client::try_default().await?;
+    for namespace in ["first", "many", "few", "steady", "models"] {
         generate::namespace(&client, namespace).await?;
     }
-    let operator = Operator::start(program)?;
+    let operator = Controller::operator(program)?;
     operator.leads().await?;
     sleep(CALM).await;
-    let mut runs = Runs { memory: Memory { empty: operator.memory()?.0, ..Memory::default() }, ..Runs::default() };
+    let measure = measure(&client, &operator, (count, deployments), floor.as_ref(), out);
+    let mut runs = if floor.is_some() {
+        measure.await?
+    } else {
+        tokio::select! {
+            runs = measure => runs?,
+            ended = fake::jobs(client.clone()) => {
+                ended?;
+                bail!("the watches of Jobs and pods ended, which they never should");
+            }
+        }
+    };
+    operator.stop()?;
 
-    run_burst(&client, &operator, count, &mut runs).await?;
-    sleep(Duration::from_secs(10)).await;
-    runs.memory.runs = operator.memory()?.0;
+    let operator = Controller::operator(program)?;
+    let leading = operator.leads().await?;
+    let known = first(count) + count + FEW + runs.steady.count;
+    #[expect(clippy::cast_precision_loss, reason = "a count of runs")]
+    operator.reaches(RECONCILES, &["kind=\"trainingrun\"", "result=\"success\""], known as f64, RESTART).await?;
+    operator.has_no_queue(RESTART).await?;
+    let runs_known = Timestamp::now();
+    let deployments_known = observe::all_looked_at(deployments, leading, RESTART).await?;
+    runs.synced_seconds = runs_known.max(deployments_known).duration_since(leading).as_secs_f64();
+    sleep(SETTLE).await;
+    let (resident, peak) = operator.memory()?;
+    runs.memory.restarted = resident;
+    runs.memory.peak = runs.memory.peak.max(peak);
+    operator.stop()?;
+    measured::write(out, "runs.json", &runs)
+}
+
+/// All phases but the restart.
+async fn measure(
+    client: &Client,
+    operator: &Controller,
+    (count, deployments): (usize, usize),
+    floor: Option<&Jobs>,
+    out: &Path,
+) -> Result<Runs> {
+    let mut runs = Runs { faked: floor.is_none(), ..Runs::default() };
+    runs.memory.empty = operator.memory()?.0;
+    let few = many(first(count), |index| generate::run(index, Course::Good))?;
+    generate::create(client, "first", few, Pace::Burst).await?;
+    finished(operator, 0.0, first(count)).await?;
+    sleep(SETTLE).await;
+    runs.memory.first_runs = operator.memory()?.0;
+
+    run_burst(client, operator, count, &mut runs).await?;
+    sleep(SETTLE).await;
+    (runs.memory.runs, runs.memory.runs_peak) = operator.memory()?;
     measured::write(out, "runs.json", &runs)?;
 
-    runs.steady = steady(&client, &operator, floor.burst.per_second / 2.0).await?;
-    sleep(Duration::from_secs(10)).await;
+    let rate = floor.map_or(runs.many.burst.per_second, |floor| floor.burst.per_second);
+    runs.steady = steady(client, operator, rate / 2.0).await?;
+    sleep(SETTLE).await;
     runs.memory.steady = operator.memory()?.0;
 
-    runs.deployments = roll_out(&client, deployments).await?;
-    sleep(Duration::from_secs(10)).await;
+    runs.deployments = roll_out(client, operator, deployments, &mut runs.memory).await?;
+    sleep(SETTLE).await;
     runs.memory.deployments = operator.memory()?.0;
     measured::write(out, "runs.json", &runs)?;
 
@@ -89,58 +162,77 @@ pub async fn runs(count: usize, deployments: usize, program: &Path, out: &Path) 
     runs.idle_writes = observe::writes(since)?;
     runs.memory.peak = operator.memory()?.1;
     runs.resident = operator.resident();
-    operator.stop()?;
-
-    let operator = Operator::start(program)?;
-    let leading = operator.leads().await?;
-    let known = count + FEW + runs.steady.count;
-    let success = "result=\"success\"";
-    for (kind, count) in [("kind=\"trainingrun\"", known), ("kind=\"modeldeployment\"", deployments)] {
-        #[expect(clippy::cast_precision_loss, reason = "counts of objects")]
-        operator.reaches(RECONCILES, &[kind, success], count as f64, Duration::from_mins(5)).await?;
-    }
-    runs.synced_seconds = Timestamp::now().duration_since(leading).as_secs_f64();
-    sleep(Duration::from_secs(5)).await;
-    let (resident, peak) = operator.memory()?;
-    runs.memory.restarted = resident;
-    runs.memory.peak = runs.memory.peak.max(peak);
-    operator.stop()?;
-    measured::write(out, "runs.json", &runs)
+    Ok(runs)
 }
 
-async fn run_burst(client: &Client, operator: &Operator, count: usize, runs: &mut Runs) -> Result<()> {
-    let many = (0..count).map(|index| generate::run(index, Course::Good)).collect::<Result<Vec<_>>>()?;
-    let few = (0..FEW).map(|index| generate::run(index, Course::Good)).collect::<Result<Vec<_>>>()?;
-    let ours = ["kind=\"trainingrun\""];
-    let (since, before) = (Timestamp::now(), cpu()?);
-    let (bytes, reconciled) = (operator.bytes(), operator.metric(RECONCILES, &ours).await?);
-    generate::create(client, "many", many, Pace::Burst).await?;
-    eprintln!("          {count} runs created in {:.1} s", Timestamp::now().duration_since(since).as_secs_f64());
-    generate::create(client, "few", few, Pace::Burst).await?;
+/// How many come first, so that whatever is taken once, however many there are, has been taken.
+fn first(count: usize) -> usize {
+    count.div_ceil(10)
+}
+
+fn many<K>(count: usize, one: impl Fn(usize) -> Result<K>) -> Result<Vec<K>> {
+    (0..count).map(one).collect()
+}
+
+/// Waits until so many runs more than now have ended.
+async fn finished(operator: &Controller, ended: f64, more: usize) -> Result<()> {
     #[expect(clippy::cast_precision_loss, reason = "a count of runs")]
-    operator.reaches(FINISHED, &[], (count + FEW) as f64, patience(count)).await?;
-    let spent = spent(&before, &cpu()?);
-    // Its samples are taken once a second.
-    sleep(Duration::from_secs(2)).await;
-    let total = operator.bytes();
-    runs.bytes = (total.0 - bytes.0, total.1 - bytes.1);
+    operator.reaches(FINISHED, &[], ended + more as f64, patience(more)).await
+}
+
+/// What a controller and the control plane had used when a burst began.
+struct Begin {
+    since: Timestamp,
+    cpu: BTreeMap<String, f64>,
+    bytes: (u64, u64),
+}
+
+impl Begin {
+    fn now(controller: &Controller) -> Result<Self> {
+        Ok(Self { since: Timestamp::now(), cpu: cpu()?, bytes: controller.bytes() })
+    }
+
+    /// What came of a burst of that many.
+    async fn end(&self, controller: &Controller, count: usize) -> Result<Controlled> {
+        let spent = spent(&self.cpu, &cpu()?);
+        // Its samples are taken once a second.
+        sleep(Duration::from_secs(2)).await;
+        let total = controller.bytes();
+        let lives = observe::lives("many", self.since)?;
+        Ok(Controlled {
+            burst: burst(count, &lives, spent),
+            to_job: lives.to_job(),
+            job_to_status: lives.job_to_status(),
+            bytes: (total.0 - self.bytes.0, total.1 - self.bytes.1),
+            calls: lives.calls,
+            refused: lives.refused,
+        })
+    }
+}
+
+async fn run_burst(client: &Client, operator: &Controller, count: usize, runs: &mut Runs) -> Result<()> {
+    let good = |index| generate::run(index, Course::Good);
+    let (large, small) = (many(count, good)?, many(FEW, good)?);
+    let ours = ["kind=\"trainingrun\""];
+    let (begin, ended) = (Begin::now(operator)?, operator.metric(FINISHED, &[]).await?);
+    let reconciled = operator.metric(RECONCILES, &ours).await?;
+    generate::create(client, "many", large, Pace::Burst).await?;
+    eprintln!("          {count} runs created in {:.1} s", Timestamp::now().duration_since(begin.since).as_secs_f64());
+    generate::create(client, "few", small, Pace::Burst).await?;
+    finished(operator, ended, count + FEW).await?;
     runs.reconciles = operator.metric(RECONCILES, &ours).await? - reconciled;
-    let lives = observe::lives("many", since)?;
-    runs.burst = burst(count, &lives, spent);
-    runs.burst_to_job = lives.to_job();
-    runs.job_to_status = lives.job_to_status();
-    runs.small_to_job = observe::lives("few", since)?.to_job();
-    eprintln!("          {count} runs: {:.1}/s", runs.burst.per_second);
-    (runs.calls, runs.refused) = (lives.calls, lives.refused);
+    runs.many = begin.end(operator, count).await?;
+    runs.small_to_job = observe::lives("few", begin.since)?.to_job();
+    eprintln!("          {count} runs: {:.1}/s", runs.many.burst.per_second);
     Ok(())
 }
 
 /// Runs that arrive one after the other; one in twenty fails, changes or is suspended for a while, each.
-async fn steady(client: &Client, operator: &Operator, per_second: f64) -> Result<Steady> {
+async fn steady(client: &Client, operator: &Controller, per_second: f64) -> Result<Steady> {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count of runs")]
     let count = (per_second * STEADY_SECONDS).ceil() as usize;
-    let all = (0..count).map(|index| generate::run(index, Course::of(index))).collect::<Result<Vec<_>>>()?;
-    let finished = operator.metric(FINISHED, &[]).await?;
+    let all = many(count, |index| generate::run(index, Course::of(index)))?;
+    let ended = operator.metric(FINISHED, &[]).await?;
     let (since, begin) = (Timestamp::now(), Instant::now());
     let disturb = stream::iter(0..count)
         .map(|index| async move {
@@ -165,29 +257,37 @@ async fn steady(client: &Client, operator: &Operator, per_second: f64) -> Result
         .buffer_unordered(count.max(1))
         .try_for_each(|()| std::future::ready(Ok(())));
     tokio::try_join!(generate::create(client, "steady", all, Pace::PerSecond(per_second)), disturb)?;
-    #[expect(clippy::cast_precision_loss, reason = "a count of runs")]
-    operator.reaches(FINISHED, &[], finished + count as f64, patience(count)).await?;
+    finished(operator, ended, count).await?;
     let lives = observe::lives("steady", since)?;
     eprintln!("          {count} runs at {per_second:.1}/s");
     Ok(Steady { count, per_second, to_job: lives.to_job(), job_to_status: lives.job_to_status() })
 }
 
-/// Deployments that come at once, and a new revision of one in ten.
-async fn roll_out(client: &Client, count: usize) -> Result<Deployments> {
-    let all = (0..count).map(generate::deployment).collect::<Result<Vec<_>>>()?;
-    let (since, begin) = (Timestamp::now(), Instant::now());
-    generate::create(client, "models", all, Pace::Burst).await?;
-    observe::all_stable(client, "models", patience(10 * count)).await?;
+/// Deployments that come at once, after a first tenth of them, and a new revision of one in ten.
+async fn roll_out(client: &Client, operator: &Controller, count: usize, memory: &mut Memory) -> Result<Deployments> {
+    let (first, limit) = (first(count), patience(10 * count));
+    let mut rest = many(count, generate::deployment)?;
+    let few = rest.drain(..first).collect();
+    let since = Timestamp::now();
+    generate::create(client, "models", few, Pace::Burst).await?;
+    observe::all_stable(client, "models", limit).await?;
+    sleep(SETTLE).await;
+    memory.first_deployments = operator.memory()?.0;
+
+    let begin = Instant::now();
+    generate::create(client, "models", rest, Pace::Burst).await?;
+    observe::all_stable(client, "models", limit).await?;
     let stable_seconds = begin.elapsed().as_secs_f64();
+    eprintln!("          {} deployments stable in {stable_seconds:.1} s", count - first);
     let begin = Instant::now();
     for index in (0..count).step_by(10) {
         let spec = json!({"podTemplate": {"env": [{"name": "ROUND", "value": "2"}]}});
         generate::change::<ModelDeployment>(client, "models", &format!("model-{index:04}"), &spec).await?;
     }
-    observe::all_stable(client, "models", patience(10 * count)).await?;
-    eprintln!("          {count} deployments stable in {stable_seconds:.1} s");
+    observe::all_stable(client, "models", limit).await?;
     Ok(Deployments {
         count,
+        first,
         stable_seconds,
         changed_seconds: begin.elapsed().as_secs_f64(),
         calls: observe::lives("models", since)?.calls,

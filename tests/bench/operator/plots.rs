@@ -2,7 +2,7 @@
 
 use anneal_figures::plot::{Axis, Line, Plot, Style};
 
-use crate::measured::{Jobs, Runs};
+use crate::measured::{Jobs, Peer, Runs};
 
 const WIDTH: f64 = 560.0;
 const HEIGHT: f64 = 360.0;
@@ -15,9 +15,12 @@ fn highest(lines: &[Line], of: fn(&(f64, f64)) -> f64) -> f64 {
     lines.iter().flat_map(|line| &line.points).map(of).fold(0.0, f64::max)
 }
 
-/// How many runs, and how many bare Jobs, were done by when.
-pub fn done(jobs: &Jobs, runs: &Runs) -> String {
-    let lines = vec![line("bare Jobs", 8, &jobs.burst.done), line("training runs", 0, &runs.burst.done)];
+/// How many runs, bare Jobs and JobSets were done by when.
+pub fn done(jobs: Option<&Jobs>, peer: Option<&Peer>, runs: &Runs) -> String {
+    let jobs = jobs.map(|jobs| line("bare Jobs", 8, &jobs.burst.done));
+    let peer = peer.map(|peer| line("JobSets", 1, &peer.many.burst.done));
+    let runs = line("training runs", 0, &runs.many.burst.done);
+    let lines: Vec<Line> = jobs.into_iter().chain(peer).chain([runs]).collect();
     Plot {
         title: "A burst of runs",
         x: Axis::round("Seconds since the first was created", 0.0, highest(&lines, |point| point.0)),
@@ -28,9 +31,10 @@ pub fn done(jobs: &Jobs, runs: &Runs) -> String {
     .document(WIDTH, HEIGHT)
 }
 
-/// The operator's memory over the benchmark.
-pub fn resident(runs: &Runs) -> String {
-    let lines = vec![line("the operator", 0, &runs.resident)];
+/// The memory of the operator over the benchmark, and of JobSet's manager over its burst.
+pub fn resident(peer: Option<&Peer>, runs: &Runs) -> String {
+    let peer = peer.map(|peer| line("JobSet, its burst only", 1, &peer.resident));
+    let lines: Vec<Line> = peer.into_iter().chain([line("the operator", 0, &runs.resident)]).collect();
     Plot {
         title: "Resident memory",
         x: Axis::round("Seconds since its start", 0.0, highest(&lines, |point| point.0)),

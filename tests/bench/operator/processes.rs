@@ -1,4 +1,4 @@
-//! The operator's process, and what the processes of the control plane use.
+//! The processes of the controllers, and what those of the control plane use.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -22,6 +22,8 @@ use crate::measured::Curve;
 
 /// Where the operator tells its metrics.
 const METRICS: &str = "127.0.0.1:8080";
+/// Where JobSet's manager says that it works, by its own default.
+const READY: &str = "127.0.0.1:8081";
 /// The kernel counts processor time in these.
 const TICKS_PER_SECOND: f64 = 100.0;
 
@@ -40,35 +42,62 @@ struct Samples {
     connections: HashMap<String, (u64, u64)>,
 }
 
-/// The operator, as a process outside of the cluster with the rights that the chart gives it.
-pub struct Operator {
+/// A controller, as a process outside of the cluster with the rights that its own manifests give it.
+pub struct Controller {
     child: Child,
     log: PathBuf,
     samples: Arc<Mutex<Samples>>,
     watcher: JoinHandle<()>,
 }
 
-impl Operator {
-    /// Starts it.
-    pub fn start(program: &Path) -> Result<Self> {
-        let state = state()?;
-        let log = state.join("log/operator.log");
-        let child = Command::new(program)
+impl Controller {
+    /// Starts the operator.
+    pub fn operator(program: &Path) -> Result<Self> {
+        let mut command = Command::new(program);
+        command
             .args(["--trainer-image", "trainer:1", "--server-image", "server:1", "--health-address", METRICS])
             .args(["--lease-name", "anneal", "--lease-namespace", "anneal-system"])
-            .env("KUBECONFIG", state.join("operator.kubeconfig"))
+            .env("KUBECONFIG", state()?.join("operator.kubeconfig"))
             // As in a pod: it asks pods by their addresses, where nobody answers, and not through the API server.
-            .env("KUBERNETES_SERVICE_HOST", "192.0.2.1")
-            .stderr(File::create(&log)?)
-            .stdout(Stdio::null())
-            .spawn()
-            .with_context(|| program.display().to_string())?;
+            .env("KUBERNETES_SERVICE_HOST", "192.0.2.1");
+        Self::start("operator", command)
+    }
+
+    /// Starts JobSet's manager.
+    pub fn jobset(program: &Path) -> Result<Self> {
+        let state = state()?;
+        let mut command = Command::new(program);
+        command
+            .arg(format!("--config={}", state.join("jobset/config.yaml").display()))
+            .env("KUBECONFIG", state.join("jobset.kubeconfig"));
+        Self::start("jobset", command)
+    }
+
+    fn start(name: &str, mut command: Command) -> Result<Self> {
+        let log = state()?.join(format!("log/{name}.log"));
+        let child = command.stderr(File::create(&log)?).stdout(Stdio::null()).spawn();
+        let child = child.with_context(|| command.get_program().display().to_string())?;
         let samples = Arc::<Mutex<Samples>>::default();
         let watcher = tokio::spawn(sample(child.id(), samples.clone()));
         Ok(Self { child, log, samples, watcher })
     }
 
-    /// Waits until it leads, and says since when.
+    /// Waits until JobSet's manager works.
+    pub async fn is_ready(&self) -> Result<()> {
+        let begin = Instant::now();
+        while !get(READY, "/readyz").await.is_ok_and(|answer| answer.starts_with("HTTP/1.0 200")) {
+            let log = || fs::read_to_string(&self.log).unwrap_or_default();
+            ensure!(
+                begin.elapsed() < Duration::from_mins(1),
+                "JobSet is not ready after a minute; its log:\n{}",
+                log()
+            );
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        Ok(())
+    }
+
+    /// Waits until the operator leads, and says since when.
     pub async fn leads(&self) -> Result<Timestamp> {
         let begin = Instant::now();
         while begin.elapsed() < Duration::from_mins(1) {
@@ -82,24 +111,30 @@ impl Operator {
         bail!("the operator did not lead within a minute; its log:\n{}", fs::read_to_string(&self.log)?)
     }
 
-    /// The sum of a metric's series that hold all these labels.
+    /// The sum of a metric's series of the operator that hold all these labels.
     pub async fn metric(&self, name: &str, labels: &[&str]) -> Result<f64> {
-        let mut stream = TcpStream::connect(METRICS).await.context("the operator does not tell its metrics")?;
-        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text).await?;
+        let text = get(METRICS, "/metrics").await.context("the operator does not tell its metrics")?;
         Ok(sum(&text, name, labels))
     }
 
-    /// Waits until a metric has come to a value.
+    /// Waits until a counter has come to a value.
     pub async fn reaches(&self, name: &str, labels: &[&str], value: f64, within: Duration) -> Result<()> {
+        self.until(name, labels, within, |now| now >= value).await
+    }
+
+    /// Waits until nothing waits for a reconcile.
+    pub async fn has_no_queue(&self, within: Duration) -> Result<()> {
+        self.until("anneal_queue_depth", &[], within, |now| now < 1.0).await
+    }
+
+    async fn until(&self, name: &str, labels: &[&str], within: Duration, is: impl Fn(f64) -> bool) -> Result<()> {
         let begin = Instant::now();
         loop {
             let now = self.metric(name, labels).await?;
-            if now >= value {
+            if is(now) {
                 return Ok(());
             }
-            ensure!(begin.elapsed() < within, "{name} of the operator is {now} after {within:?}, and not {value}");
+            ensure!(begin.elapsed() < within, "{name} of the operator is still {now} after {within:?}");
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     }
@@ -129,11 +164,20 @@ impl Operator {
     pub fn stop(mut self) -> Result<()> {
         self.watcher.abort();
         let sent = Command::new("kill").arg(self.child.id().to_string()).status()?;
-        ensure!(sent.success(), "the operator is not there");
+        ensure!(sent.success(), "{} ended by itself", self.log.display());
         let ended = self.child.wait()?;
-        ensure!(ended.success(), "the operator ended badly: {ended}");
+        ensure!(ended.success(), "{} ended badly: {ended}", self.log.display());
         Ok(())
     }
+}
+
+/// What somebody who listens in plain HTTP answers, its head included.
+async fn get(address: &str, path: &str) -> Result<String> {
+    let mut stream = TcpStream::connect(address).await?;
+    stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await?;
+    Ok(text)
 }
 
 async fn sample(process: u32, samples: Arc<Mutex<Samples>>) {
