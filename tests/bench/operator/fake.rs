@@ -28,15 +28,15 @@ const TRAINERS: &str = "app.kubernetes.io/component=trainer";
 pub async fn jobs(client: Client) -> Result<()> {
     let params = || watcher::Config::default().labels(TRAINERS);
     // What a watch tells of again has been dealt with.
-    let (mut begun, mut ended) = (HashSet::new(), HashSet::new());
+    let (mut known, mut over) = (HashSet::new(), HashSet::new());
     let jobs = watcher(Api::<Job>::all(client.clone()), params()).default_backoff().applied_objects();
     let begin = jobs
-        .try_filter(move |job| future::ready(begun.insert(job.uid())))
+        .try_filter(move |job| future::ready(known.insert(job.uid())))
         .map_err(anyhow::Error::from)
         .try_for_each_concurrent(PARALLEL, |job| begin(&client, job));
     let pods = watcher(Api::<Pod>::all(client.clone()), params()).default_backoff().applied_objects();
     let end = pods
-        .try_filter(move |pod| future::ready(end_of(pod).is_some() && ended.insert(pod.uid())))
+        .try_filter(move |pod| future::ready(end_of(pod).is_some() && over.insert(pod.uid())))
         .map_err(anyhow::Error::from)
         .try_for_each_concurrent(PARALLEL, |pod| end(&client, pod));
     future::try_join(begin, end).await.context("Jobs cannot be faked any more")?;
