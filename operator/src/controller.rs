@@ -248,6 +248,7 @@ mod tests {
 
     use super::*;
     use crate::context::Settings;
+    use crate::metrics::Metrics;
 
     #[derive(Debug, thiserror::Error)]
     #[error("never")]
