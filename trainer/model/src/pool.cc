@@ -219,7 +219,8 @@ struct Norm {
 // The result and its places, of images or of what `norm` makes of them.
 std::pair<at::Tensor, at::Tensor> pool(const at::Tensor &x, const Norm *norm, const Shape &shape) {
     const int64_t count = x.size(0), rows = shape.rows(), columns = shape.columns();
-    TORCH_CHECK(rows > 0 && columns > 0, "images of ", shape.height, " x ", shape.width, " are too small to be pooled");
+    TORCH_CHECK(std::min(shape.height, shape.width) + 2 * shape.padding >= shape.kernel, "images of ", shape.height, " x ",
+                shape.width, " are too small to be pooled");
     const at::Tensor result = images(x, {count, shape.channels, rows, columns});
     const at::Tensor places = at::empty({count, rows, columns, shape.channels}, x.options().dtype(at::kByte));
     AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, x.scalar_type(), "pool", [&] {
