@@ -180,8 +180,12 @@ fn succeeded(seen: &Observed, mut status: TrainingRunStatus, published: Publishe
     let Published { result, end } = published;
     let message = match &result {
         Some(result) => format!(
-            "{} published with accuracy {:.4}, after {} epochs on {} images",
-            result.checkpoint, result.metrics.accuracy, result.epochs, result.dataset.images
+            "{} published with accuracy {:.4}, after {} {} on {} images",
+            result.checkpoint,
+            result.metrics.accuracy,
+            result.epochs,
+            if result.epochs == 1 { "epoch" } else { "epochs" },
+            result.dataset.images
         ),
         None => "the Job is complete; its image reported no result".to_owned(),
     };

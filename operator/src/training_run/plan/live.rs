@@ -108,11 +108,12 @@ fn preparing(current: &CurrentAttempt, waiting: Option<&Pod>, now: Timestamp) ->
         );
     }
     match obstacle(pod) {
-        Some((class, message)) => State::waiting(
-            RunPhase::Preparing,
-            class.as_str(),
-            format!("attempt {number}: {message}. A change of podTemplate takes effect by itself"),
-        ),
+        Some((class, message)) => {
+            // A claim or a Secret that is not there is mended elsewhere.
+            let is_of_template = matches!(class, FailureClass::ImagePull | FailureClass::Unschedulable);
+            let then = if is_of_template { ". A change of podTemplate takes effect by itself" } else { "" };
+            State::waiting(RunPhase::Preparing, class.as_str(), format!("attempt {number}: {message}{then}"))
+        }
         None if !is_told(pod, now) => created(number),
         None => {
             State::working(RunPhase::Preparing, run_reason::POD_STARTING, format!("attempt {number}: the pod starts"))
