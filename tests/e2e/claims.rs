@@ -190,7 +190,7 @@ impl SmallVolume {
 
     /// Leaves no room on it.
     pub async fn fill(&self) -> Result<()> {
-        let to_the_brim = format!("dd if=/dev/zero of={}/filler bs=1M 2>/dev/null || true", self.path);
+        let to_the_brim = format!("LC_ALL=C dd if=/dev/zero of={}/filler bs=1M 2>&1 | grep 'No space left'", self.path);
         self.node.run(&["sh", "-c", &to_the_brim]).await.map(|_| ())
     }
 
