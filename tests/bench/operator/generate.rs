@@ -7,21 +7,18 @@ use anneal_operator::{
     context::{Reach, Settings},
     training_run::{objects, validate::validate},
 };
-use anneal_tests::manifest;
+use anneal_tests::{Object, manifest};
 use anyhow::{Context, Result, ensure};
 use futures::{StreamExt, TryStreamExt, stream};
-use k8s_openapi::{
-    NamespaceResourceScope,
-    api::{
-        batch::v1::Job,
-        core::v1::{Namespace, PersistentVolume, PersistentVolumeClaim},
-    },
+use k8s_openapi::api::{
+    batch::v1::Job,
+    core::v1::{Namespace, PersistentVolume, PersistentVolumeClaim},
 };
 use kube::{
-    Api, Client, CustomResource, Resource, ResourceExt,
+    Api, Client, CustomResource, ResourceExt,
     api::{Patch, PatchParams, PostParams},
 };
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 /// Requests that are on their way at one time.
@@ -167,14 +164,7 @@ pub async fn namespace(client: &Client, name: &str) -> Result<()> {
 }
 
 /// Creates objects at a pace.
-pub async fn create<K>(client: &Client, namespace: &str, objects: Vec<K>, pace: Pace) -> Result<()>
-where
-    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
-        + Serialize
-        + DeserializeOwned
-        + Clone
-        + std::fmt::Debug,
-{
+pub async fn create<K: Object>(client: &Client, namespace: &str, objects: Vec<K>, pace: Pace) -> Result<()> {
     let api: Api<K> = Api::namespaced(client.clone(), namespace);
     let begin = tokio::time::Instant::now();
     let due = |index: u32| match pace {
@@ -196,10 +186,7 @@ where
 }
 
 /// Changes an object's specification.
-pub async fn change<K>(client: &Client, namespace: &str, name: &str, spec: &Value) -> Result<()>
-where
-    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + DeserializeOwned + Clone + std::fmt::Debug,
-{
+pub async fn change<K: Object>(client: &Client, namespace: &str, name: &str, spec: &Value) -> Result<()> {
     let api: Api<K> = Api::namespaced(client.clone(), namespace);
     let patch = json!({"spec": spec});
     api.patch(name, &PatchParams::default(), &Patch::Merge(&patch))

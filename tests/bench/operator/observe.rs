@@ -6,12 +6,10 @@ use std::{
 };
 
 use anneal_api::resources::{DeploymentPhase, ModelDeployment};
-use anneal_tests::Audit;
+use anneal_tests::{Audit, Object};
 use anyhow::{Context, Result, ensure};
 use jiff::Timestamp;
-use k8s_openapi::NamespaceResourceScope;
-use kube::{Api, Client, Config, Resource, api::ListParams};
-use serde::{Serialize, de::DeserializeOwned};
+use kube::{Api, Client, Config, api::ListParams};
 
 use crate::{
     generate::JobSet,
@@ -108,14 +106,12 @@ pub async fn all_completed(client: &Client, namespace: &str, within: Duration) -
 }
 
 /// Waits until every object of a namespace is as it should be.
-async fn all<K>(client: &Client, namespace: &str, within: Duration, is_done: impl Fn(&K) -> bool) -> Result<()>
-where
-    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
-        + Serialize
-        + DeserializeOwned
-        + Clone
-        + std::fmt::Debug,
-{
+async fn all<K: Object>(
+    client: &Client,
+    namespace: &str,
+    within: Duration,
+    is_done: impl Fn(&K) -> bool,
+) -> Result<()> {
     let api: Api<K> = Api::namespaced(client.clone(), namespace);
     let begin = Instant::now();
     loop {
