@@ -6,7 +6,6 @@ mod children;
 mod cluster;
 mod compare;
 mod completion;
-mod count;
 mod diagnose;
 #[cfg(test)]
 mod fixtures;

@@ -1,11 +1,10 @@
 //! What a pod tells of itself: one word, and what the kubelet or the scheduler says where something is in its way.
 
-use anneal_api::names::label;
+use anneal_api::{count, names::label};
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod};
 use kube::ResourceExt as _;
 
 use crate::{
-    count,
     state::{State, Tone},
     tree::Node,
 };

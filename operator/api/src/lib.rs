@@ -5,6 +5,7 @@
 
 pub mod checkpoint;
 pub mod config;
+pub mod count;
 pub mod dataset;
 pub mod failure;
 pub mod hyperparameters;

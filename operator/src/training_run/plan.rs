@@ -12,7 +12,10 @@ pub mod retry;
 mod stop;
 mod waiting;
 
-use anneal_api::resources::{CurrentAttempt, MAX_ATTEMPTS, RunPhase, StopReason, TrainingRunStatus, run_reason};
+use anneal_api::{
+    count,
+    resources::{CurrentAttempt, MAX_ATTEMPTS, RunPhase, StopReason, TrainingRunStatus, run_reason},
+};
 use jiff::Timestamp;
 use k8s_openapi::{
     api::{
@@ -180,11 +183,10 @@ fn succeeded(seen: &Observed, mut status: TrainingRunStatus, published: Publishe
     let Published { result, end } = published;
     let message = match &result {
         Some(result) => format!(
-            "{} published with accuracy {:.4}, after {} {} on {} images",
+            "{} published with accuracy {:.4}, after {} on {} images",
             result.checkpoint,
             result.metrics.accuracy,
-            result.epochs,
-            if result.epochs == 1 { "epoch" } else { "epochs" },
+            count::of(result.epochs, "epoch"),
             result.dataset.images
         ),
         None => "the Job is complete; its image reported no result".to_owned(),

@@ -9,13 +9,13 @@ mod surroundings;
 
 use std::process::ExitCode;
 
+use anneal_api::count;
 use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::{
     children::Children,
     cluster::Cluster,
-    count,
     options::{DiagnoseOptions, Output},
     output,
     paint::Paint,

@@ -1,6 +1,7 @@
 //! A deployment: how far its rollout is, and its revisions with their pods, smoke tests and autoscaler.
 
 use anneal_api::{
+    count,
     names::label,
     resources::{
         Approval, Canary, CanaryStatus, DeploymentPhase, ModelDeployment, ModelDeploymentStatus, RevisionStatus,
@@ -18,7 +19,6 @@ use kube::ResourceExt as _;
 use super::{Ending, Report, hidden, is_observed, message, of_size};
 use crate::{
     children::Children,
-    count,
     paint::Paint,
     pods::{self, is_ready, label_of},
     state::{self, State, Tone},

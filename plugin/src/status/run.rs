@@ -1,6 +1,7 @@
 //! A training run: how far it is, and its attempts with their pods.
 
 use anneal_api::{
+    count,
     failure::FailureClass,
     resources::{Attempt, RunPhase, TrainingRun, TrainingRunStatus},
 };
@@ -12,7 +13,6 @@ use super::{Ending, Report, hidden, message};
 use crate::{
     age,
     children::Children,
-    count,
     paint::Paint,
     pods::{self, attempt_of},
     state::{self, State, Tone},

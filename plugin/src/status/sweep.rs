@@ -1,12 +1,14 @@
 //! A sweep: its trials with their parameters, the best one marked.
 
-use anneal_api::resources::{SweepPhase, TrainingSweep, TrainingSweepStatus, TrialPhase, TrialStatus};
+use anneal_api::{
+    count,
+    resources::{SweepPhase, TrainingSweep, TrainingSweepStatus, TrialPhase, TrialStatus},
+};
 use kube::ResourceExt as _;
 
 use super::{Ending, Report, message};
 use crate::{
     children::Children,
-    count,
     paint::Paint,
     state::{self, State},
     tree::Node,

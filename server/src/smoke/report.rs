@@ -1,6 +1,7 @@
 //! From checks to a verdict, its report and its table.
 
 use anneal_api::{
+    count,
     smoke::{SmokeConfig, SmokeReport, Verdict},
     termination::cut,
 };
@@ -72,8 +73,7 @@ fn message(verdict: Verdict, checks: &[Check], targets: usize) -> String {
     };
     match verdict {
         Verdict::Passed => {
-            let of = |count: usize, one: &str| format!("{count} {one}{}", if count == 1 { "" } else { "s" });
-            format!("{} passed on {}", of(checks.len(), "check"), of(targets, "pod"))
+            format!("{} passed on {}", count::of(checks.len(), "check"), count::of(targets, "pod"))
         }
         Verdict::Failed => sentences(|outcome| if let Outcome::Failed(why) = outcome { Some(why) } else { None }),
         Verdict::Inconclusive if checks.is_empty() => {
