@@ -4,10 +4,11 @@ use anneal_api::resources::{DeploymentPhase, ModelDeployment, Performance};
 use anneal_tests::{Context as _, Namespace, Outcome, Result, ensure, in_namespace, manifest};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use hyper::Request;
-use k8s_openapi::api::core::v1::Event;
 use serde_json::{Value, json};
 
-use crate::scenario::{PATIENCE, chosen_by, condition, pods_of, rollout, stable_revision, trained, until_stable};
+use crate::scenario::{
+    PATIENCE, chosen_by, condition, pods_of, rollout, stable_revision, trained, until_stable, until_told,
+};
 
 /// Predictions whose true class is sent, of each revision.
 const COUNT: usize = 24;
@@ -77,9 +78,9 @@ async fn a_model_that_turns_out_worse_than_asked_gives_the_traffic_back_to_the_o
             reason == "PerformanceDegraded" && message.contains("over 24 true classes is 0,"),
             "{reason}: {message}"
         );
-        let events: Vec<Event> = ns.list("").await?;
-        let told = |reason: &str| events.iter().any(|event| event.reason.as_deref() == Some(reason));
-        ensure!(told("PerformanceDegraded") && told("RolledBack"), "no Event tells of it");
+        for reason in ["PerformanceDegraded", "RolledBack"] {
+            until_told(ns, "ModelDeployment", reason).await?;
+        }
 
         // And what is told of the one that serves now is about that one.
         let pods = pods_of(ns, &first).await?;

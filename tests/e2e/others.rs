@@ -5,11 +5,11 @@ use anneal_api::{
     resources::{RunPhase, TrainingRun, TrainingRunStatus},
 };
 use anneal_tests::{Context as _, Outcome, ensure, in_namespace, manifest};
-use k8s_openapi::api::{batch::v1::Job, core::v1::Event};
+use k8s_openapi::api::batch::v1::Job;
 use kube::ResourceExt as _;
 use serde_json::{Value, json};
 
-use crate::scenario::{GENERATED, PATIENCE, phase, trained, until_succeeded};
+use crate::scenario::{GENERATED, PATIENCE, phase, trained, until_succeeded, until_told};
 
 fn status(run: &TrainingRun) -> TrainingRunStatus {
     run.status.clone().unwrap_or_default()
@@ -68,13 +68,9 @@ async fn a_job_that_may_not_be_made_is_told_with_an_event_and_made_once_it_may()
         };
         let refused = run.until("it says what keeps the Job from being made", 60, told).await?;
         ensure!(phase(&refused) == Some(RunPhase::Pending), "{:?}", refused.status);
-        let events: Vec<Event> = ns.list("").await?;
-        let is_told = |event: &Event| {
-            let about = event.involved_object.kind.as_deref() == Some("TrainingRun");
-            let text = event.message.as_deref().unwrap_or_default();
-            about && event.type_.as_deref() == Some("Warning") && text.contains("exceeded quota")
-        };
-        ensure!(events.iter().any(is_told), "there is no Event about it");
+        let event = until_told(ns, "TrainingRun", "Pending").await?;
+        let is_warning = event.type_.as_deref() == Some("Warning");
+        ensure!(is_warning && event.message.is_some_and(|it| it.contains("exceeded quota")), "it does not warn of it");
         ns.kubectl(&["delete", "resourcequota", "none"]).await?.ok()?;
         until_succeeded(&mut run).await?;
         ensure!(status(&ns.get("cats").await?).attempts.len() == 1, "what could not be made became an attempt");

@@ -6,7 +6,7 @@ use anneal_api::{
     termination::RunResult,
 };
 use anneal_tests::{Context as _, Namespace, Result, Watch, ensure, manifest};
-use k8s_openapi::api::core::v1::{Container, Pod, Service};
+use k8s_openapi::api::core::v1::{Container, Event, Pod, Service};
 use kube::ResourceExt as _;
 use serde_json::Value;
 
@@ -36,6 +36,15 @@ pub async fn until_stable(deployment: &mut Watch<ModelDeployment>) -> Result<Mod
     deployment
         .until("it is Stable", PATIENCE, |it| is_observed(it) && rollout(it) == Some(DeploymentPhase::Stable))
         .await
+}
+
+/// Waits for an Event of that reason about an object of that kind, and returns it: it follows the status that it tells of.
+pub async fn until_told(ns: &Namespace, kind: &str, reason: &str) -> Result<Event> {
+    let tells =
+        |event: &Event| event.involved_object.kind.as_deref() == Some(kind) && event.reason.as_deref() == Some(reason);
+    let sentence = format!("one of them tells a {kind}'s {reason}");
+    let events = ns.until_all("", &sentence, 60, |events: &[Event]| events.iter().any(tells)).await?;
+    events.into_iter().find(tells).context("it is gone")
 }
 
 /// Whether the status is about the newest spec.

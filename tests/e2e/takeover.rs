@@ -12,13 +12,13 @@ use k8s_openapi::api::{
     apps::v1::Deployment,
     autoscaling::v2::HorizontalPodAutoscaler,
     batch::v1::Job,
-    core::v1::{Event, Pod, Service},
+    core::v1::{Pod, Service},
 };
 use kube::ResourceExt as _;
 use serde_json::{Value, json};
 
 use crate::{
-    scenario::{PATIENCE, chosen_by, condition, is_observed, pods_of, rollout},
+    scenario::{PATIENCE, chosen_by, condition, is_observed, pods_of, rollout, until_told},
     traffic::Traffic,
 };
 
@@ -75,12 +75,6 @@ fn facts(service: &Service) -> (Value, Value, bool) {
     (kept, json!(service.labels()), service.owner_references().is_empty())
 }
 
-async fn reasons(ns: &Namespace) -> Result<Vec<String>> {
-    let events: Vec<Event> = ns.list("").await?;
-    let about = events.into_iter().filter(|event| event.involved_object.kind.as_deref() == Some("ModelDeployment"));
-    Ok(about.filter_map(|event| event.reason).collect())
-}
-
 async fn names(ns: &Namespace, labels: &str) -> Result<Vec<String>> {
     let pods: Vec<Pod> = ns.list(labels).await?;
     let mut names: Vec<_> = pods.iter().map(kube::ResourceExt::name_any).collect();
@@ -135,9 +129,8 @@ async fn a_service_of_plain_manifests_is_taken_over_under_load_without_a_failed_
         ensure!(names(ns, PLAIN).await? == pods, "the former pods are their owner's to delete");
         let impaired = condition(&done, "AutoscalingImpaired").map(|(reason, _)| reason);
         ensure!(impaired.as_deref() == Some("NameTaken"), "{impaired:?}");
-        let told = reasons(ns).await?;
         for reason in ["ServiceTakenOver", "ServiceGivenBack", "TakeOverComplete"] {
-            ensure!(told.iter().any(|it| it == reason), "no Event {reason} among {told:?}");
+            until_told(ns, "ModelDeployment", reason).await?;
         }
 
         // The owner cleans up.

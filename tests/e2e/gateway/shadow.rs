@@ -3,12 +3,11 @@
 use anneal_api::resources::{DeploymentPhase, ModelDeployment};
 use anneal_tests::{Context as _, Namespace, Outcome, Result, ensure, in_namespace, manifest};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Event;
 use serde_json::{Value, json};
 
 use super::{canary, gateway, none_failed, rule, until_step, weights};
 use crate::{
-    scenario::{PATIENCE, condition, is_observed, rollout, stable_revision, trained, until_stable},
+    scenario::{PATIENCE, condition, is_observed, rollout, stable_revision, trained, until_stable, until_told},
     traffic::{Told, start, told_by},
 };
 
@@ -113,10 +112,8 @@ async fn a_candidate_that_agrees_is_promoted_and_one_that_disagrees_answers_nobo
             none_failed("through the Gateway", &told)?;
             ensure!(met(&told, &third).is_none(), "somebody got its answers");
         }
-        let events: Vec<Event> = ns.list("").await?;
         for reason in ["ShadowBegun", "ShadowAgreed", "ShadowDisagrees"] {
-            let is_told = events.iter().any(|event| event.reason.as_deref() == Some(reason));
-            ensure!(is_told, "no Event tells of {reason}");
+            until_told(ns, "ModelDeployment", reason).await?;
         }
         ensure!(first != second && second != third, "they are not three revisions");
         Ok(())
