@@ -1,5 +1,7 @@
 //! `anneal-operator`: takes the Lease, then runs the controllers until it loses it or is told to stop.
 
+mod memory;
+
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use anneal_operator::{

@@ -21,12 +21,12 @@ use serde_json::{Value, json};
 const PARALLEL: usize = 16;
 /// A node of the control plane.
 const NODE: &str = "fake-1";
-/// The trainers: deployments have smoke tests of their own, which nobody fakes.
-const TRAINERS: &str = "app.kubernetes.io/component=trainer";
+/// What the operator makes Jobs for.
+const JOBS: &str = "app.kubernetes.io/component in (trainer,smoke-test)";
 
 /// Gives every Job its pod and its end, until something fails.
 pub async fn jobs(client: Client) -> Result<()> {
-    let params = || watcher::Config::default().labels(TRAINERS);
+    let params = || watcher::Config::default().labels(JOBS);
     // What a watch tells of again has been dealt with.
     let (mut known, mut over) = (HashSet::new(), HashSet::new());
     let jobs = watcher(Api::<Job>::all(client.clone()), params()).default_backoff().applied_objects();
