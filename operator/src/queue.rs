@@ -1,8 +1,8 @@
-//! The objects that wait for a reconcile. Namespaces take turns, so that ten runs in one do not wait for ten thousand in another; and
-//! only so many are given out at one time, for kube-runtime goes through all that it has been given whenever one of them gets on.
+//! The objects that wait for a reconcile. Only so many are given out at one time, for kube-runtime goes through all that it has been
+//! given whenever one of them gets on.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -10,7 +10,7 @@ use futures::{Stream, stream};
 use kube::{Resource, runtime::reflector::ObjectRef};
 use tokio::sync::Notify;
 
-use crate::metrics::Metrics;
+use crate::{metrics::Metrics, rotation::Rotation};
 
 /// The objects of one kind that wait for a reconcile, or have it at the moment.
 pub struct Queue<K: Resource<DynamicType = ()>> {
@@ -24,8 +24,7 @@ struct State<K: Resource<DynamicType = ()>> {
     /// So many more may be given out.
     free: usize,
     places: HashMap<ObjectRef<K>, Place>,
-    /// Who waits, by namespace; the next one is the first of the first. None of the queues is empty.
-    waiting: VecDeque<(Option<String>, VecDeque<ObjectRef<K>>)>,
+    waiting: Rotation<Option<String>, ObjectRef<K>>,
 }
 
 /// Where an object is.
@@ -42,7 +41,7 @@ enum Place {
 impl<K: Resource<DynamicType = ()>> Queue<K> {
     /// A queue that gives out so many objects at one time. Its length is told to the metrics.
     pub fn new(kind: &'static str, at_once: usize, metrics: Metrics) -> Arc<Self> {
-        let state = State { free: at_once, places: HashMap::new(), waiting: VecDeque::new() };
+        let state = State { free: at_once, places: HashMap::new(), waiting: Rotation::new() };
         Arc::new(Self { kind, metrics, state: Mutex::new(state), changed: Notify::new() })
     }
 
@@ -109,21 +108,14 @@ impl<K: Resource<DynamicType = ()>> Queue<K> {
 
 impl<K: Resource<DynamicType = ()>> State<K> {
     fn wait(&mut self, object: ObjectRef<K>) {
-        match self.waiting.iter_mut().find(|(namespace, _)| *namespace == object.namespace) {
-            Some((_, queue)) => queue.push_back(object),
-            None => self.waiting.push_back((object.namespace.clone(), VecDeque::from([object]))),
-        }
+        self.waiting.push(object.namespace.clone(), object);
     }
 
     fn next(&mut self) -> Option<ObjectRef<K>> {
         if self.free == 0 {
             return None;
         }
-        let (namespace, mut queue) = self.waiting.pop_front()?;
-        let next = queue.pop_front();
-        if !queue.is_empty() {
-            self.waiting.push_back((namespace, queue));
-        }
+        let next = self.waiting.pop();
         if let Some(place) = next.as_ref().and_then(|next| self.places.get_mut(next)) {
             *place = Place::Out;
             self.free -= 1;

@@ -1,12 +1,10 @@
-//! Turns for work of which only so much may be done at one time. Namespaces take turns, so that ten runs in one do not wait
-//! for ten thousand in another.
+//! Turns for work of which only so much may be done at one time.
 
-use std::{
-    collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
+
+use crate::rotation::Rotation;
 
 /// Turns that are dealt out to namespaces in rotation, and within each in the order of asking.
 #[derive(Debug)]
@@ -15,8 +13,7 @@ pub struct Turns(Mutex<State>);
 #[derive(Debug)]
 struct State {
     free: usize,
-    /// Who waits, by namespace; the next turn is the first one's. None of the queues is empty.
-    waiting: VecDeque<(String, VecDeque<oneshot::Sender<Turn>>)>,
+    waiting: Rotation<String, oneshot::Sender<Turn>>,
 }
 
 /// The right to do a piece of work; given back when it is dropped.
@@ -26,7 +23,7 @@ pub struct Turn(Option<Arc<Turns>>);
 impl Turns {
     /// So many turns at one time.
     pub fn new(count: usize) -> Arc<Self> {
-        Arc::new(Self(Mutex::new(State { free: count, waiting: VecDeque::new() })))
+        Arc::new(Self(Mutex::new(State { free: count, waiting: Rotation::new() })))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -42,10 +39,7 @@ impl Turns {
                 return Turn(Some(self.clone()));
             }
             let (sender, turn) = oneshot::channel();
-            match state.waiting.iter_mut().find(|(name, _)| name == namespace) {
-                Some((_, queue)) => queue.push_back(sender),
-                None => state.waiting.push_back((namespace.to_owned(), VecDeque::from([sender]))),
-            }
+            state.waiting.push(namespace.to_owned(), sender);
             turn
         };
         // Senders go only with the turn that they give.
@@ -55,13 +49,9 @@ impl Turns {
     /// The one who waits for the next turn.
     fn next(&self) -> Option<oneshot::Sender<Turn>> {
         let mut state = self.state();
-        let Some((namespace, mut queue)) = state.waiting.pop_front() else {
+        let next = state.waiting.pop();
+        if next.is_none() {
             state.free += 1;
-            return None;
-        };
-        let next = queue.pop_front();
-        if !queue.is_empty() {
-            state.waiting.push_back((namespace, queue));
         }
         next
     }
