@@ -22,6 +22,7 @@ pub mod pod_http;
 mod policies;
 pub mod progress;
 pub mod queue;
+mod room;
 mod rotation;
 mod rounds;
 pub mod runs;

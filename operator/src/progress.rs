@@ -23,6 +23,7 @@ use crate::{
     context::Context,
     metrics::Metrics,
     pod_http::{NoAnswer, PodClient, Question, in_turn},
+    room::Room,
 };
 
 /// How often one pod is read. A status write follows each read that brought news, so this bounds the writes too.
@@ -98,7 +99,7 @@ impl Board {
 
     /// Stops to read for `run`.
     pub fn forget(&self, run: &ObjectRef<TrainingRun>) {
-        if self.entries().remove(run).is_some() {
+        if self.entries().take_out(run).is_some() {
             self.metrics.training_ended(run.namespace.as_deref().unwrap_or_default(), &run.name);
         }
     }

@@ -10,7 +10,7 @@ use futures::{Stream, stream};
 use kube::{Resource, runtime::reflector::ObjectRef};
 use tokio::sync::Notify;
 
-use crate::{metrics::Metrics, rotation::Rotation};
+use crate::{metrics::Metrics, room::Room, rotation::Rotation};
 
 /// The objects of one kind that wait for a reconcile, or have it at the moment.
 pub struct Queue<K: Resource<DynamicType = ()>> {
@@ -78,7 +78,7 @@ impl<K: Resource<DynamicType = ()>> Queue<K> {
         match *place {
             Place::Waiting => return,
             Place::Out => {
-                state.places.remove(object);
+                state.places.take_out(object);
             }
             Place::OutAndWanted => {
                 *place = Place::Waiting;

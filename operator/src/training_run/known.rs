@@ -24,7 +24,7 @@ use kube::{
 use tokio::sync::watch;
 
 use super::objects::CONFIG;
-use crate::cluster::Object;
+use crate::{cluster::Object, room::Room};
 
 /// Longest time that a reconcile waits for the watches. Then it asks the API server, whose answer says what is wrong.
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -114,8 +114,8 @@ impl Known {
 
     /// Forgets the Jobs and pods of a run.
     pub fn forget(&self, run: &ObjectRef<TrainingRun>) {
-        self.jobs.contents().remove(run);
-        self.pods.contents().remove(run);
+        self.jobs.contents().take_out(run);
+        self.pods.contents().take_out(run);
     }
 }
 
@@ -173,7 +173,7 @@ impl<K: Essential> Shelf<K> {
         if let Some(under) = contents.get_mut(key) {
             under.retain(|other| *other.name != *name);
             if under.is_empty() {
-                contents.remove(key);
+                contents.take_out(key);
             }
         }
     }
@@ -181,11 +181,14 @@ impl<K: Essential> Shelf<K> {
     /// Removes what a complete list did not have, and returns it.
     fn keep_only(&self, listed: &Listed<K>) -> Vec<K> {
         let mut gone = Vec::new();
-        self.contents().retain(|key, under| {
+        let mut contents = self.contents();
+        contents.retain(|key, under| {
             let is_listed = |kept: &Kept| listed.contains(&(key.clone(), kept.name.to_string()));
             gone.extend(under.extract_if(.., |kept| !is_listed(kept)));
             !under.is_empty()
         });
+        contents.give_back();
+        drop(contents);
         gone.iter().filter_map(|kept| serde_json::from_slice(&kept.json).ok()).collect()
     }
 }

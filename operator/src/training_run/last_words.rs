@@ -10,6 +10,8 @@ use anneal_api::resources::TrainingRun;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{ResourceExt, runtime::reflector::ObjectRef};
 
+use crate::room::Room;
+
 /// Pods that are kept for one run; a run of many nodes has that many.
 const MAX_PODS: usize = 64;
 
@@ -43,7 +45,7 @@ impl LastWords {
 
     /// Forgets the pods of a run: what they said is in its status, or it is gone.
     pub fn forget(&self, run: &ObjectRef<TrainingRun>) {
-        self.pods().remove(run);
+        self.pods().take_out(run);
     }
 }
 

@@ -123,7 +123,7 @@ fn next(seen: &Observed, run: Checked, settings: &Settings, mut status: Training
     match (&current.stop, job) {
         (Some(stop), Some(job)) if stop.reason == StopReason::Replace && !stop::is_outdated(job, seen) => {
             // The new Job is there; only the status that tells of it was lost.
-            let current = CurrentAttempt { stop: None, ..current.clone() };
+            let current = Box::new(CurrentAttempt { stop: None, ..*current });
             status.current_attempt = Some(current.clone());
             live::plan(seen, run, status, &current, job, now)
         }
@@ -191,7 +191,7 @@ fn succeeded(seen: &Observed, mut status: TrainingRunStatus, published: Publishe
         ),
         None => "the Job is complete; its image reported no result".to_owned(),
     };
-    let progress = result.as_ref().map(|result| status::final_progress(&status, result, end));
+    let progress = result.as_ref().map(|result| Box::new(status::final_progress(&status, result, end)));
     status.progress = progress.or(status.progress);
     status.result = result;
     conclude(seen, status, State::complete(message), end, now)

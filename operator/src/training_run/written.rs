@@ -10,6 +10,8 @@ use anneal_api::resources::TrainingRun;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::runtime::reflector::ObjectRef;
 
+use crate::room::Room;
+
 /// The versions of runs that the watch has yet to tell of.
 #[derive(Debug, Default)]
 pub struct Written(Mutex<HashMap<ObjectRef<TrainingRun>, u64>>);
@@ -42,14 +44,14 @@ impl Written {
         let is_in =
             versions.get(&run).is_none_or(|written| version(&told.metadata).is_some_and(|told| told >= *written));
         if is_in {
-            versions.remove(&run);
+            versions.take_out(&run);
         }
         is_in
     }
 
     /// Forgets a run that is gone.
     pub fn forget(&self, run: &ObjectRef<TrainingRun>) {
-        self.versions().remove(run);
+        self.versions().take_out(run);
     }
 }
 

@@ -150,11 +150,12 @@ pub struct TrainingRunStatus {
     #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["class"]))]
     pub failures: Vec<FailureCount>,
     /// The attempt that is due or under way.
+    // Boxed, like its progress: most runs are over, and ten thousand of them are kept.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub current_attempt: Option<CurrentAttempt>,
+    pub current_attempt: Option<Box<CurrentAttempt>>,
     /// How far the newest attempt is.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub progress: Option<ProgressStatus>,
+    pub progress: Option<Box<ProgressStatus>>,
     /// What the run gave.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub result: Option<RunResult>,

@@ -58,7 +58,7 @@ pub fn catch_up(status: &mut TrainingRunStatus, seen: &Observed, now: Timestamp)
     for number in recorded + 1..=newest {
         let known = status.current_attempt.take().filter(|current| current.number == number);
         let created = seen.job(number).and_then(created);
-        let mut current = known.unwrap_or_else(|| due(number, created.unwrap_or(now)));
+        let mut current = known.unwrap_or_else(|| Box::new(due(number, created.unwrap_or(now))));
         let was_made = status.attempt.is_some_and(|made| number <= made);
         look_at(&mut current, seen, now);
         if status.start_time.is_none() {
@@ -137,7 +137,7 @@ fn running_since(pod: &Pod) -> Option<Time> {
 fn remember_progress(status: &mut TrainingRunStatus, current: &CurrentAttempt, seen: &Observed) {
     if current.running_time.is_some() {
         if let Reading::Said(progress) = &seen.reading {
-            status.progress = Some((**progress).clone().into());
+            status.progress = Some(Box::new((**progress).clone().into()));
         }
         let image = seen.pods(current.number).find_map(|pod| {
             let containers = pod.pod.status.as_ref()?.container_statuses.as_ref()?;

@@ -54,7 +54,7 @@ pub fn begin(
 ) -> Plan {
     let state = state(seen, &current, &stop, now);
     current.stop = Some(stop);
-    status.current_attempt = Some(current);
+    status.current_attempt = Some(Box::new(current));
     finish(seen, status, state, Wake::At(now), now)
 }
 

@@ -112,7 +112,7 @@ fn begin(seen: &Observed, run: &ValidRun, settings: &Settings, mut status: Train
         }
     };
     let current = status.current_attempt.take().filter(|current| current.number == number && current.stop.is_none());
-    let current = current.unwrap_or_else(|| history::due(number, now));
+    let current = current.unwrap_or_else(|| Box::new(history::due(number, now)));
     let limit = deadline::start(&run.spec, &current, None);
     let claims = [("output", Some(&seen.output)), ("dataset", seen.dataset.as_ref()), ("initFrom", init)];
     for (role, claim) in claims {

@@ -87,7 +87,7 @@ impl Case {
     fn runs(mut self, number: i32, epoch: i32, best: f64) -> Self {
         if let Some(status) = self.run(number) {
             status.phase = Some(RunPhase::Running);
-            status.progress = Some(progress(epoch, best));
+            status.progress = Some(Box::new(progress(epoch, best)));
         }
         self
     }
@@ -95,7 +95,7 @@ impl Case {
     fn ends(mut self, number: i32, phase: RunPhase, best: f64) -> Self {
         if let Some(status) = self.run(number) {
             status.phase = Some(phase);
-            status.progress = Some(progress(10, best));
+            status.progress = Some(Box::new(progress(10, best)));
         }
         self
     }
