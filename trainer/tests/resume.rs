@@ -110,19 +110,27 @@ fn interrupt(optimizer: &str, interruptions: u32, seed: u64) {
     let whole = Run::new(&config);
     let begun = Instant::now();
     whole.train().succeeds();
-    let (length, expected) = (begun.elapsed(), ending(&whole));
+    let (mut length, expected) = (begun.elapsed(), ending(&whole));
     let mut draws = Draws::new(seed, Purpose::Order, 0, 0);
     let (mut hits, mut runs, mut lost) = (0, 0, 0);
     while hits < interruptions {
         let run = Run::new(&config);
         runs += 1;
+        let mut is_whole = true;
         let result = loop {
             let mut attempt = run.train().spawn();
-            thread::sleep(length.mul_f64(draws.between(0.0, 1.2)));
+            let (begun, moment) = (Instant::now(), length.mul_f64(draws.between(0.0, 1.2)));
+            while attempt.is_running() && begun.elapsed() < moment {
+                thread::sleep(Duration::from_millis(10));
+            }
             if hits >= interruptions || !attempt.is_running() {
+                if is_whole {
+                    // A machine that was busy may have become quick, and then most moments would come too late.
+                    length = begun.elapsed();
+                }
                 break attempt.succeeds();
             }
-            hits += 1;
+            (hits, is_whole) = (hits + 1, false);
             if draws.below(3) == 0 {
                 terminated(attempt);
             } else {
