@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
+use tokio::sync::Notify;
 use warp::http::{HeaderName, HeaderValue};
 
 use crate::{answers::Answers, drift::Drift, engine::Engine, feedback::Feedback, model::Facts};
@@ -61,11 +62,16 @@ pub struct Life(Arc<Inner>);
 struct Inner {
     phase: RwLock<Phase>,
     serving: OnceLock<Serving>,
+    late: Notify,
 }
 
 impl Default for Inner {
     fn default() -> Self {
-        Self { phase: RwLock::new(Phase::Starting("the model is being loaded")), serving: OnceLock::new() }
+        Self {
+            phase: RwLock::new(Phase::Starting("the model is being loaded")),
+            serving: OnceLock::new(),
+            late: Notify::new(),
+        }
     }
 }
 
@@ -105,6 +111,18 @@ impl Life {
     /// Whether clients should open new connections elsewhere.
     pub fn is_stopping(&self) -> bool {
         self.phase() == Phase::Stopping
+    }
+
+    /// Somebody asks for a prediction.
+    pub fn asked(&self) {
+        if self.is_stopping() {
+            self.0.late.notify_one();
+        }
+    }
+
+    /// Waits until somebody asks for a prediction although the server was told to stop: not everybody has learned of it.
+    pub async fn asked_late(&self) {
+        self.0.late.notified().await;
     }
 
     /// Why the server should get no traffic; none when it should.

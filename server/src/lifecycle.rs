@@ -12,6 +12,7 @@ use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{Semaphore, mpsc, oneshot},
     task::JoinHandle,
+    time::Instant,
 };
 use warp::http::HeaderValue;
 
@@ -185,15 +186,35 @@ async fn wind_down(options: &ServeOptions, life: &Life, server: Server, stop: &m
         seconds = options.shutdown_delay.as_secs_f64(),
         "asked to stop; serving on until clients have moved"
     );
+    let told = Instant::now();
     tokio::select! {
-        () = tokio::time::sleep(options.shutdown_delay) => {}
+        () = until_nobody_comes(options, life) => {}
         () = stop.asked() => {}
     }
     let Some(open) = server.stop().await else { return };
-    if open.drain(options.drain_timeout).await {
+    let waited = told.elapsed().saturating_sub(options.shutdown_delay);
+    if open.drain(options.drain_timeout.saturating_sub(waited)).await {
         tracing::info!("all requests are answered; bye");
     } else {
         tracing::warn!(seconds = options.drain_timeout.as_secs_f64(), "some requests were not finished in time");
+    }
+}
+
+/// Waits for the delay, and for half of it without a new prediction: a node that is busy learns late that this pod takes
+/// no more, and whom it still sends here would find nobody. That takes at most half of the time for requests under way.
+async fn until_nobody_comes(options: &ServeOptions, life: &Life) {
+    let quiet = options.shutdown_delay / 2;
+    let mut end = Instant::now() + options.shutdown_delay;
+    let latest = end + options.drain_timeout / 2;
+    loop {
+        tokio::select! {
+            biased;
+            () = tokio::time::sleep_until(end) => break,
+            () = life.asked_late() => end = end.max(latest.min(Instant::now() + quiet)),
+        }
+    }
+    if end >= latest {
+        tracing::warn!("clients still come; those that come after this will find nobody here");
     }
 }
 

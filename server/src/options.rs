@@ -118,10 +118,11 @@ pub struct ServeOptions {
     /// Age from which a connection is closed with its next answer, so that clients move to the pods of a new revision.
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration)]
     pub max_connection_age: Duration,
-    /// Time after SIGTERM in which requests are still taken, so that load balancers can learn of it.
+    /// Time after SIGTERM in which requests are still taken, so that load balancers can learn of it. Longer while some come
+    /// who have not: until none came for half of this time, or half of the drain timeout is over.
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration)]
     pub shutdown_delay: Duration,
-    /// Time that requests under way have after that.
+    /// Time that requests under way, and clients that come late, have after that.
     #[arg(long, value_name = "DURATION", default_value = "20s", value_parser = duration)]
     pub drain_timeout: Duration,
 }

@@ -10,13 +10,14 @@ use crate::scenario::{
     PATIENCE, chosen_by, condition, pods_of, rollout, stable_revision, trained, until_stable, until_told,
 };
 
-/// Predictions whose true class is sent, of each revision.
-const COUNT: usize = 24;
+/// Predictions whose true class is sent, of each revision: as many as a verdict needs, so that none is made before all
+/// are sent.
+const COUNT: u8 = 20;
 
 fn deployment(run: &str) -> Value {
     let spec = json!({
         "model": {"trainingRunRef": {"name": run}},
-        "feedback": {"minAccuracy": 0.9, "minCount": 20, "action": "Rollback"}
+        "feedback": {"minAccuracy": 0.9, "minCount": COUNT, "action": "Rollback"}
     });
     manifest::model_deployment("cats", spec)
 }
@@ -32,7 +33,7 @@ async fn tell(ns: &Namespace, pod: &str, picture: &[u8], right: bool) -> Result<
     let head =
         "--b\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.png\"\r\nContent-Type: image/png\r\n\r\n";
     let part = [head.as_bytes(), picture, b"\r\n"].concat();
-    let form = [part.repeat(COUNT), b"--b--\r\n".to_vec()].concat();
+    let form = [part.repeat(usize::from(COUNT)), b"--b--\r\n".to_vec()].concat();
     let answer = post(ns, pod, "/predict", "multipart/form-data; boundary=b", form).await?;
     for said in answer["predictions"].as_array().context("no predictions")? {
         let predicted = said["prediction"].as_str().context("no class")?;
@@ -75,7 +76,7 @@ async fn a_model_that_turns_out_worse_than_asked_gives_the_traffic_back_to_the_o
         ensure!(chosen_by(ns, "cats").await? == first, "the Service has not moved back");
         let (reason, message) = condition(&back, "Degraded").context("it is not Degraded")?;
         ensure!(
-            reason == "PerformanceDegraded" && message.contains("over 24 true classes is 0,"),
+            reason == "PerformanceDegraded" && message.contains(&format!("over {COUNT} true classes is 0,")),
             "{reason}: {message}"
         );
         for reason in ["PerformanceDegraded", "RolledBack"] {
@@ -89,7 +90,10 @@ async fn a_model_that_turns_out_worse_than_asked_gives_the_traffic_back_to_the_o
             |it: &ModelDeployment| performance(it).is_some_and(|it| it.revision == first && it.accuracy == Some(1.0));
         let well = cats.until("it is told how well the first model does", PATIENCE, well).await?;
         let told = performance(&well).context("nothing is told")?;
-        ensure!(told.feedback_count >= 20 && told.calibration_error.is_some() && told.pods == 1, "{told:?}");
+        ensure!(
+            told.feedback_count >= i64::from(COUNT) && told.calibration_error.is_some() && told.pods == 1,
+            "{told:?}"
+        );
         ensure!(condition(&well, "PerformanceDegraded").is_none(), "it is still said to do badly");
         ensure!(stable_revision(&well) == Some(&first), "it went back and forth");
         Ok(())

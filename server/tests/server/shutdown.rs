@@ -1,6 +1,10 @@
 //! What a server does when it is told to stop.
 
-use std::net::TcpStream;
+use std::{
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    time::{Duration, Instant},
+};
 
 use crate::{
     process::{Server, dogs, eventually, picture},
@@ -36,6 +40,35 @@ fn a_request_under_way_is_answered_before_the_server_ends() {
     under_way.send(second);
     let answer = under_way.receive();
     assert_eq!((answer.status, answer.header("connection")), (200, Some("close")), "{}", answer.text());
+    assert_eq!(server.ended().code(), Some(0));
+}
+
+#[test]
+fn who_is_sent_to_a_server_that_stops_after_its_delay_is_answered_until_nobody_comes() {
+    let mut server = Server::ready(dogs(), |command| {
+        command.args(["--shutdown-delay", "4s"]);
+    });
+    let request = predict("image/png", &picture());
+    server.signal("TERM");
+    let told = Instant::now();
+    eventually("the server is not ready any more", || (server.ask(&get("/readyz")).status == 503).then_some(()));
+    while told.elapsed() < Duration::from_secs(6) {
+        let answer = server.ask(&request);
+        assert_eq!((answer.status, answer.header("connection")), (200, Some("close")), "{:?}", told.elapsed());
+    }
+    // Probes and scrapes are no clients.
+    until_closed(&server, &get("/livez"));
+    assert_eq!(server.ended().code(), Some(0));
+}
+
+#[test]
+fn clients_that_never_learn_do_not_hold_the_server() {
+    let mut server = Server::ready(dogs(), |command| {
+        command.args(["--shutdown-delay", "500ms", "--drain-timeout", "2s"]);
+    });
+    let request = predict("image/png", &picture());
+    server.signal("TERM");
+    until_closed(&server, &request);
     assert_eq!(server.ended().code(), Some(0));
 }
 
@@ -90,4 +123,14 @@ fn whoever_waited_at_the_door_is_answered_when_the_server_ends() {
     inside.send(second);
     assert_eq!(inside.receive().status, 200);
     assert_eq!(server.ended().code(), Some(0));
+}
+
+/// Asks again and again until nobody listens any more. What is on its way just then may get no answer.
+fn until_closed(server: &Server, request: &[u8]) {
+    eventually("the server accepts no more", || {
+        let Ok(mut connection) = TcpStream::connect(("127.0.0.1", server.port)) else { return Some(()) };
+        let _ = connection.write_all(request);
+        let _ = connection.read_to_end(&mut Vec::new());
+        None
+    });
 }
