@@ -209,11 +209,11 @@ async fn until_nobody_comes(options: &ServeOptions, life: &Life) {
     loop {
         tokio::select! {
             biased;
-            () = tokio::time::sleep_until(end) => break,
-            () = life.asked_late() => end = end.max(latest.min(Instant::now() + quiet)),
+            () = tokio::time::sleep_until(end.min(latest)) => break,
+            () = life.asked_late() => end = end.max(Instant::now() + quiet),
         }
     }
-    if end >= latest {
+    if end > latest {
         tracing::warn!("clients still come; those that come after this will find nobody here");
     }
 }

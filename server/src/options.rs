@@ -120,10 +120,10 @@ pub struct ServeOptions {
     pub max_connection_age: Duration,
     /// Time after SIGTERM in which requests are still taken, so that load balancers can learn of it. Longer while some come
     /// who have not: until none came for half of this time, or half of the drain timeout is over.
-    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = at_most_an_hour)]
     pub shutdown_delay: Duration,
     /// Time that requests under way, and clients that come late, have after that.
-    #[arg(long, value_name = "DURATION", default_value = "20s", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", default_value = "20s", value_parser = at_most_an_hour)]
     pub drain_timeout: Duration,
 }
 

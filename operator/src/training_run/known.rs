@@ -12,7 +12,10 @@ use anneal_api::{names::label, resources::TrainingRun};
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::{
     batch::v1::{Job, JobSpec},
-    core::v1::{PersistentVolumeClaim, PersistentVolumeClaimSpec, PersistentVolumeClaimStatus, Pod, PodSpec},
+    core::v1::{
+        ContainerStatus, PersistentVolumeClaim, PersistentVolumeClaimSpec, PersistentVolumeClaimStatus, Pod, PodSpec,
+        PodStatus,
+    },
 };
 use kube::{
     Resource, ResourceExt,
@@ -50,6 +53,7 @@ impl Essential for Job {
 
     fn keep_essentials(&mut self) {
         self.metadata.managed_fields = None;
+        self.metadata.finalizers = None;
         self.spec = self.spec.take().map(|spec| JobSpec { suspend: spec.suspend, ..JobSpec::default() });
     }
 }
@@ -63,11 +67,37 @@ impl Essential for Pod {
 
     fn keep_essentials(&mut self) {
         self.metadata.managed_fields = None;
+        self.metadata.finalizers = None;
+        self.metadata.generate_name = None;
         if let Some(annotations) = &mut self.metadata.annotations {
             annotations.remove(CONFIG);
         }
         self.spec = self.spec.take().map(|spec| PodSpec { node_name: spec.node_name, ..PodSpec::default() });
+        self.status = self.status.take().map(|status| PodStatus {
+            conditions: status.conditions.map(|mut all| {
+                all.retain(|it| matches!(it.type_.as_str(), "DisruptionTarget" | "PodScheduled"));
+                all
+            }),
+            container_statuses: status.container_statuses.map(essentials_of),
+            init_container_statuses: status.init_container_statuses.map(essentials_of),
+            message: status.message,
+            phase: status.phase,
+            pod_ip: status.pod_ip,
+            reason: status.reason,
+            ..PodStatus::default()
+        });
     }
+}
+
+/// How containers stand, and with which image.
+fn essentials_of(containers: Vec<ContainerStatus>) -> Vec<ContainerStatus> {
+    let essentials = |container: ContainerStatus| ContainerStatus {
+        name: container.name,
+        image_id: container.image_id,
+        state: container.state,
+        ..ContainerStatus::default()
+    };
+    containers.into_iter().map(essentials).collect()
 }
 
 impl Essential for PersistentVolumeClaim {
@@ -163,7 +193,8 @@ impl<K: Essential> Shelf<K> {
         let Ok(json) = serde_json::to_vec(object) else { return };
         let kept = Kept { name: object.name_any().into(), json: json.into() };
         let mut contents = self.contents();
-        let under = contents.entry(key).or_default();
+        // Mostly it is one.
+        let under = contents.entry(key).or_insert_with(|| Vec::with_capacity(1));
         under.retain(|other| other.name != kept.name);
         under.push(kept);
     }
@@ -302,6 +333,37 @@ mod tests {
         assert_eq!(kept[0].status.as_ref().and_then(|status| status.active), Some(1));
         tell(&known, vec![Event::Delete(job("cats-1", "cats"))], "");
         assert!(names(&known.jobs).is_empty() && known.jobs.contents().is_empty());
+    }
+
+    #[test]
+    fn of_a_pod_is_kept_how_it_stands_and_with_which_image() {
+        let condition = |kind: &str, status: &str| json!({"type": kind, "status": status, "message": "why"});
+        let mut pod: Pod = serde_json::from_value(json!({
+            "metadata": {"name": "cats-1-x", "generateName": "cats-1-", "annotations": {CONFIG: "{}", "a": "b"}},
+            "spec": {"nodeName": "node-1", "containers": [{"name": "trainer"}]},
+            "status": {
+                "phase": "Running", "podIP": "10.0.0.1", "hostIP": "10.0.0.2", "qosClass": "Burstable",
+                "conditions": [condition("Ready", "True"), condition("PodScheduled", "False"), condition("DisruptionTarget", "True")],
+                "containerStatuses": [{
+                    "name": "trainer", "image": "trainer:1", "imageID": "sha256:1", "containerID": "containerd://1",
+                    "ready": true, "restartCount": 0, "state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}}
+                }]
+            }
+        }))
+        .expect("a pod");
+        pod.keep_essentials();
+        let kept = serde_json::to_value(&pod).expect("JSON");
+        assert_eq!(kept["metadata"], json!({"name": "cats-1-x", "annotations": {"a": "b"}}));
+        let status = &kept["status"];
+        assert_eq!(
+            (&status["phase"], &status["podIP"], &status["hostIP"]),
+            (&json!("Running"), &json!("10.0.0.1"), &json!(null))
+        );
+        let kinds: Vec<_> = status["conditions"].as_array().into_iter().flatten().map(|it| &it["type"]).collect();
+        assert_eq!(kinds, ["PodScheduled", "DisruptionTarget"]);
+        let container = &status["containerStatuses"][0];
+        assert_eq!((&container["imageID"], &container["containerID"]), (&json!("sha256:1"), &json!(null)));
+        assert!(container["state"]["running"].is_object());
     }
 
     #[test]

@@ -24,7 +24,7 @@ use std::sync::Arc;
 use anneal_api::{
     dataset::DatasetUri,
     names::label,
-    resources::{PodTemplate, RunPhase, TrainingRun, TrainingRunStatus},
+    resources::{RunPhase, RunPodTemplate, TrainingRun, TrainingRunStatus},
 };
 use futures::{
     FutureExt, Stream, StreamExt, TryStreamExt,
@@ -215,7 +215,7 @@ fn trim(run: &mut TrainingRun) {
         result: status.result.take(),
         ..TrainingRunStatus::default()
     };
-    run.spec.pod_template = PodTemplate::default();
+    run.spec.pod_template = RunPodTemplate::default();
     run.spec.tracking = None;
 }
 

@@ -25,7 +25,9 @@ pub use output::{
     AccessMode, ClaimMetadata, ClaimRequests, ClaimResources, ClaimSpec, ClaimTemplate, Output, WhenDeleted,
 };
 pub use parameter::{field_value, parameter_name, tunable};
-pub use pod_template::{FsGroupChangePolicy, ImagePullPolicy, LocalReference, PodSecurity, PodTemplate, Resources};
+pub use pod_template::{
+    FsGroupChangePolicy, ImagePullPolicy, LocalReference, PodSecurity, PodTemplate, Resources, RunPodTemplate,
+};
 pub use pod_volume::{PodMount, PodVolume};
 pub use quantity::Quantity;
 pub use retry::{RetryAction, RetryRule};

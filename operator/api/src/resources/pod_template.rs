@@ -1,14 +1,80 @@
 //! What a user may say about the pods that are made for a resource: an allow-list, without host paths, privileges or
 //! ports.
 
-use std::collections::BTreeMap;
+use std::{
+    borrow::Cow,
+    collections::BTreeMap,
+    ops::{Deref, DerefMut},
+    sync::LazyLock,
+};
 
 use k8s_openapi::api::core::v1::{Affinity, EnvFromSource, EnvVar, Toleration, TopologySpreadConstraint};
 use kube::KubeSchema;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{PodMount, PodVolume, Quantity};
+
+/// A [`PodTemplate`] that takes no room where it says nothing: ten thousand runs are kept, most of which are over.
+#[derive(Clone, Debug, Default)]
+pub struct RunPodTemplate(Option<Box<PodTemplate>>);
+
+impl From<PodTemplate> for RunPodTemplate {
+    fn from(template: PodTemplate) -> Self {
+        Self(Some(template).filter(|template| *template != PodTemplate::default()).map(Box::new))
+    }
+}
+
+impl Deref for RunPodTemplate {
+    type Target = PodTemplate;
+
+    fn deref(&self) -> &PodTemplate {
+        static NOTHING: LazyLock<PodTemplate> = LazyLock::new(PodTemplate::default);
+        self.0.as_deref().unwrap_or(&NOTHING)
+    }
+}
+
+impl DerefMut for RunPodTemplate {
+    fn deref_mut(&mut self) -> &mut PodTemplate {
+        self.0.get_or_insert_default()
+    }
+}
+
+impl PartialEq for RunPodTemplate {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
+impl Serialize for RunPodTemplate {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        (**self).serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for RunPodTemplate {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        PodTemplate::deserialize(deserializer).map(Self::from)
+    }
+}
+
+impl JsonSchema for RunPodTemplate {
+    fn inline_schema() -> bool {
+        PodTemplate::inline_schema()
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        PodTemplate::schema_name()
+    }
+
+    fn schema_id() -> Cow<'static, str> {
+        PodTemplate::schema_id()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        PodTemplate::json_schema(generator)
+    }
+}
 
 /// What a user may say about generated pods. Everything else is the operator's: names, ports, probes, privileges.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -3,7 +3,7 @@
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
-use super::{InitFrom, Output, PodTemplate, RetryRule, TrainingRunStatus};
+use super::{InitFrom, Output, RetryRule, RunPodTemplate, TrainingRunStatus};
 use crate::{dataset::Dataset, hyperparameters::Hyperparameters, model::ModelSpec, tracking::Tracking};
 
 /// The word in `managedBy` that means this operator, as does its absence.
@@ -68,8 +68,9 @@ pub struct TrainingRunSpec {
     pub model: ModelSpec,
     /// The weights to begin with: what another run published, or a file on a claim. Random ones where it is absent.
     /// Immutable.
+    // Boxed, like what the template of pods says: see there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub init_from: Option<InitFrom>,
+    pub init_from: Option<Box<InitFrom>>,
     /// What to train on.
     pub dataset: Dataset,
     /// How to train.
@@ -87,7 +88,7 @@ pub struct TrainingRunSpec {
     pub tracking: Option<Tracking>,
     /// What to say about the training pod.
     #[serde(default)]
-    pub pod_template: PodTemplate,
+    pub pod_template: RunPodTemplate,
     /// How often a run that failed for a reason that may pass is tried again. Evictions, preemptions and lost nodes cost
     /// none of it. 3 by default.
     #[serde(default = "default_max_retries")]
