@@ -88,10 +88,6 @@ impl Frame {
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         let given = taken_over(request.headers());
         let route = routes::known_path(&path).unwrap_or("other");
-        let predicts = routes::predicts(&method, route);
-        if predicts {
-            self.life.asked();
-        }
         let followed = traces::follow(self.traces.as_ref(), request.headers(), &method, route);
         let id = given.clone().unwrap_or_else(|| self.ids.next());
         let mut exchange = Exchange { method, path, id, followed, begun, answered: false };
@@ -100,7 +96,7 @@ impl Frame {
             if is_preflight(&request) { preflight(request.headers()) } else { self.route(request).await };
         let took = begun.elapsed();
         self.metrics.answered(&exchange.method, &exchange.path, response.status(), took);
-        if let Some(given) = given.filter(|_| predicts) {
+        if let Some(given) = given.filter(|_| routes::predicts(&exchange.method, route)) {
             self.remember(&given, &response);
         }
         self.mark(response.headers_mut(), took, exchange.id.clone());
@@ -126,6 +122,10 @@ impl Frame {
         if !self.admits(&request) {
             linger(request.into_body(), self.max_upload_bytes).await;
             return refusal(&Problem::unauthorized());
+        }
+        // Probes and scrapes come to the pod as long as there is one.
+        if request.method() == Method::POST {
+            self.life.asked();
         }
         let (parts, body) = request.into_parts();
         let (body, overflow) = Capped::new(body, self.max_upload_bytes);

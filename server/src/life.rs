@@ -113,14 +113,14 @@ impl Life {
         self.phase() == Phase::Stopping
     }
 
-    /// Somebody asks for a prediction.
+    /// A client asks for something that only a model can give.
     pub fn asked(&self) {
-        if self.is_stopping() {
+        if self.is_stopping() && self.serving().is_some() {
             self.0.late.notify_one();
         }
     }
 
-    /// Waits until somebody asks for a prediction although the server was told to stop: not everybody has learned of it.
+    /// Waits until a client asks although the server was told to stop: not everybody has learned of it.
     pub async fn asked_late(&self) {
         self.0.late.notified().await;
     }

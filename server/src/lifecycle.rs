@@ -193,16 +193,20 @@ async fn wind_down(options: &ServeOptions, life: &Life, server: Server, stop: &m
     }
     let Some(open) = server.stop().await else { return };
     let waited = told.elapsed().saturating_sub(options.shutdown_delay);
-    if open.drain(options.drain_timeout.saturating_sub(waited)).await {
+    let rest = options.drain_timeout.saturating_sub(waited);
+    if open.drain(rest).await {
         tracing::info!("all requests are answered; bye");
     } else {
-        tracing::warn!(seconds = options.drain_timeout.as_secs_f64(), "some requests were not finished in time");
+        tracing::warn!(seconds = rest.as_secs_f64(), "some requests were not finished in time");
     }
 }
 
-/// Waits for the delay, and for half of it without a new prediction: a node that is busy learns late that this pod takes
+/// Waits for the delay, and for half of it without a client: a node that is busy learns late that this pod takes
 /// no more, and whom it still sends here would find nobody. That takes at most half of the time for requests under way.
 async fn until_nobody_comes(options: &ServeOptions, life: &Life) {
+    if options.shutdown_delay.is_zero() {
+        return;
+    }
     let quiet = options.shutdown_delay / 2;
     let mut end = Instant::now() + options.shutdown_delay;
     let latest = end + options.drain_timeout / 2;

@@ -294,10 +294,9 @@ impl World<'_> {
 
     /// Lets a component of the control plane stand still.
     async fn pause(&self, component: &str, lasts: Duration) -> Result<()> {
-        let node = Node::first();
-        node.signal("STOP", component).await?;
+        Node::first().pause(component, lasts).await?;
         tokio::time::sleep(lasts).await;
-        node.signal("CONT", component).await
+        Ok(())
     }
 
     /// Deletes a pod of the revision that serves, unless it is the only one that is ready.

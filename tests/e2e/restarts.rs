@@ -43,16 +43,8 @@ async fn a_pod_that_is_stopped_before_its_node_learns_of_it_fails_no_request() -
     in_namespace(async |ns| {
         let mut served = Served::start(ns).await?;
         let pod = pods_of(ns, &served.revision).await?.pop().context("no pod serves")?;
-        let node = Node::first();
-        node.signal("STOP", "kube-proxy").await?;
-        let late = async {
-            tokio::time::sleep(LATE).await;
-            node.signal("CONT", "kube-proxy").await
-        };
-        // Both, whatever becomes of the other one.
-        let (replaced, woken) = tokio::join!(served.replace(&pod), late);
-        woken?;
-        replaced?;
+        Node::first().pause("kube-proxy", LATE).await?;
+        served.replace(&pod).await?;
         served.nobody_noticed(1).await
     })
     .await

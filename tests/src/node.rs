@@ -1,5 +1,7 @@
 //! A node of the checkout's own cluster, for what only its administrator can do.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use tokio::process::Command;
 
@@ -25,17 +27,19 @@ impl Node {
     /// # Errors
     /// When there is none, or the cluster is not the checkout's own.
     pub async fn kill(&self, program: &str) -> Result<()> {
-        self.signal("KILL", program).await
+        self.run(&["pkill", "-KILL", "-f", &command(program)]).await.map(|_| ())
     }
 
-    /// Sends a signal to every process of this program on the node, its containers' included.
+    /// Stops every process of this program on the node for a time. The node lets them go on, whatever becomes of whoever asked.
     ///
     /// # Errors
     /// As [`Self::kill`].
-    pub async fn signal(&self, signal: &str, program: &str) -> Result<()> {
-        // By its command: a program that started itself anew has another name in the process table.
-        let command = format!("^([^ ]*/)?{program}( |$)");
-        self.run(&["pkill", &format!("-{signal}"), "-f", &command]).await.map(|_| ())
+    pub async fn pause(&self, program: &str, time: Duration) -> Result<()> {
+        let signal = |name: &str| format!("pkill -{name} -f '{}'", command(program));
+        let (later, now) = (signal("CONT"), signal("STOP"));
+        // In a session of its own, which does not end with that of the test, and holds no pipe of it.
+        let script = format!("(sleep {}; {later}) </dev/null >/dev/null 2>&1 & {now}", time.as_secs_f64());
+        self.run(&["setsid", "--wait", "sh", "-c", &script]).await.map(|_| ())
     }
 
     /// Starts again what was killed of the node itself, and waits until it is ready.
@@ -55,6 +59,11 @@ impl Node {
         all.extend(command);
         cluster(&all).await
     }
+}
+
+/// Finds a program's processes by their command: one that started itself anew has another name in the process table.
+fn command(program: &str) -> String {
+    format!("^([^ ]*/)?{program}( |$)")
 }
 
 /// Asks the script that brings the checkout's cluster up, and returns what it wrote.

@@ -4,18 +4,22 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    marker::PhantomData,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use anneal_api::{names::label, resources::TrainingRun};
 use futures::{Stream, StreamExt};
-use k8s_openapi::api::{
-    batch::v1::{Job, JobSpec},
-    core::v1::{
-        ContainerStatus, PersistentVolumeClaim, PersistentVolumeClaimSpec, PersistentVolumeClaimStatus, Pod, PodSpec,
-        PodStatus,
+use k8s_openapi::{
+    api::{
+        batch::v1::{Job, JobSpec},
+        core::v1::{
+            ContainerStatus, PersistentVolumeClaim, PersistentVolumeClaimSpec, PersistentVolumeClaimStatus, Pod,
+            PodSpec, PodStatus,
+        },
     },
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::{
     Resource, ResourceExt,
@@ -26,7 +30,7 @@ use kube::{
 };
 use tokio::sync::watch;
 
-use super::objects::CONFIG;
+use super::{nodes::COMPLETION_INDEX, objects::CONFIG};
 use crate::{cluster::Object, room::Room};
 
 /// Longest time that a reconcile waits for the watches. Then it asks the API server, whose answer says what is wrong.
@@ -52,8 +56,7 @@ impl Essential for Job {
     }
 
     fn keep_essentials(&mut self) {
-        self.metadata.managed_fields = None;
-        self.metadata.finalizers = None;
+        keep_essentials_of(&mut self.metadata);
         self.spec = self.spec.take().map(|spec| JobSpec { suspend: spec.suspend, ..JobSpec::default() });
     }
 }
@@ -66,9 +69,7 @@ impl Essential for Pod {
     }
 
     fn keep_essentials(&mut self) {
-        self.metadata.managed_fields = None;
-        self.metadata.finalizers = None;
-        self.metadata.generate_name = None;
+        keep_essentials_of(&mut self.metadata);
         if let Some(annotations) = &mut self.metadata.annotations {
             annotations.remove(CONFIG);
         }
@@ -87,6 +88,19 @@ impl Essential for Pod {
             ..PodStatus::default()
         });
     }
+}
+
+/// Whose an object is, which one and since when.
+fn keep_essentials_of(metadata: &mut ObjectMeta) {
+    if let Some(labels) = &mut metadata.labels {
+        // Of the Job controller's labels four say the same.
+        labels.retain(|key, _| key.starts_with(label::PREFIX) || key == COMPLETION_INDEX);
+    }
+    metadata.managed_fields = None;
+    metadata.finalizers = None;
+    metadata.generate_name = None;
+    metadata.generation = None;
+    metadata.resource_version = None;
 }
 
 /// How containers stand, and with which image.
@@ -144,19 +158,35 @@ impl Known {
 
     /// Forgets the Jobs and pods of a run.
     pub fn forget(&self, run: &ObjectRef<TrainingRun>) {
-        self.jobs.contents().take_out(run);
-        self.pods.contents().take_out(run);
+        let run = Key::from(run);
+        self.jobs.contents().take_out(&run);
+        self.pods.contents().take_out(&run);
     }
 }
 
 /// Objects of one kind, by what one asks with.
 #[derive(Debug)]
 pub struct Shelf<K: Essential> {
-    by_key: Mutex<Contents<K>>,
+    by_key: Mutex<Contents>,
     complete: watch::Sender<bool>,
+    kind: PhantomData<fn() -> K>,
 }
 
-type Contents<K> = HashMap<ObjectRef<<K as Essential>::Key>, Vec<Kept>>;
+/// A namespace and a name, in a third of what an [`ObjectRef`] takes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    namespace: Box<str>,
+    name: Box<str>,
+}
+
+impl<K: Resource<DynamicType = ()>> From<&ObjectRef<K>> for Key {
+    fn from(object: &ObjectRef<K>) -> Self {
+        let namespace = object.namespace.as_deref().unwrap_or_default();
+        Self { namespace: namespace.into(), name: object.name.as_str().into() }
+    }
+}
+
+type Contents = HashMap<Key, Vec<Kept>>;
 
 /// An object as text: a tenth of what it takes as a value.
 #[derive(Debug)]
@@ -167,12 +197,12 @@ struct Kept {
 
 impl<K: Essential> Default for Shelf<K> {
     fn default() -> Self {
-        Self { by_key: Mutex::default(), complete: watch::Sender::new(false) }
+        Self { by_key: Mutex::default(), complete: watch::Sender::new(false), kind: PhantomData }
     }
 }
 
 impl<K: Essential> Shelf<K> {
-    fn contents(&self) -> MutexGuard<'_, Contents<K>> {
+    fn contents(&self) -> MutexGuard<'_, Contents> {
         self.by_key.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -184,11 +214,11 @@ impl<K: Essential> Shelf<K> {
     /// The objects under a key.
     pub fn of(&self, key: &ObjectRef<K::Key>) -> Vec<K> {
         let contents = self.contents();
-        let kept = contents.get(key).into_iter().flatten();
+        let kept = contents.get(&Key::from(key)).into_iter().flatten();
         kept.filter_map(|kept| serde_json::from_slice(&kept.json).ok()).collect()
     }
 
-    fn put(&self, key: ObjectRef<K::Key>, object: &K) {
+    fn put(&self, key: Key, object: &K) {
         // What came as JSON can be written as JSON.
         let Ok(json) = serde_json::to_vec(object) else { return };
         let kept = Kept { name: object.name_any().into(), json: json.into() };
@@ -199,7 +229,7 @@ impl<K: Essential> Shelf<K> {
         under.push(kept);
     }
 
-    fn remove(&self, key: &ObjectRef<K::Key>, name: &str) {
+    fn remove(&self, key: &Key, name: &str) {
         let mut contents = self.contents();
         if let Some(under) = contents.get_mut(key) {
             under.retain(|other| *other.name != *name);
@@ -210,11 +240,11 @@ impl<K: Essential> Shelf<K> {
     }
 
     /// Removes what a complete list did not have, and returns it.
-    fn keep_only(&self, listed: &Listed<K>) -> Vec<K> {
+    fn keep_only(&self, listed: &Listed) -> Vec<K> {
         let mut gone = Vec::new();
         let mut contents = self.contents();
         contents.retain(|key, under| {
-            let is_listed = |kept: &Kept| listed.contains(&(key.clone(), kept.name.to_string()));
+            let is_listed = |kept: &Kept| listed.contains(&(key.clone(), kept.name.clone()));
             gone.extend(under.extract_if(.., |kept| !is_listed(kept)));
             !under.is_empty()
         });
@@ -225,7 +255,7 @@ impl<K: Essential> Shelf<K> {
 }
 
 /// What a list that is under way has had so far.
-type Listed<K> = HashSet<(ObjectRef<<K as Essential>::Key>, String)>;
+type Listed = HashSet<(Key, Box<str>)>;
 
 /// The run that an object belongs to by its labels.
 pub fn run_of(object: &impl ResourceExt) -> Option<ObjectRef<TrainingRun>> {
@@ -241,7 +271,7 @@ pub fn follow<K: Essential + Send + 'static>(
     shelf: fn(&Known) -> &Shelf<K>,
     is_over: impl Fn(&ObjectRef<K::Key>) -> bool + Send + 'static,
 ) -> impl Stream<Item = watcher::Result<K>> + Send {
-    let mut listed = Listed::<K>::new();
+    let mut listed = Listed::new();
     events.flat_map(move |event| {
         let touched = match event {
             Ok(event) => take(event, shelf(&known), &is_over, &mut listed).into_iter().map(Ok).collect(),
@@ -255,15 +285,16 @@ fn take<K: Essential>(
     event: Event<K>,
     shelf: &Shelf<K>,
     is_over: &impl Fn(&ObjectRef<K::Key>) -> bool,
-    listed: &mut Listed<K>,
+    listed: &mut Listed,
 ) -> Vec<K> {
     let is_listed = matches!(event, Event::InitApply(_));
     match event {
         Event::Apply(mut object) | Event::InitApply(mut object) => {
             object.keep_essentials();
             if let Some(key) = object.key().filter(|key| !is_over(key)) {
+                let key = Key::from(&key);
                 if is_listed {
-                    listed.insert((key.clone(), object.name_any()));
+                    listed.insert((key.clone(), object.name_any().into()));
                 }
                 shelf.put(key, &object);
             }
@@ -272,7 +303,7 @@ fn take<K: Essential>(
         Event::Delete(mut object) => {
             object.keep_essentials();
             if let Some(key) = object.key() {
-                shelf.remove(&key, &object.name_any());
+                shelf.remove(&Key::from(&key), &object.name_any());
             }
             vec![object]
         }

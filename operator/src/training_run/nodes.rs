@@ -22,7 +22,7 @@ use crate::children::{env, labels, metadata};
 /// Where the first pod waits for the others; torchrun's own default.
 pub const MASTER_PORT: u16 = 29500;
 /// On each pod of an indexed Job.
-const INDEX: &str = "batch.kubernetes.io/job-completion-index";
+pub const COMPLETION_INDEX: &str = "batch.kubernetes.io/job-completion-index";
 
 /// The Service under which the pods of a run find each other, where it has several.
 pub fn service(owner: &TrainingRun, run: &ValidRun) -> Option<Service> {
@@ -56,7 +56,8 @@ pub fn variables(run: &ValidRun, attempt: i32) -> Vec<EnvVar> {
     }
     // An indexed Job names its pods' hosts; their domain is the Service's name.
     let first = format!("{}-0.{}", run.job_name(attempt), run.nodes_name());
-    let index = ObjectFieldSelector { api_version: None, field_path: format!("metadata.annotations['{INDEX}']") };
+    let index =
+        ObjectFieldSelector { api_version: None, field_path: format!("metadata.annotations['{COMPLETION_INDEX}']") };
     vec![
         env("PET_NNODES", run.spec.num_nodes.to_string()),
         env("PET_NPROC_PER_NODE", processes(&run.spec.pod_template)),
@@ -95,7 +96,7 @@ pub fn spread(job: &mut Job, run: &ValidRun) {
 /// Number of a pod among those of its attempt, counted from 0.
 pub fn index(pod: &impl ResourceExt) -> Option<i32> {
     let annotations: &BTreeMap<String, String> = pod.annotations();
-    annotations.get(INDEX)?.parse().ok()
+    annotations.get(COMPLETION_INDEX)?.parse().ok()
 }
 
 #[cfg(test)]

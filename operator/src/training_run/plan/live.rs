@@ -10,6 +10,7 @@ use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
 use super::{
     super::{
         failure::obstacle,
+        nodes::COMPLETION_INDEX,
         observe::{AttemptPod, Observed},
         status::State,
     },
@@ -139,7 +140,7 @@ fn running(current: &CurrentAttempt, pods: &[&AttemptPod], now: Timestamp) -> St
 /// Of the pods of several nodes, the first one speaks for all.
 fn index(pod: &Pod) -> i32 {
     let labels = pod.metadata.labels.as_ref();
-    let index = labels.and_then(|labels| labels.get("batch.kubernetes.io/job-completion-index"));
+    let index = labels.and_then(|labels| labels.get(COMPLETION_INDEX));
     index.and_then(|index| index.parse().ok()).unwrap_or(0)
 }
 

@@ -28,6 +28,7 @@ use crate::{
         claim::Claim,
         failure::job_has_ended,
         init::Init,
+        known::Essential,
         observe::{AttemptJob, AttemptPod, Observed},
         validate::validate,
     },
@@ -175,11 +176,12 @@ impl World {
         })
     }
 
+    /// What a plan is made from: of Jobs and pods only what is kept of what the watches tell.
     pub fn seen(&self) -> Observed {
         let number = |pod: &Pod| pod.labels()[label::ATTEMPT].parse().expect("a number");
         let listed = self.pods.iter().map(|pod| (pod, false)).chain(self.gone.iter().map(|pod| (pod, true)));
         let mut pods: Vec<AttemptPod> =
-            listed.map(|(pod, gone)| AttemptPod { number: number(pod), pod: pod.clone(), gone }).collect();
+            listed.map(|(pod, gone)| AttemptPod { number: number(pod), pod: essentials(pod), gone }).collect();
         pods.sort_by_key(|attempt| std::cmp::Reverse(attempt.pod.name_any()));
         Observed {
             run: Arc::new(self.run.clone()),
@@ -187,7 +189,7 @@ impl World {
             dataset: None,
             // What is written down needs no second look.
             init: if self.status().init_from.is_some() { Init::Pinned(None) } else { self.init.clone() },
-            jobs: self.jobs.iter().map(|(number, job)| AttemptJob { number: *number, job: job.clone() }).collect(),
+            jobs: self.jobs.iter().map(|(number, job)| AttemptJob { number: *number, job: essentials(job) }).collect(),
             pods,
             reading: self.reading.clone(),
             asked: self.asked.or(Some(self.now)),
@@ -474,6 +476,12 @@ impl World {
         }));
         self
     }
+}
+
+fn essentials<K: Essential>(object: &K) -> K {
+    let mut object = object.clone();
+    object.keep_essentials();
+    object
 }
 
 fn number_of(pod: &Pod) -> i32 {
