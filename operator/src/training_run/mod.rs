@@ -206,7 +206,12 @@ fn children<K: Essential + Send + 'static>(
 /// Takes away of a run that is over what only its owner reads: ten thousand of them are kept. What is written of one follows
 /// from the whole of it, as [`is_to_be_asked_for`] sees to.
 fn trim(run: &mut TrainingRun) {
-    let Some(status) = run.status.as_mut().filter(|status| plan::is_over(status)) else { return };
+    let Some(status) = &mut run.status else { return };
+    if !plan::is_over(status) {
+        // There is room for more than came.
+        status.conditions.shrink_to_fit();
+        return;
+    }
     *status = TrainingRunStatus {
         phase: status.phase,
         observed_generation: status.observed_generation,
