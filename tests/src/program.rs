@@ -4,7 +4,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io::Write as _,
     net::TcpListener,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Stdio,
     sync::{
         Arc,
@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use jiff::Timestamp;
 use tempfile::TempDir;
 use tokio::{
@@ -26,6 +26,9 @@ use crate::{Absence, Namespace, Proxy, processes};
 
 /// Pause before the process is started again: the kubelet's own first one is longer.
 const PAUSE: Duration = Duration::from_millis(300);
+
+/// The file that says by how many seconds its clock is turned.
+const CLOCK: &str = "clock";
 
 /// The operator as a process of this machine.
 pub struct Program {
@@ -44,7 +47,7 @@ impl Program {
     /// the Lease, which it shares with others of the same test. Its clock is its own: see [`Self::turn_clock`].
     ///
     /// # Errors
-    /// When it does not start, or libfaketime is not installed.
+    /// When it does not start, or there is no C compiler.
     pub async fn start(ns: &Namespace, absence: &Absence, name: &str) -> Result<Self> {
         let folder = TempDir::new().context("no temporary folder")?;
         let proxy = Arc::new(Proxy::start(&absence.token).await?);
@@ -52,8 +55,7 @@ impl Program {
         fs::write(&kubeconfig, &proxy.kubeconfig).context("the kubeconfig cannot be written")?;
         // Free a moment ago.
         let health = TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr()).context("no port is free")?;
-        let clock = folder.path().join("clock");
-        fs::write(&clock, "+0").context("the clock cannot be written")?;
+        let clock = compile_clock(folder.path()).await?;
         let operator = &ns.cluster.operator;
         let mut command = Command::new(&absence.program);
         command
@@ -69,11 +71,8 @@ impl Program {
             .env("ANNEAL_LEASE_NAME", &operator.lease)
             .env("ANNEAL_IDENTITY", name)
             .env("ANNEAL_HEALTH_ADDRESS", health.to_string())
-            .env("LD_PRELOAD", libfaketime()?)
-            .env("FAKETIME_TIMESTAMP_FILE", &clock)
-            .env("FAKETIME_CACHE_DURATION", "1")
-            // No clock change moves the time that has passed since the machine started.
-            .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+            .env("LD_PRELOAD", clock)
+            .env("ANNEAL_CLOCK", folder.path().join(CLOCK))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .kill_on_drop(true);
@@ -107,12 +106,16 @@ impl Program {
         }
     }
 
-    /// Turns its clock by so many seconds against the machine's, from the next second on.
+    /// Turns its clock by so many seconds against the machine's, from now on. The time that has passed since the machine started
+    /// stays as it is: no change of a clock moves it.
     ///
     /// # Errors
     /// When that cannot be written.
     pub fn turn_clock(&self, seconds: i64) -> Result<()> {
-        fs::write(self.folder.path().join("clock"), format!("{seconds:+}")).context("the clock cannot be written")
+        // At once: the process reads it all the time.
+        let (clock, aside) = (self.folder.path().join(CLOCK), self.folder.path().join("clock.new"));
+        let written = fs::write(&aside, seconds.to_string()).and_then(|()| fs::rename(&aside, &clock));
+        written.context("the clock cannot be written")
     }
 
     /// What it has written, all its processes together.
@@ -161,12 +164,15 @@ async fn keep_running(
     }
 }
 
-/// The library that turns the clock of a process, as Debian installs it.
-fn libfaketime() -> Result<PathBuf> {
-    let file = |folder: fs::DirEntry| folder.path().join("faketime/libfaketime.so.1");
-    let all = fs::read_dir("/usr/lib").context("/usr/lib cannot be read")?;
-    let found = all.filter_map(|folder| Some(file(folder.ok()?))).find(|file| file.exists());
-    found.context("libfaketime is not there; apt-get install faketime")
+/// Compiles the library that turns the clock of a process.
+async fn compile_clock(folder: &Path) -> Result<PathBuf> {
+    let library = folder.join("clock.so");
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/src/clock.c");
+    let mut compiler = Command::new("cc");
+    compiler.args(["-shared", "-fPIC", "-O2", "-Wall", "-Werror", "-o"]).arg(&library).arg(source);
+    let done = compiler.output().await.context("cc cannot be run; apt-get install gcc libc6-dev")?;
+    ensure!(done.status.success(), "{source} cannot be compiled:\n{}", String::from_utf8_lossy(&done.stderr));
+    Ok(library)
 }
 
 fn spawn(command: &mut Command, log: &PathBuf) -> Result<Child> {
