@@ -27,7 +27,7 @@ fn a_request_under_way_is_answered_before_the_server_ends() {
     });
 
     server.signal("TERM");
-    eventually("the server is not ready any more", || (server.ask(&get("/readyz")).status == 503).then_some(()));
+    until_unready(&server);
     let late = server.ask(&predict("image/png", &picture()));
     assert_eq!(
         (late.status, late.header("connection")),
@@ -51,7 +51,7 @@ fn who_is_sent_to_a_server_that_stops_after_its_delay_is_answered_until_nobody_c
     let request = predict("image/png", &picture());
     server.signal("TERM");
     let told = Instant::now();
-    eventually("the server is not ready any more", || (server.ask(&get("/readyz")).status == 503).then_some(()));
+    until_unready(&server);
     while told.elapsed() < Duration::from_secs(12) {
         let answer = server.ask(&request);
         assert_eq!((answer.status, answer.header("connection")), (200, Some("close")), "{:?}", told.elapsed());
@@ -124,6 +124,11 @@ fn whoever_waited_at_the_door_is_answered_when_the_server_ends() {
     inside.send(second);
     assert_eq!(inside.receive().status, 200);
     assert_eq!(server.ended().code(), Some(0));
+}
+
+/// Waits until the server has heard that it is to stop.
+fn until_unready(server: &Server) {
+    eventually("the server is not ready any more", || (server.ask(&get("/readyz")).status == 503).then_some(()));
 }
 
 /// Asks again and again until nobody listens any more. What is on its way just then may get no answer.
